@@ -1,0 +1,38 @@
+"""Random numbers that belong to an image instead of a process.
+
+An augmented view must be the same whatever the number of workers, ranks or restarts, so its random numbers cannot
+come from a generator that is advanced by whoever happens to ask. They are a hash of where they are used:
+
+    (seed, epoch, index of the image in the data set, view, number of the draw)  ->  uniform in [0, 1)
+
+The hash chains the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014) over the coordinates.
+"""
+
+import numpy as np
+
+GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment: 2^64 / golden ratio, odd
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Finaliser of splitmix64: every input bit changes every output bit with probability about one half."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int, count: int) -> np.ndarray:
+    """Uniform numbers for one view of every image of a batch.
+
+    Args:
+        seed, epoch, view: non-negative integers.
+        indices: (B,) positions of the images in the data set.
+        count: numbers per image.
+
+    Returns:
+        (B, count) float64 in [0, 1), with 53 random bits each.
+    """
+    state = np.zeros((1, 1), dtype=np.uint64)
+    draws = np.arange(count, dtype=np.uint64)[None, :]
+    for coordinate in (seed, epoch, view, np.asarray(indices)[:, None], draws):
+        state = _mix(state + GOLDEN_GAMMA * (np.asarray(coordinate).astype(np.uint64) + np.uint64(1)))
+    return (state >> np.uint64(11)) * 2.0**-53
