@@ -34,5 +34,5 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int, count: int) 
     state = np.zeros((1, 1), dtype=np.uint64)
     draws = np.arange(count, dtype=np.uint64)[None, :]
     for coordinate in (seed, epoch, view, np.asarray(indices)[:, None], draws):
-        state = _mix(state + GOLDEN_GAMMA * (np.asarray(coordinate).astype(np.uint64) + np.uint64(1)))
+        state = _mix(state + GOLDEN_GAMMA * (np.atleast_1d(coordinate).astype(np.uint64) + np.uint64(1)))
     return (state >> np.uint64(11)) * 2.0**-53
