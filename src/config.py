@@ -1,0 +1,320 @@
+"""Flags: declared once as fields of a dataclass, with the comment behind the field as their help.
+
+Nothing here imports torch, so `--help` and a wrong flag are answered at once. For the same reason a method's knobs
+are read from its file without importing it: the dataclass `Config` and the literal `PRESETS` of `src/methods/<name>.py`
+stand on their own, next to the code that uses them.
+"""
+
+import argparse
+import ast
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+METHODS_FOLDER = Path(__file__).parent / "methods"
+BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
+
+
+class InputError(ValueError):
+    """What the user gave is wrong. One line: what was found, what was expected, what to do. Exit status 2."""
+
+
+class RunError(RuntimeError):
+    """Work that had started cannot go on. One line, exit status 1."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# flags shared by more than one script
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """data"""
+
+    data: str = "digits"  # digits, cifar10, cifar100-20, stl10, or a folder: with train/ and val/ of class folders, or unlabelled images
+    data_root: str = ""  # where the files of cifar10, cifar100-20 and stl10 are
+    download: bool = False  # fetch them there first
+    subset_file: str = ""  # keep the classes listed in this file, one a line, in its order
+    workers: int = 4  # processes per rank that decode image files; data sets held in memory need none
+
+    def __post_init__(self):
+        if self.data not in BUILT_IN_DATA and self.download:
+            raise InputError(f"--download fetches {', '.join(BUILT_IN_DATA[1:])}, but --data is {self.data}: drop one")
+        if self.data in BUILT_IN_DATA[1:] and not self.data_root:
+            raise InputError(f"--data {self.data} needs --data-root, the folder of its files (--download fetches them)")
+        if self.data not in BUILT_IN_DATA[1:] and self.data_root:
+            raise InputError(f"--data-root is for {', '.join(BUILT_IN_DATA[1:])}, but --data is {self.data}: drop it")
+        require_at_least(self, workers=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewOptions:
+    """views"""
+
+    global_crops_number: int = 2  # large views of every image
+    global_crops_size: int = 224  # side in pixels
+    global_crops_scale: tuple[float, float] = (0.4, 1.0)  # share of the image's area; 0.14 1 without local views
+    local_crops_number: int = 6  # small views of every image
+    local_crops_size: int = 96  # side in pixels
+    local_crops_scale: tuple[float, float] = (0.05, 0.4)  # share of the image's area
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, global_crops_number=1, local_crops_number=0, global_crops_size=1, local_crops_size=1)
+        if self.global_crops_number + self.local_crops_number < 2:
+            raise InputError("--global-crops-number 1 and --local-crops-number 0 make one view, two are needed")
+        for name in ("global_crops_scale", "local_crops_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise InputError(f"{flag(name)} is {low} {high}: expected 0 < low <= high <= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions:
+    """backbone"""
+
+    arch: str = "resnet50"  # torchvision network with .fc, cifar_resnet18/34/50, vit_tiny/small/base, or small_convnet
+    patch_size: int = 16  # of a ViT, in pixels
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, patch_size=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationOptions:
+    """optimisation"""
+
+    epochs: int = 800  # passes over the training images
+    batch_size: int = 4092  # images per step over all ranks
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"  # lars is SGD with layer-wise rates
+    lr: float = 3.2  # peak learning rate, absolute; the paper's rule is 0.2 per 256 images for 800 epochs
+    warmup_epochs: int = 10  # linear warm-up
+    warmup_start: float = 0.2  # learning rate of the first step
+    final_lr: float = 0.0032  # learning rate at the end of the cosine
+    momentum: float = 0.9  # of lars and sgd
+    weight_decay: float = 1e-6  # on every parameter
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, epochs=1, batch_size=2, warmup_epochs=0, warmup_start=0, final_lr=0, weight_decay=0)
+        require_positive(self, "lr")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"--momentum is {self.momentum}: expected 0 <= momentum < 1")
+        if self.warmup_epochs > self.epochs:
+            raise InputError(f"--warmup-epochs {self.warmup_epochs} exceeds --epochs {self.epochs}: lower one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """device"""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes a GPU where there is one
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the networks; losses always run in float32
+    channels_last: bool = False  # memory layout of images; faster convolutions on most hardware
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """run"""
+
+    seed: int = 0  # of weights, order and views
+    output_dir: str = ""  # a run found there is continued; default: a new dated folder under runs/
+    fresh: bool = False  # start over in a new folder beside --output-dir instead of continuing
+    save_every: int = 25  # epochs between the checkpoints that are kept; the last one is always written
+    eval_every: int = 0  # epochs between scores on the test split, where it has labels; 0: never
+    log_every: int = 16  # steps between looks at the loss
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, seed=0, save_every=1, eval_every=0, log_every=1)
+        if self.fresh and not self.output_dir:
+            raise InputError("--fresh starts over beside --output-dir, but --output-dir is not given: drop --fresh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions, DeviceOptions, OptimizationOptions, BackboneOptions, ViewOptions, DataOptions):
+    """Every flag of train.py that does not belong to one method. Defaults: Self-Classifier, 800 epochs on ImageNet."""
+
+
+# Changing one of these does not change what is learned: a run may be continued with another value.
+FREE_TO_CHANGE = {"workers", "download", "data_root", "device", "output_dir", "fresh", "save_every", "eval_every", "log_every"}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# checks
+
+
+def flag(name: str) -> str:
+    """The flag of a field: col_tau -> --col-tau."""
+    return "--" + name.replace("_", "-")
+
+
+def require_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise InputError(f"{flag(name)} is {getattr(config, name)}: expected a number above 0")
+
+
+def require_at_least(config: object, **bounds: float) -> None:
+    for name, bound in bounds.items():
+        if not getattr(config, name) >= bound:
+            raise InputError(f"{flag(name)} is {getattr(config, name)}: expected at least {bound}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# methods, without importing them
+
+
+@dataclass(frozen=True)
+class MethodSource:
+    """What a method's file says about its flags: the dataclass, the comments behind its fields, and its presets."""
+
+    config: type
+    comments: dict[str, str]
+    presets: dict[str, dict]
+
+
+def method_names() -> list[str]:
+    """The methods are the files of `src/methods`; `METHODS` maps these names to the classes."""
+    return sorted(path.stem for path in METHODS_FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+def read_method(name: str) -> MethodSource:
+    """Read `Config` and `PRESETS` from a method's file, executing nothing else of it."""
+    path = METHODS_FOLDER / f"{name}.py"
+    source = path.read_text()
+    statements = ast.parse(source).body
+    is_config = [node for node in statements if isinstance(node, ast.ClassDef) and node.name == "Config"]
+    namespace = dict(globals(), __name__=f"src.methods.{name}")
+    exec(compile(ast.Module(body=is_config, type_ignores=[]), str(path), "exec"), namespace)
+    presets = [node.value for node in statements if isinstance(node, ast.Assign) and node.targets[0].id == "PRESETS"]
+    return MethodSource(namespace["Config"], field_comments(source, "Config"), ast.literal_eval(presets[0]))
+
+
+def field_comments(source: str, class_name: str) -> dict[str, str]:
+    """The comment behind each field of a class: {"col_tau": "temperature of ..."}."""
+    lines = source.splitlines()
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and node.name == class_name:
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign):
+                    _, _, comment = lines[field.end_lineno - 1][field.end_col_offset :].partition("#")
+                    found[field.target.id] = comment.strip()
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# command lines
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line: the usage of forty flags would bury the message."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type, comments: dict[str, str], title: str, **defaults) -> None:
+    """One flag for each field that `config` itself declares."""
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(config)
+    for field in fields(config):
+        if field.name not in config.__annotations__:
+            continue
+        default = defaults.get(field.name, field.default)
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = comments[field.name].replace("%", "%%")
+        settings = {"dest": field.name, "default": default, "help": f"{text} (default: {shown})"}
+        group.add_argument(flag(field.name), **settings, **_how_to_parse(hints[field.name]))
+
+
+def _how_to_parse(hint: type) -> dict:
+    """argparse's settings for a field's type: bool, int, float, str, a choice, a pair or a list of numbers."""
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is Literal:
+        return {"choices": typing.get_args(hint)}
+    if typing.get_origin(hint) is types.UnionType:  # int | None
+        return {"type": typing.get_args(hint)[0]}
+    if typing.get_origin(hint) is tuple:
+        element, second = typing.get_args(hint)
+        return {"type": element, "nargs": "+" if second is Ellipsis else 2}
+    return {"type": hint}
+
+
+def collect(config: type, values: argparse.Namespace) -> object:
+    """The dataclass made of parsed values; its own checks run here."""
+    as_tuple = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(values).items()}
+    return config(**{field.name: as_tuple[field.name] for field in fields(config)})
+
+
+def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, object]:
+    """The command line of train.py: shared options, the method's name, and the method's own config.
+
+    Two steps: `--method` first, then the flags of that method, so that a knob of another method is an error. A preset
+    changes defaults; what is given on the command line wins.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = OneLineParser(add_help=False, allow_abbrev=False, prog="train.py")
+    first.add_argument("--method", choices=method_names(), default="self_classifier", help="what to train (default: self_classifier)")
+    first.add_argument("--preset", help="named set of defaults (default: that of --data where there is one, else published)")
+    first.add_argument("--data", default=TrainOptions.data)
+    if any(name in argv for name in ("-h", "--help")):
+        argv_first = [word for word in argv if word not in ("-h", "--help")]
+    else:
+        argv_first = argv
+    known, _ = first.parse_known_args(argv_first)
+    method = read_method(known.method)
+    preset = known.preset or (known.data if known.data in method.presets else "published")
+    if preset not in method.presets:
+        raise InputError(f"--preset {preset}: {known.method} has {', '.join(method.presets)}")
+
+    parser = OneLineParser(
+        prog="train.py",
+        allow_abbrev=False,
+        description=f"Pre-train a network without labels. Shown: method {known.method}, preset {preset}.",
+    )
+    for action in first._actions[:2]:
+        parser._add_action(action)
+    changed = method.presets[preset]
+    source = Path(__file__).read_text()
+    for group in reversed(TrainOptions.__mro__[1:-1]):
+        add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **changed)
+    add_flags(parser, method.config, method.comments, f"method {known.method}", **changed)
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_explain_unknown(unknown, known.method))
+    return collect(TrainOptions, values), known.method, collect(method.config, values)
+
+
+def _explain_unknown(words: list[str], method: str) -> str:
+    for other in method_names():
+        owned = {flag(field.name) for field in fields(read_method(other).config)}
+        for word in words:
+            if word.split("=")[0].replace("--no-", "--") in owned:
+                return f"{word} belongs to method {other}, not to {method}"
+    return f"unknown: {' '.join(words)}"
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run an entry script: what was expected to go wrong becomes one line and exit status 2 (input) or 1 (later)."""
+    try:
+        main()
+    except (InputError, RunError) as error:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # every rank fails alike, one says so
+            message = re.sub(r"\s+", " ", str(error))
+            print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+
+
+def as_plain(options: object) -> dict:
+    """A dataclass as JSON-able values."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}

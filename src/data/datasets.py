@@ -1,0 +1,218 @@
+"""Data sets: images with an index each. Labels are for monitoring and scoring only; -1 means that there is none."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config import BUILT_IN_DATA, InputError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+CIFAR100_COARSE = (
+    # superclass (0-19) of each of the 100 classes
+    "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10 "
+    "16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13"
+)
+CIFAR100_SUPERCLASSES = (
+    "aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices household_furniture insects "
+    "large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes large_omnivores_and_herbivores "
+    "medium-sized_mammals non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2"
+).split()
+
+
+@dataclass(frozen=True)
+class MemoryImages:
+    """A data set held in memory.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) long, -1 where unknown.
+        classes: names of the labels.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    def picture(self, index: int) -> np.ndarray:
+        """One image to be shown: (H, W) or (H, W, 3) uint8."""
+        return self.images[index].permute(1, 2, 0).squeeze(-1).numpy()
+
+    def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> "MemoryImages":
+        return MemoryImages(self.images[torch.from_numpy(rows)], torch.from_numpy(labels), classes)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """A data set of image files, decoded when they are needed; labels and classes as in MemoryImages."""
+
+    paths: list[str]
+    labels: Tensor
+    classes: list[str]
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        """Decode one image as RGB.
+
+        Raises:
+            OSError, and what else Pillow raises on a damaged file.
+        """
+        with Image.open(self.paths[index]) as image:
+            return image.convert("RGB")
+
+    def picture(self, index: int) -> np.ndarray:
+        return np.asarray(self.open(index))
+
+    def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> "ImageFiles":
+        return replace(self, paths=[self.paths[row] for row in rows], labels=torch.from_numpy(labels), classes=classes)
+
+
+Images = MemoryImages | ImageFiles
+
+
+def open_data(name: str, split: str, root: str = "", download: bool = False, subset_file: str = "") -> Images:
+    """Open one split of a data set.
+
+    Args:
+        name: "digits", "cifar10", "cifar100-20", "stl10", or a folder (see `open_folder`).
+        split: "train" or "test".
+        root: where torchvision's data sets are, or are to be downloaded to.
+        subset_file: keep the classes listed there, first word of each line, numbered in its order.
+
+    Raises:
+        InputError: if there is nothing to open, or a listed class does not exist.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be train or test, got {split}")
+    if name == "digits":
+        data = _digits(split)
+    elif name in BUILT_IN_DATA:
+        data = _from_torchvision(name, split, root, download)
+    else:
+        data = open_folder(name, split)
+    return keep_classes(data, subset_file) if subset_file else data
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# held in memory
+
+
+def _digits(split: str) -> MemoryImages:
+    """The 1,797 handwritten digits inside scikit-learn, 8×8, split 80 to 20 by class, always the same way."""
+    from sklearn.datasets import load_digits  # slow to import
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    rows = dict(zip(("train", "test"), train_test_split(np.arange(1797), test_size=0.2, stratify=digits.target, random_state=0), strict=True))
+    ink = np.round(digits.images[rows[split]] * 255 / 16).astype(np.uint8)  # 0..16 → 0..255
+    labels = torch.from_numpy(digits.target[rows[split]]).long()
+    return MemoryImages(torch.from_numpy(ink)[:, None], labels, [str(digit) for digit in range(10)])
+
+
+def _from_torchvision(name: str, split: str, root: str, download: bool) -> MemoryImages:
+    from torchvision import datasets  # slow to import
+
+    try:
+        if name == "stl10":
+            source = datasets.STL10(root, split="train+unlabeled" if split == "train" else "test", download=download)
+            images, labels = torch.from_numpy(source.data), np.asarray(source.labels)  # -1: no label
+        else:
+            source = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(root, train=split == "train", download=download)
+            images, labels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(), np.asarray(source.targets)
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"--data {name}: {error} (looked in --data-root {root}; --download fetches it)") from None
+    classes = list(source.classes)
+    if name == "cifar100-20":
+        labels, classes = np.array(CIFAR100_COARSE.split(), dtype=np.int64)[labels], CIFAR100_SUPERCLASSES
+    return MemoryImages(images, torch.from_numpy(labels).long(), classes)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# folders
+
+
+def open_folder(folder: str, split: str) -> ImageFiles:
+    """Open a folder of images.
+
+    With `train/` inside, its folders are the classes, as in ImageNet; the test split is `val/` or `test/`. Without any of
+    the three, all images below the folder, flat or nested, are both splits, and have no labels.
+
+    Raises:
+        InputError: if the folder is missing, or holds no image where one is expected.
+    """
+    top = Path(folder)
+    if not top.is_dir():
+        raise InputError(f"--data {folder}: no such folder, and not one of {', '.join(BUILT_IN_DATA)}")
+    splits = [name for name in ("train", "val", "test") if (top / name).is_dir()]
+    if not splits:
+        paths = sorted(_image_files(top))
+        if not paths:
+            raise InputError(f"--data {folder}: no image in it or below it (known: {' '.join(sorted(IMAGE_SUFFIXES))})")
+        return ImageFiles(paths, torch.full((len(paths),), -1), [])
+    wanted = ["train"] if split == "train" else ["val", "test"]
+    found = [name for name in wanted if name in splits]
+    if not found:
+        raise InputError(f"--data {folder}: it has {', '.join(splits)} but not {' or '.join(wanted)}/, the {split} split")
+    top = top / found[0]
+    classes = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
+    if not classes:
+        paths = sorted(_image_files(top))
+        if not paths:
+            raise InputError(f"--data {folder}: no image in {found[0]}/")
+        return ImageFiles(paths, torch.full((len(paths),), -1), [])
+    by_class = [sorted(_image_files(top / name)) for name in classes]
+    if not any(by_class):
+        raise InputError(f"--data {folder}: {len(classes)} folders in {found[0]}/ but no image in them")
+    labels = [label for label, paths in enumerate(by_class) for _ in paths]
+    return ImageFiles([path for paths in by_class for path in paths], torch.tensor(labels), classes)
+
+
+def _image_files(folder: Path) -> Iterator[str]:
+    """Paths of all images below a folder; links to folders are followed, hidden files are not listed."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (os.path.join(parent, name) for name in names if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def keep_classes(data: Images, subset_file: str) -> Images:
+    """Only the images of the classes in a file: one class a line, its name the first word; labels are their line numbers.
+
+    Raises:
+        InputError: if the file is missing or empty, or names a class that the data set does not have.
+    """
+    try:
+        lines = Path(subset_file).read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"--subset-file {subset_file}: {error.strerror}") from None
+    wanted = [line.split()[0] for line in lines if line.strip()]
+    unknown = [name for name in wanted if name not in data.classes]
+    if not wanted or unknown:
+        what = f"class {unknown[0]} is not in the data set ({len(data.classes)} classes)" if unknown else "no class listed"
+        raise InputError(f"--subset-file {subset_file}: {what}")
+    if len(set(wanted)) < len(wanted):
+        raise InputError(f"--subset-file {subset_file}: a class is listed twice")
+    new_label = np.full(len(data.classes) + 1, -1)  # the last entry answers for images without a label
+    for label, name in enumerate(wanted):
+        new_label[data.classes.index(name)] = label
+    labels = new_label[data.labels.numpy()]
+    rows = np.flatnonzero(labels >= 0)
+    return data.keep(rows, labels[rows], wanted)

@@ -1,0 +1,252 @@
+"""Ranks: how a process learns its place among others, and the collectives the rest of the code uses.
+
+Three ways to start, all with the same flags: `python train.py` (one process), `torchrun ... train.py`, and
+`srun python train.py`. Every helper also works without a process group: then rank() is 0, world_size() is 1,
+and a sum or a gather over ranks returns its input.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .config import InputError
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# start-up
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The place of this process: `rank` among `world_size`, `local_rank` on its host, and where rank 0 listens."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    address: str
+    port: int
+
+
+def read_launch(environ: Mapping[str, str]) -> Launch | None:
+    """What the launcher wrote into the environment; None for a single process without a launcher.
+
+    Raises:
+        InputError: if a launcher's variables are only half set.
+    """
+    if any(name in environ for name in TORCHRUN[:3]):
+        _require(environ, TORCHRUN, "torchrun")
+        return Launch(*(int(environ[name]) for name in TORCHRUN[:3]), environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
+    if int(environ.get("SLURM_NTASKS", 1)) > 1 or "SLURM_PROCID" in environ:
+        _require(environ, SLURM, "srun")
+        rank, world_size, local_rank = (int(environ[name]) for name in SLURM)
+        if world_size == 1:
+            return None
+        if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ:
+            # The batch script itself carries SLURM_PROCID=0: it would wait for ranks that nobody starts.
+            raise InputError(f"the Slurm job has {world_size} tasks, but this process is not one of them: start with srun")
+        hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
+        if not hosts and "MASTER_ADDR" not in environ:
+            raise InputError("MASTER_ADDR and SLURM_STEP_NODELIST are both unset: cannot tell where rank 0 listens")
+        job, step = int(environ.get("SLURM_JOB_ID", 0)), int(environ.get("SLURM_STEP_ID", 0))
+        port = environ.get("MASTER_PORT") or 20000 + (job * 16 + step) % 20000
+        return Launch(rank, world_size, local_rank, environ.get("MASTER_ADDR") or first_host(hosts), int(port))
+    return None
+
+
+def _require(environ: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
+    missing = [name for name in names if name not in environ]
+    if missing:
+        present = [name for name in names if name in environ]
+        raise InputError(f"{', '.join(present)} set but {', '.join(missing)} missing: start with {launcher} or unset them")
+
+
+def first_host(nodelist: str) -> str:
+    """First host of a Slurm node list: "gpu[007-010,12],login1" gives "gpu007"."""
+    prefix, bracket = re.match(r"([^\[,]+)(?:\[([^\]]+)\])?", nodelist).groups()
+    return prefix + re.split("[-,]", bracket)[0] if bracket else prefix
+
+
+def start(device: str = "auto") -> torch.device:
+    """Join the process group that the launcher prepared, if any, and choose this rank's device.
+
+    Args:
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+
+    Raises:
+        InputError: if the environment is half set, or "cuda" was asked for and there is none.
+    """
+    launch = read_launch(os.environ)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda, but torch sees no CUDA device: use --device auto or cpu")
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    local_rank = launch.local_rank if launch else 0
+    chosen = torch.device("cuda", local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(chosen)
+    if launch and launch.world_size > 1:
+        # torch reads these names; under torchrun they are there already.
+        os.environ.update(MASTER_ADDR=launch.address, MASTER_PORT=str(launch.port))
+        os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
+        # Both backends on a GPU: tensors travel where they lie, and a flag on the CPU never waits for the GPU.
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    return chosen
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# collectives
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks whose backward sums the gradients over ranks too: every rank's output feeds every rank's loss."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.contiguous().clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of every rank's `x`, with gradient.
+
+    The gradient that reaches `x` is that of the *sum* of all ranks' losses. DistributedDataParallel averages the
+    parameters' gradients, which turns it into that of the mean loss.
+    """
+    return _SumOverRanks.apply(x) if world_size() > 1 else x
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """Mean of every rank's `x`, without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    x = x.detach().contiguous().clone()
+    dist.all_reduce(x)
+    return x / world_size()
+
+
+@torch.no_grad()
+def max_over_ranks(x: Tensor) -> Tensor:
+    """Largest of every rank's `x`, elementwise, without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    x = x.detach().contiguous().clone()
+    dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
+@torch.no_grad()
+def gather_no_grad(x: Tensor) -> Tensor:
+    """Every rank's (B, ...) `x` in rank order, (W*B, ...), without gradient."""
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# modules over ranks
+
+
+class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation with the statistics of all ranks' rows, on any backend.
+
+    torch's own SyncBatchNorm insists on CUDA tensors; this one lets W gloo processes on CPUs compute what one process
+    computes on the joined batch. Every rank must hold the same number of rows.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {x.dim()}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        if not self.training or world_size() == 1:
+            return nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+            )
+        rows = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        reduced = [axis for axis in range(x.dim()) if axis != 1]
+        per_channel = [1, -1] + [1] * (x.dim() - 2)
+        count = x.numel() // x.shape[1] * world_size()
+        # Two passes, mean first: the mean of squares minus the square of the mean cancels in float32.
+        mean = sum_over_ranks(rows.sum(reduced)) / count
+        centred = rows - mean.view(per_channel)
+        variance = sum_over_ranks(centred.square().sum(reduced)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale.view(per_channel) + self.bias.view(per_channel)).to(x.dtype)
+
+
+def _convert_batch_norm(module: nn.Module) -> nn.Module:
+    """The same module with every BatchNorm replaced by CrossRankBatchNorm, parameters and buffers shared."""
+    for name, child in module.named_children():
+        setattr(module, name, _convert_batch_norm(child))
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module
+    with torch.device("meta"):
+        converted = CrossRankBatchNorm(module.num_features, module.eps, module.momentum)
+    converted._parameters, converted._buffers = module._parameters, module._buffers
+    return converted.train(module.training)
+
+
+def parallel(method: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a method for training over ranks; without a process group it is returned as it is.
+
+    Batch normalisation then sees the rows of all ranks. Buffers are not broadcast: batch-norm statistics and queues
+    are equal on all ranks by construction, and sending a long queue at every step would cost more than the step.
+    """
+    if world_size() == 1:
+        return method
+    if device.type == "cuda":
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        return DistributedDataParallel(method, device_ids=[device.index], broadcast_buffers=False)
+    return DistributedDataParallel(_convert_batch_norm(method), broadcast_buffers=False)
+
+
+def unwrap(method: nn.Module) -> nn.Module:
+    """The method inside `parallel`'s wrapper."""
+    return method.module if isinstance(method, DistributedDataParallel) else method

@@ -1,0 +1,170 @@
+"""Self-Classifier: learn the classes and the representation together, from two or more views of each image.
+
+Amrani, Karlinsky and Bronstein, "Self-Supervised Classification Network", ECCV 2022, arXiv:2103.10994v3. Authors' code:
+github.com/elad-amrani/self-classifier. A backbone, a projection head and K linear classifiers are trained so that each
+view predicts the class of the others; a uniform prior over classes, written into the loss, rules out collapse without
+pseudo-labels, a second network or negative pairs. Once a queue of past embeddings is full, view 0 is replaced by its
+nearest neighbour there.
+
+Defaults are the 800-epoch ImageNet recipe. Departures from the authors' code: the loss exchanges column statistics
+instead of logits (same value and gradient), one wrapped forward per step, and among classifiers of equal size the one
+with the lowest training loss is named for use, where the authors always take the first.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..config import InputError, require_at_least, require_positive
+from ..losses import self_classifier_terms
+from ..models.heads import ProjectionHead, WeightNormClassifier
+from ..queues import NearestNeighborQueue
+from .base import Method, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    classes: tuple[int, ...] = (1000, 2000, 4000, 8000)  # size of each classifier
+    fixed_classifiers: bool = False  # keep them at their random start
+    row_tau: float = 0.1  # temperature of p(class|image)
+    col_tau: float = 0.05  # temperature of p(image|class)
+    eps: float = 1e-12  # guards the loss's normalisations and logarithm
+    dim: int = 128  # embedding size
+    hidden_dim: int = 4096  # width of the head's hidden layers
+    head_layers: int = 2  # linear layers in the head; 0: the backbone's features are the embedding
+    head_bn: bool = True  # batch normalisation after each hidden layer
+    activation: Literal["leaky_relu", "relu"] = "leaky_relu"  # of the hidden layers
+    queue_length: int = 262144  # past embeddings over all ranks; 0: no queue
+    use_neighbors: bool = True  # replace view 0 by its nearest neighbour in the queue; if off, only watch its label
+
+    def __post_init__(self):
+        require_positive(self, "row_tau", "col_tau", "eps")
+        require_at_least(self, dim=1, hidden_dim=1, head_layers=0, queue_length=0)
+        if not self.classes or min(self.classes) < 2:
+            raise InputError(f"--classes is {' '.join(map(str, self.classes))}: expected sizes of at least 2")
+        if self.queue_length == 1:
+            raise InputError("--queue-length is 1: expected 0 (no queue) or at least 2, the best and the second best match")
+
+
+PRESETS = {
+    "published": {},
+    "digits": {
+        "arch": "small_convnet",
+        "classes": [10] * 8,
+        "epochs": 100,
+        "batch_size": 256,
+        "queue_length": 1024,
+    },
+}
+
+
+class SelfClassifier(Method):
+    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views."""
+
+    Config = Config
+
+    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
+        super().__init__()
+        if config.head_layers == 0 and config.dim != backbone.width:
+            raise InputError(f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}")
+        self.config = config
+        self.num_global = num_global
+        self.backbone = backbone
+        self.projection_head = ProjectionHead(
+            backbone.width, config.hidden_dim, config.dim, config.head_layers, config.head_bn, config.activation
+        )
+        self.classifiers = torch.nn.ModuleList(
+            WeightNormClassifier(config.dim, size, fixed=config.fixed_classifiers) for size in config.classes
+        )
+        self.queue = NearestNeighborQueue(config.queue_length, config.dim) if config.queue_length else None
+
+    @staticmethod
+    def check_data(config: Config, batch_size: int, num_images: int) -> None:
+        length = config.queue_length
+        if length and length < batch_size:
+            raise InputError(f"--queue-length {length} is shorter than --batch-size {batch_size}: lengthen the queue")
+        if length > num_images:
+            raise InputError(
+                f"--queue-length {length} is longer than the data set ({num_images} images), so an image's nearest "
+                f"neighbour could be itself: expected {batch_size} to {num_images}, or 0 for no queue"
+            )
+
+    def forward(self, batch) -> Step:
+        embeddings = list(self.embed_views(batch.views))  # V × (B, D), unit length
+
+        # view 0 by its nearest neighbour among past images; the look-up precedes the push
+        neighbors = None
+        current = embeddings[0].detach()
+        if self.queue is not None:
+            if self.queue.full:
+                rows = self.queue.nearest_rows(current, batch.indices)
+                neighbors = self.queue.indices[rows]
+                if self.config.use_neighbors:
+                    embeddings[0] = self.queue.embeddings[rows].to(current.dtype)
+            self.queue.push(current, batch.indices)
+
+        # all views through each classifier at once
+        stacked = torch.cat(embeddings)
+        logits = [classifier(stacked).chunk(len(embeddings)) for classifier in self.classifiers]  # K × V × (B, C_k)
+        terms = self_classifier_terms(logits, self.config.row_tau, self.config.col_tau, self.config.eps, self.num_global)
+        return Step(terms.mean(), {"terms": terms.detach(), **self._occupancy(logits)}, neighbors)
+
+    def embed_views(self, views: list[Tensor]) -> tuple[Tensor, ...]:
+        """Embeddings of V views, V × (B, D). Batch normalisation in the backbone sees views of one size together, in the
+        head all of them."""
+        features, first = [], 0
+        for i in range(1, len(views) + 1):
+            if i == len(views) or views[i].shape[-1] != views[first].shape[-1]:
+                features.append(self.backbone(torch.cat(views[first:i])))
+                first = i
+        return self.projection_head(torch.cat(features)).chunk(len(views))
+
+    @torch.no_grad()
+    def _occupancy(self, logits) -> dict[str, Tensor]:
+        """How view 1, which is never replaced, spreads over the classes: (C_k,) shares of the hard and the soft kind."""
+        numbers = {}
+        for k, views in enumerate(logits):
+            z = views[1].float()
+            numbers[f"share_{k}"] = torch.bincount(z.argmax(dim=1), minlength=z.shape[1]) / len(z)
+            numbers[f"prediction_{k}"] = (z / self.config.row_tau).softmax(dim=1).mean(dim=0)
+        return numbers
+
+    def embed(self, images: Tensor) -> Tensor:
+        return self.projection_head(self.backbone(images))
+
+    def predict(self, images: Tensor) -> list[Tensor]:
+        embeddings = self.embed(images)
+        return [classifier(embeddings) for classifier in self.classifiers]
+
+    def summarize(self, averages: dict[str, Tensor]) -> dict[str, float | int]:
+        terms = averages["terms"].tolist()
+        sizes = self.config.classes
+        comparable = [k for k in range(len(sizes)) if sizes[k] == sizes[0]]
+        summary = {"classifier": min(comparable, key=lambda k: terms[k])}
+        for k in range(len(sizes)):
+            prediction = averages[f"prediction_{k}"]
+            summary[f"loss_{k}"] = terms[k]
+            summary[f"used_{k}"] = int((averages[f"share_{k}"] > 0).sum())
+            summary[f"entropy_{k}"] = -torch.special.xlogy(prediction, prediction).sum().item()
+        return summary
+
+    def diagnose(self, history: list[dict]) -> str | None:
+        recent = history[-5:]
+        if len(recent) < 5:
+            return None
+        chosen = recent[-1]["classifier"]
+        size = self.config.classes[chosen]
+        if all(abs(epoch[f"loss_{chosen}"] / math.log(size) - 1) < 0.01 for epoch in recent):
+            return (
+                f"The model has collapsed: for five epochs the loss has stayed at ln {size} = {math.log(size):.2f}, the cost of giving "
+                "every image the same class; try a larger --lr, a lower --col-tau, or a larger --batch-size."
+            )
+        if all(epoch[f"used_{chosen}"] <= size // 2 for epoch in recent):
+            return (
+                f"The model is collapsing: only {recent[-1][f'used_{chosen}']} of {size} clusters were used in the last epoch; try a "
+                "smaller --lr, a larger --batch-size, or fewer --classes."
+            )
+        return None

@@ -1,0 +1,1 @@
+"""Architectures with a declared feature width. Nothing here knows a loss or a data set."""

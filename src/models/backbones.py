@@ -1,0 +1,136 @@
+"""Backbones: networks without their classifier. Each has `width`, the size F of its features."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import InputError
+
+CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
+VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; depth is 12
+
+
+def build_backbone(arch: str, in_channels: int = 3, image_size: int = 224, patch_size: int = 16) -> nn.Module:
+    """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F), F in its attribute `width`.
+
+    Args:
+        arch: "small_convnet", "cifar_resnet18", "cifar_resnet34", "vit_tiny", "vit_small", "vit_base", or the name of a
+            torchvision network whose classifier is called `fc`.
+        image_size: side of the global views; a ViT's position embedding is made for it and interpolated for others.
+
+    Raises:
+        InputError: if there is no such network, or it does not take such images.
+    """
+    if arch == "small_convnet":
+        return SmallConvNet(in_channels)
+    if arch in CIFAR_RESNETS:
+        return CifarResNet(CIFAR_RESNETS[arch], in_channels)
+    if arch in VITS:
+        return _vit(arch, in_channels, image_size, patch_size)
+    return _torchvision(arch, in_channels)
+
+
+def _torchvision(arch: str, in_channels: int) -> nn.Module:
+    from torchvision.models import get_model, list_models  # slow to import
+
+    if arch not in list_models():
+        own = ", ".join(["small_convnet", *CIFAR_RESNETS, *VITS])
+        raise InputError(f"--arch {arch}: expected {own}, or a torchvision network such as resnet50")
+    backbone = get_model(arch, weights=None)
+    if not isinstance(getattr(backbone, "fc", None), nn.Linear):
+        raise InputError(f"--arch {arch}: torchvision's network has no linear layer .fc to remove; take a ResNet, for instance")
+    if in_channels != 3:
+        raise InputError(f"--arch {arch} takes colour images, these have {in_channels} channel: take small_convnet or cifar_resnet18")
+    backbone.width = backbone.fc.in_features
+    backbone.fc = nn.Identity()
+    return backbone
+
+
+def _vit(arch: str, in_channels: int, image_size: int, patch_size: int) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer  # slow to import
+
+    if image_size % patch_size:
+        raise InputError(f"--patch-size {patch_size} does not divide --global-crops-size {image_size}")
+    width, heads = VITS[arch]
+    backbone = VisionTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        in_chans=in_channels,
+        num_classes=0,
+        global_pool="token",
+        embed_dim=width,
+        depth=12,
+        num_heads=heads,
+        dynamic_img_size=True,
+    )
+    backbone.width = width
+    return backbone
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# small images
+
+
+def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class SmallConvNet(nn.Module):
+    """Six 3×3 convolutions for images of 8×8 to 32×32 pixels; trains in seconds on a CPU."""
+
+    def __init__(self, in_channels: int, widths: Sequence[int] = (32, 64, 128)):
+        super().__init__()
+        layers = []
+        for width in widths:
+            layers += [conv_bn(in_channels, width, 3), nn.ReLU(), conv_bn(width, width, 3), nn.ReLU()]
+            in_channels = width
+            if width != widths[-1]:
+                layers.append(nn.MaxPool2d(2))
+        self.layers = nn.Sequential(*layers)
+        self.width = widths[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).mean(dim=(2, 3))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.residual = nn.Sequential(conv_bn(inputs, outputs, 3, stride), nn.ReLU(), conv_bn(outputs, outputs, 3))
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """ResNet for 32×32 images: a 3×3 stem of stride 1 without pooling, four stages of basic blocks, 512 features.
+
+    He et al., arXiv:1512.03385v1, with the stem that work on CIFAR commonly uses.
+    """
+
+    def __init__(self, blocks: Sequence[int], in_channels: int = 3):
+        super().__init__()
+        self.stem = nn.Sequential(conv_bn(in_channels, 64, 3), nn.ReLU())
+        stages, inputs = [], 64
+        for i, number in enumerate(blocks):
+            outputs = 64 * 2**i
+            strides = [1 if i == 0 else 2] + [1] * (number - 1)
+            for stride in strides:
+                stages.append(BasicBlock(inputs, outputs, stride))
+                inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        self.width = inputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stages(self.stem(images)).mean(dim=(2, 3))
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,0 +1,75 @@
+"""Fixed-size buffers of past embeddings. They do not know what the vectors mean."""
+
+import torch
+from torch import Tensor, nn
+
+from .distributed import gather_no_grad
+
+
+class NearestNeighborQueue(nn.Module):
+    """The last `length` embeddings of the data set, first in first out, with a nearest-neighbour look-up.
+
+    Self-Classifier, arXiv:2103.10994v3: a view may be replaced by the nearest past embedding of *another* image. Every
+    rank holds the same queue: what is pushed is gathered in rank order.
+
+    Attributes (buffers, so that a checkpoint holds them):
+        embeddings: (Q, D) float32, zeros until written.
+        indices: (Q,) position in the data set of the image behind each row.
+        labels: (Q,) long, human labels for monitoring, -1 where none was given.
+        pointer: next row to be written.
+        full: whether every row was written once; look-ups make sense only then.
+    """
+
+    def __init__(self, length: int, dim: int):
+        super().__init__()
+        if length < 2:
+            raise ValueError(f"a queue needs at least 2 rows, got {length}")
+        self.register_buffer("embeddings", torch.zeros(length, dim))
+        self.register_buffer("indices", torch.zeros(length, dtype=torch.long))
+        self.register_buffer("labels", torch.full((length,), -1, dtype=torch.long))
+        self.register_buffer("_pointer", torch.zeros((), dtype=torch.long))
+        self.register_buffer("_full", torch.zeros((), dtype=torch.bool))
+        # Mirrors on the host, so that a step does not wait for the device to learn where to write.
+        self.pointer, self.full = 0, False
+        self.register_load_state_dict_post_hook(lambda module, _: module._read_back())
+
+    def _read_back(self) -> None:
+        self.pointer, self.full = int(self._pointer), bool(self._full)
+
+    @torch.no_grad()
+    def push(self, embeddings: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
+        """Append this step's (B, D) embeddings of every rank, overwriting the oldest rows.
+
+        Raises:
+            ValueError: if the ranks together push more rows than the queue has.
+        """
+        embeddings, indices = gather_no_grad(embeddings), gather_no_grad(indices)
+        length, count = len(self.embeddings), len(embeddings)
+        if count > length:
+            raise ValueError(f"{count} embeddings do not fit into a queue of {length}")
+        rows = torch.arange(self.pointer, self.pointer + count, device=self.embeddings.device) % length
+        self.embeddings[rows] = embeddings.to(self.embeddings.dtype)
+        self.indices[rows] = indices
+        self.labels[rows] = gather_no_grad(labels).long() if labels is not None else -1
+        self.full = self.full or self.pointer + count >= length
+        self.pointer = (self.pointer + count) % length
+        self._pointer.fill_(self.pointer)
+        self._full.fill_(self.full)
+
+    @torch.no_grad()
+    def nearest_rows(self, embeddings: Tensor, indices: Tensor) -> Tensor:
+        """Row of the nearest stored embedding of another image, (B,) long.
+
+        Similarity is the dot product of the unit vectors. If the best match is the query's own image (known by its
+        index in the data set), the second best is taken. Only one level is excluded, as in the authors' code: right
+        after an epoch boundary a long queue can hold two copies of an image.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):  # in half precision the two best may tie
+            similarity = embeddings.to(self.embeddings.dtype) @ self.embeddings.T
+        best, second = similarity.topk(2, dim=1).indices.unbind(dim=1)
+        return torch.where(self.indices[best] == indices, second, best)
+
+    def nearest(self, embeddings: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, D) and labels (B,) of the nearest stored rows; see `nearest_rows`."""
+        rows = self.nearest_rows(embeddings, indices)
+        return self.embeddings[rows], self.labels[rows]
