@@ -41,7 +41,7 @@ class DataOptions:
     data_root: str = ""  # where the files of cifar10, cifar100-20 and stl10 are
     download: bool = False  # fetch them there first
     subset_file: str = ""  # keep the classes listed in this file, one a line, in its order
-    workers: int = 4  # processes per rank that decode image files; data sets held in memory need none
+    workers: int = -1  # processes per rank that decode image files; -1: as many as there are cores for it
 
     def __post_init__(self):
         if self.data not in BUILT_IN_DATA and self.download:
@@ -50,7 +50,7 @@ class DataOptions:
             raise InputError(f"--data {self.data} needs --data-root, the folder of its files (--download fetches them)")
         if self.data not in BUILT_IN_DATA[1:] and self.data_root:
             raise InputError(f"--data-root is for {', '.join(BUILT_IN_DATA[1:])}, but --data is {self.data}: drop it")
-        require_at_least(self, workers=0)
+        require_at_least(self, workers=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,14 @@ def test_scores_equal_scikit_learn_where_large_clusters_share_thousands_of_image
         assert ours[name] == pytest.approx(theirs[name], abs=1e-9)
 
 
+def test_scores_equal_scikit_learn_with_hundreds_of_different_sizes():
+    labels = np.repeat(np.arange(180), np.arange(1, 181))  # sizes 1, 2, ... 180: more than one block of pairs
+    clusters = np.concatenate([labels[:5000], np.random.default_rng(0).permutation(labels[5000:])])
+    ours, theirs = metrics.clustering_scores(labels, clusters), scikit_learn_scores(labels, clusters)
+    for name in ("nmi", "ami", "ari"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("labels", "clusters", "nmi", "ami", "ari"),
     [

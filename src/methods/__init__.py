@@ -1,5 +1,6 @@
 """METHODS: name → class, the only place that lists the methods. The names are the names of their files."""
 
+from ..models.backbones import build_backbone
 from .base import Method, Step
 from .self_classifier import SelfClassifier
 
@@ -7,4 +8,13 @@ METHODS: dict[str, type[Method]] = {
     "self_classifier": SelfClassifier,
 }
 
-__all__ = ["METHODS", "Method", "Step"]
+
+def build_method(
+    name: str, config: object, arch: str, in_channels: int, image_size: int, patch_size: int, num_global: int
+) -> Method:
+    """A method with random weights, on a backbone of this architecture; see `build_backbone`."""
+    backbone = build_backbone(arch, in_channels, image_size, patch_size)
+    return METHODS[name](backbone, config, num_global)
+
+
+__all__ = ["METHODS", "Method", "Step", "build_method"]

@@ -1,0 +1,207 @@
+"""Batches: which images a step sees, and on which rank.
+
+The order of an epoch is a function of (seed, epoch), and every rank takes its own stretch of each batch. So a batch over
+all ranks holds the same images whatever the number of ranks, and an epoch can be continued at any step.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .. import distributed
+from ..config import InputError
+from .datasets import ImageFiles, Images, MemoryImages
+
+DAMAGED_SHARE = 0.01  # of the images; more of them stop a run
+
+
+class Batch(NamedTuple):
+    """This rank's part of a step: V views of (B, C, H, W), and the images' positions in the data set. No labels."""
+
+    views: list[Tensor]
+    indices: Tensor
+
+
+class Views(Protocol):
+    """What a recipe of views offers; `cut` and `finish` only where images come from files."""
+
+    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        """All views of images in memory: V × (B, C, H, W), ready for a network."""
+
+    def cut(self, image, index: int, seed: int, epoch: int) -> list[np.ndarray]:
+        """In a worker: the crops of one decoded image, V × (C, size, size) uint8."""
+
+    def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        """On the device: everything photometric, on whole batches."""
+
+    def single(self, images: Tensor) -> Tensor:
+        """The view for evaluation of images in memory."""
+
+    def single_cut(self, image) -> np.ndarray:
+        """In a worker: the evaluation crop of one decoded image, (C, size, size) uint8."""
+
+    def single_finish(self, crops: Tensor) -> Tensor:
+        """On the device: evaluation crops, ready for a network."""
+
+
+class TrainLoader:
+    """Augmented batches of one rank, epoch by epoch. The last partial batch of an epoch is dropped.
+
+    Args:
+        batch_size: images per step over all ranks.
+        workers: processes that decode image files; -1 takes the cores this process may use, shared with the other
+            ranks of this host.
+
+    Attributes:
+        damaged: path → reason, of the files that could not be decoded so far. Each was replaced by the next one that could.
+
+    Raises:
+        InputError: if the batch is larger than the data set or not divisible by the ranks.
+    """
+
+    def __init__(self, data: Images, views: Views, batch_size: int, seed: int, device: torch.device, workers: int = -1):
+        ranks = distributed.world_size()
+        if batch_size > len(data):
+            raise InputError(f"--batch-size {batch_size} is larger than the data set ({len(data)} images): lower it")
+        if batch_size % ranks:
+            raise InputError(f"--batch-size {batch_size} counts images over all ranks, but {ranks} ranks do not divide it")
+        self.data, self.views, self.seed, self.device = data, views, seed, device
+        self.batch_size, self.per_rank = batch_size, batch_size // ranks
+        self.damaged: dict[str, str] = {}
+        self._files = _FileBatches(data, views, seed, workers) if isinstance(data, ImageFiles) else None
+
+    def __len__(self) -> int:
+        """Steps per epoch."""
+        return len(self.data) // self.batch_size
+
+    @property
+    def too_many_damaged(self) -> bool:
+        return len(self.damaged) > DAMAGED_SHARE * len(self.data)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from its step `start` on."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
+        first = distributed.rank() * self.per_rank
+        parts = [order[s * self.batch_size + first :][: self.per_rank] for s in range(start, len(self))]
+        return self._from_files(parts, epoch) if self._files else self._from_memory(parts, epoch)
+
+    def _from_memory(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
+        for part in parts:
+            indices = torch.from_numpy(part)
+            images = self.data.images[indices].to(self.device, non_blocking=True)
+            yield Batch(self.views(images, part, self.seed, epoch), indices.to(self.device))
+
+    def _from_files(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
+        for crops, part, damaged in self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda"):
+            for path, reason in damaged:
+                if path not in self.damaged:
+                    print(f"damaged image, replaced by the next one: {path} ({reason})", flush=True)
+                self.damaged[path] = reason
+            crops = [crop.to(self.device, non_blocking=True) for crop in crops]
+            yield Batch(self.views.finish(crops, part, self.seed, epoch), torch.from_numpy(part).to(self.device))
+
+
+def single_views(
+    data: Images, views: Views, batch_size: int, device: torch.device, workers: int = -1
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Unaugmented images for evaluation, with their indices, each image once; every rank reads its own share.
+
+    Raises:
+        InputError: if a file cannot be decoded: a score over the rest would not be comparable.
+    """
+    mine = np.arange(distributed.rank(), len(data), distributed.world_size())
+    parts = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    if isinstance(data, MemoryImages):
+        for part in parts:
+            yield views.single(data.images[torch.from_numpy(part)].to(device)), part
+    else:
+        for crops, part, damaged in _FileBatches(data, views, seed=None, workers=workers).read([(0, part) for part in parts]):
+            for path, reason in damaged:
+                raise InputError(f"{path}: cannot be decoded ({reason}): repair or remove it")
+            yield views.single_finish(crops[0].to(device)), part
+
+
+class _FileBatches:
+    """Decodes whole batches of files in worker processes, in the order they were asked for."""
+
+    def __init__(self, data: ImageFiles, views: Views, seed: int | None, workers: int):
+        self.data, self.views, self.seed = data, views, seed
+        self.requests: list[tuple[int, np.ndarray]] = []
+        self.workers = available_workers() if workers < 0 else workers
+        self.loader: DataLoader | None = None
+
+    def read(self, requests: list[tuple[int, np.ndarray]], pin: bool = False):
+        """For each (epoch, indices): crops V × (B, C, H, W) uint8, the indices really read, and [(path, reason)] of damage."""
+        self.requests = requests
+        if self.loader is None:
+            self.loader = DataLoader(
+                _Reader(self.data, self.views, self.seed),
+                batch_size=None,  # a request is a whole batch already
+                sampler=_Requests(self),
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+                pin_memory=pin,
+                worker_init_fn=_ignore_signals,
+            )
+        return iter(self.loader)
+
+
+class _Requests:
+    """The sampler of a loader that lives through all epochs: whatever was asked for last."""
+
+    def __init__(self, owner: _FileBatches):
+        self.owner = owner
+
+    def __iter__(self):
+        return iter(self.owner.requests)
+
+    def __len__(self) -> int:
+        return len(self.owner.requests)
+
+
+class _Reader(Dataset):
+    """What a worker does with a request."""
+
+    def __init__(self, data: ImageFiles, views: Views, seed: int | None):
+        self.data, self.views, self.seed = data, views, seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, request: tuple[int, np.ndarray]):
+        epoch, indices = request
+        read, rows, damaged = [], [], []
+        for wanted in indices.tolist():
+            index, image = self._next_readable(wanted, damaged)
+            read.append(index)
+            rows.append([self.views.single_cut(image)] if self.seed is None else self.views.cut(image, index, self.seed, epoch))
+        crops = [torch.from_numpy(np.stack(view)) for view in zip(*rows, strict=True)]
+        return crops, np.array(read), damaged
+
+    def _next_readable(self, index: int, damaged: list[tuple[str, str]]):
+        for _ in range(min(len(self.data), 100)):
+            try:
+                return index, self.data.open(index)
+            except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError and struct.error among them
+                damaged.append((self.data.paths[index], f"{type(error).__name__}: {error}"))
+            index = (index + 1) % len(self.data)
+        raise RuntimeError(f"none of 100 images in a row could be decoded, the last was {damaged[-1]}")
+
+
+def available_workers() -> int:
+    """The cores that this process may use, shared with the other ranks of its host."""
+    on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
+    return max(len(os.sched_getaffinity(0)) // on_host, 1)
+
+
+def _ignore_signals(worker: int) -> None:
+    # Ctrl-C and Slurm signal the whole group; the main process decides what happens and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,101 @@
+"""The folder of one run: configuration, checkpoints, one line per epoch. It is written by rank 0 only."""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+from . import checkpoint, distributed
+from .config import FREE_TO_CHANGE, InputError, flag
+from .logs import EpochLog, write_json
+from .trainer import Trainer
+
+LAST = "checkpoint.pt"
+
+
+def choose_folder(output_dir: str, fresh: bool, name: str) -> Path:
+    """Where a run lives: `--output-dir`, with `--fresh` the first free name beside it, or a new dated folder in `runs/`.
+
+    Nothing is created yet. Raises InputError if the folder could not be written.
+    """
+    if not output_dir:
+        folder = _first_free(Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}")
+    else:
+        folder = _first_free(Path(output_dir)) if fresh else Path(output_dir)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--output-dir {folder}: {existing} is a file, expected a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--output-dir {folder}: no permission to write in {existing}")
+    return folder
+
+
+def _first_free(folder: Path) -> Path:
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate
+
+
+def find_checkpoint(folder: Path, config: dict) -> dict | None:
+    """The checkpoint to continue from, if the folder holds one.
+
+    Raises:
+        InputError: if it belongs to a run with other options, which are named.
+    """
+    if not (folder / LAST).exists():
+        return None
+    state = checkpoint.load(folder / LAST)
+    before = state["config"]
+    differing = [
+        f"{flag(name)} {before.get(name)} (now {config.get(name)})"
+        for name in sorted(before.keys() | config.keys())
+        if name not in FREE_TO_CHANGE and before.get(name) != config.get(name)
+    ]
+    if differing:
+        raise InputError(
+            f"{folder} holds a run with other options: {', '.join(differing)}; give the same, another --output-dir, or --fresh"
+        )
+    return state
+
+
+class Run:
+    """Saves and logs one run.
+
+    Attributes:
+        history: the summaries of the finished epochs.
+    """
+
+    def __init__(self, folder: Path, config: dict, found: dict | None, save_every: int):
+        self.folder, self.config, self.save_every = folder, config, save_every
+        self.history: list[dict] = found["history"] if found else []
+        self.revision = checkpoint.code_revision()
+        self.log = None
+        if distributed.is_main():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / "config.json", config)
+            except OSError as error:
+                raise InputError(f"--output-dir {folder}: {error.strerror}") from None
+            self.log = EpochLog(folder)
+            self.log.keep_until(len(self.history))
+
+    def finish_epoch(self, trainer: Trainer, summary: dict) -> None:
+        """Record an epoch's summary and save."""
+        self.history.append(summary)
+        if self.log:
+            self.log.write(summary)
+        self.save(trainer)
+        if self.log and (trainer.epoch % self.save_every == 0):
+            (self.folder / f"checkpoint_{trainer.epoch}.pt").write_bytes((self.folder / LAST).read_bytes())
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the last checkpoint. To be called on all ranks."""
+        state = {"config": self.config, "history": self.history, "revision": self.revision, **trainer.state_dict()}
+        if distributed.is_main():
+            checkpoint.save(self.folder / LAST, state)
+        distributed.barrier()
+
+    def close(self) -> None:
+        if self.log:
+            self.log.close()

@@ -1,0 +1,92 @@
+"""Pre-train a network without labels.
+
+    python train.py                                                  # handwritten digits on a CPU, about a minute
+    python train.py --data ~/pictures --arch resnet18 --preset photos          # a folder of images
+    torchrun --standalone --nproc_per_node=8 train.py --data "$IMAGENET"       # the published recipe, on one machine
+    srun python train.py --data "$IMAGENET"                          # on a Slurm cluster, one task per GPU
+
+`python train.py --method NAME --help` shows every flag. A run that is stopped (Ctrl-C, SIGTERM) saves first; the same
+command with the same --output-dir goes on from that very step.
+"""
+
+from src import config
+
+
+def main() -> None:
+    options, name, knobs = config.parse_train()
+
+    # torch takes seconds to import; --help and wrong flags have been answered by now
+    import torch
+
+    from src import checkpoint, distributed
+    from src.data.datasets import open_data
+    from src.data.loaders import TrainLoader
+    from src.data.views import build_views
+    from src.evaluation.clustering import evaluate
+    from src.logs import Progress
+    from src.methods import METHODS, build_method
+    from src.optim import build_optimizer, warmup_cosine
+    from src.run import Run, choose_folder, find_checkpoint
+    from src.trainer import Interrupted, StopRequest, Trainer
+
+    device = distributed.start(options.device)
+    torch.manual_seed(options.seed)
+
+    # data: a method sees views and indices; labels are for monitoring
+    data = open_data(options.data, "train", options.data_root, options.download, options.subset_file)
+    views = build_views(options, data)
+    loader = TrainLoader(data, views, options.batch_size, options.seed, device, options.workers)
+    METHODS[name].check_data(knobs, options.batch_size, len(data))
+    held_out = None
+    if options.eval_every:
+        held_out = open_data(options.data, "test", options.data_root, options.download, options.subset_file)
+
+    # the folder of this run, and what it holds already
+    settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
+    folder = distributed.from_main(choose_folder(options.output_dir, options.fresh, f"{name}_{data_name(options.data)}"))
+    found = find_checkpoint(folder, settings)
+
+    # method: backbone, heads, objective, and what it remembers between steps
+    method = build_method(
+        name, knobs, options.arch, data.channels, options.global_crops_size, options.patch_size, options.global_crops_number
+    )
+    if options.pretrained:
+        checkpoint.load_into(method, checkpoint.load_weights(options.pretrained), f"--pretrained {options.pretrained}")
+    method = method.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+    wrapped = distributed.parallel(method, device)
+
+    # optimisation
+    optimizer = build_optimizer(options.optimizer, method, options.lr, options.momentum, options.weight_decay)
+    lr = warmup_cosine(
+        options.lr, options.final_lr, options.warmup_start, options.warmup_epochs, options.epochs, len(loader)
+    )
+    autocast = torch.bfloat16 if options.precision == "bfloat16" else None
+    stop_request = StopRequest()
+    trainer = Trainer(wrapped, optimizer, lr, loader, data.labels, device, autocast, options.log_every, stop_request)
+
+    # run
+    run = Run(folder, settings, found, options.save_every)
+    if found:
+        trainer.load_state_dict(found)
+    total = options.epochs * len(loader) * options.batch_size
+    progress = Progress(total, trainer.step * options.batch_size, enabled=distributed.is_main())
+    progress.say(describe(settings, folder, len(data), loader, device, trainer))
+    stop_request.listen()
+    try:
+        while trainer.epoch < options.epochs:
+            summary = trainer.train_epoch(progress)
+            if held_out is not None and (trainer.epoch % options.eval_every == 0 or trainer.epoch == options.epochs):
+                summary |= evaluate(method, held_out, views, options.batch_size, device, summary["classifier"], autocast)
+            run.finish_epoch(trainer, summary)
+            if advice := method.diagnose(run.history):
+                progress.say(advice)
+    except Interrupted as stopped:
+        run.save(trainer)
+        progress.say(f"{stopped}: saved {folder / 'checkpoint.pt'} at step {trainer.step}; the same command goes on from there")
+        raise SystemExit(128 + stopped.signal) from None
+    finally:
+        progress.close()
+        run.close()
+    progress.say(method.report(run.history[-1]))
+    progress.say(f"\nsaved {folder / 'checkpoint.pt'}; score it: python cls_eval.py --checkpoint {folder / 'checkpoint.pt'}")
+    distributed.stop()
