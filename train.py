@@ -9,6 +9,9 @@
 command with the same --output-dir goes on from that very step.
 """
 
+import textwrap
+from pathlib import Path
+
 from src import config
 
 
@@ -25,6 +28,7 @@ def main() -> None:
     from src.evaluation.clustering import evaluate
     from src.logs import Progress
     from src.methods import METHODS, build_method
+    from src.models.backbones import count_parameters
     from src.optim import build_optimizer, warmup_cosine
     from src.run import Run, choose_folder, find_checkpoint
     from src.trainer import Interrupted, StopRequest, Trainer
@@ -34,7 +38,7 @@ def main() -> None:
 
     # data: a method sees views and indices; labels are for monitoring
     data = open_data(options.data, "train", options.data_root, options.download, options.subset_file)
-    views = build_views(options, data)
+    views = build_views(options.data, data, *(getattr(options, name) for name in config.VIEW_SETTINGS))
     loader = TrainLoader(data, views, options.batch_size, options.seed, device, options.workers)
     METHODS[name].check_data(knobs, options.batch_size, len(data))
     held_out = None
@@ -43,12 +47,20 @@ def main() -> None:
 
     # the folder of this run, and what it holds already
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
-    folder = distributed.from_main(choose_folder(options.output_dir, options.fresh, f"{name}_{data_name(options.data)}"))
+    folder = distributed.from_main(
+        choose_folder(options.output_dir, options.fresh, f"{name}_{Path(options.data).name}")
+    )
     found = find_checkpoint(folder, settings)
 
     # method: backbone, heads, objective, and what it remembers between steps
     method = build_method(
-        name, knobs, options.arch, data.channels, options.global_crops_size, options.patch_size, options.global_crops_number
+        name,
+        knobs,
+        options.arch,
+        data.channels,
+        options.global_crops_size,
+        options.patch_size,
+        options.global_crops_number,
     )
     if options.pretrained:
         checkpoint.load_into(method, checkpoint.load_weights(options.pretrained), f"--pretrained {options.pretrained}")
@@ -70,23 +82,45 @@ def main() -> None:
         trainer.load_state_dict(found)
     total = options.epochs * len(loader) * options.batch_size
     progress = Progress(total, trainer.step * options.batch_size, enabled=distributed.is_main())
-    progress.say(describe(settings, folder, len(data), loader, device, trainer))
+    progress.say(describe(settings))
+    progress.say(
+        f"{len(data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
+        f"{distributed.world_size()} x {device.type}; {count_parameters(method):,} parameters; writing to {folder}"
+    )
+    if found:
+        progress.say(f"going on from step {trainer.step} (epoch {trainer.epoch + 1} of {options.epochs})")
     stop_request.listen()
     try:
         while trainer.epoch < options.epochs:
             summary = trainer.train_epoch(progress)
             if held_out is not None and (trainer.epoch % options.eval_every == 0 or trainer.epoch == options.epochs):
-                summary |= evaluate(method, held_out, views, options.batch_size, device, summary["classifier"], autocast)
+                summary |= evaluate(
+                    method, held_out, views, options.batch_size, device, summary["classifier"], autocast
+                )
             run.finish_epoch(trainer, summary)
             if advice := method.diagnose(run.history):
                 progress.say(advice)
     except Interrupted as stopped:
         run.save(trainer)
-        progress.say(f"{stopped}: saved {folder / 'checkpoint.pt'} at step {trainer.step}; the same command goes on from there")
+        progress.say(
+            f"{stopped}: saved {folder / 'checkpoint.pt'} at step {trainer.step}; the same command goes on from there"
+        )
         raise SystemExit(128 + stopped.signal) from None
     finally:
         progress.close()
         run.close()
     progress.say(method.report(run.history[-1]))
-    progress.say(f"\nsaved {folder / 'checkpoint.pt'}; score it: python cls_eval.py --checkpoint {folder / 'checkpoint.pt'}")
+    progress.say(
+        f"\nsaved {folder / 'checkpoint.pt'}; score it: python cls_eval.py --checkpoint {folder / 'checkpoint.pt'}"
+    )
     distributed.stop()
+
+
+def describe(settings: dict) -> str:
+    """The resolved configuration, several options a line."""
+    words = [f"{name}={value}" for name, value in settings.items() if value != ""]
+    return textwrap.fill("  ".join(words), width=118, break_long_words=False, break_on_hyphens=False)
+
+
+if __name__ == "__main__":
+    config.run_script(main)

@@ -66,7 +66,9 @@ def _read(path: str | Path) -> object:
             raise InputError(f"checkpoint {path}: refused, loading it would execute code ({name})") from None
         raise InputError(f"checkpoint {path}: not a checkpoint, or damaged") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise InputError(f"checkpoint {path}: cannot be read, truncated or damaged ({str(error).splitlines()[0][:100]})") from None
+        raise InputError(
+            f"checkpoint {path}: cannot be read, truncated or damaged ({str(error).splitlines()[0][:100]})"
+        ) from None
 
 
 def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -92,9 +94,12 @@ def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> Non
 
 def code_revision() -> str:
     """The git commit of this checkout, with a + if files were changed; "unknown" outside git."""
-    here = Path(__file__).parent
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        run = lambda *words: subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout  # noqa: E731
-        return run("rev-parse", "HEAD").strip() + "+" * bool(run("status", "--porcelain", "--untracked-files=no"))
+        commit, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return commit + "+" * bool(changed)

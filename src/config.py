@@ -127,6 +127,7 @@ class RunOptions:
     seed: int = 0  # of weights, order and views
     output_dir: str = ""  # a run found there is continued; default: a new dated folder under runs/
     fresh: bool = False  # start over in a new folder beside --output-dir instead of continuing
+    pretrained: str = ""  # start from the weights in this file instead of random ones
     save_every: int = 25  # epochs between the checkpoints that are kept; the last one is always written
     eval_every: int = 0  # epochs between scores on the test split, where it has labels; 0: never
     log_every: int = 16  # steps between looks at the loss
@@ -143,8 +144,47 @@ class TrainOptions(RunOptions, DeviceOptions, OptimizationOptions, BackboneOptio
     """Every flag of train.py that does not belong to one method. Defaults: Self-Classifier, 800 epochs on ImageNet."""
 
 
+# What the views of a run were made with, in the order that `build_views` takes them.
+VIEW_SETTINGS = (
+    "global_crops_number",
+    "local_crops_number",
+    "global_crops_size",
+    "local_crops_size",
+    "global_crops_scale",
+    "local_crops_scale",
+)
+
 # Changing one of these does not change what is learned: a run may be continued with another value.
-FREE_TO_CHANGE = {"workers", "download", "data_root", "device", "output_dir", "fresh", "save_every", "eval_every", "log_every"}
+FREE_TO_CHANGE = {
+    "workers",
+    "download",
+    "data_root",
+    "device",
+    "output_dir",
+    "fresh",
+    "save_every",
+    "eval_every",
+    "log_every",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClsEvalOptions(DeviceOptions, DataOptions):
+    """evaluation"""
+
+    checkpoint: str = ""  # file written by train.py
+    split: Literal["train", "test"] = "test"  # of the data
+    classifier: int | None = None  # which one to score; default: the one that training named
+    batch_size: int = 256  # images per forward pass and rank
+    pixel_kmeans: bool = False  # also score k-means on raw pixels; for small images held in memory
+    output_dir: str = ""  # for cls_eval.json and the figures; default: beside the checkpoint
+
+    def __post_init__(self):
+        if not self.checkpoint:
+            raise InputError("--checkpoint is missing: name a file written by train.py")
+        if self.data:
+            super().__post_init__()
+        require_at_least(self, batch_size=1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -264,14 +304,14 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = OneLineParser(add_help=False, allow_abbrev=False, prog="train.py")
-    first.add_argument("--method", choices=method_names(), default="self_classifier", help="what to train (default: self_classifier)")
-    first.add_argument("--preset", help="named set of defaults (default: that of --data where there is one, else published)")
+    first.add_argument(
+        "--method", choices=method_names(), default="self_classifier", help="what to train (default: self_classifier)"
+    )
+    first.add_argument(
+        "--preset", help="named set of defaults (default: that of --data where there is one, else published)"
+    )
     first.add_argument("--data", default=TrainOptions.data)
-    if any(name in argv for name in ("-h", "--help")):
-        argv_first = [word for word in argv if word not in ("-h", "--help")]
-    else:
-        argv_first = argv
-    known, _ = first.parse_known_args(argv_first)
+    known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     method = read_method(known.method)
     preset = known.preset or (known.data if known.data in method.presets else "published")
     if preset not in method.presets:
@@ -293,6 +333,26 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
     if unknown:
         parser.error(_explain_unknown(unknown, known.method))
     return collect(TrainOptions, values), known.method, collect(method.config, values)
+
+
+def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:
+    """The command line of cls_eval.py."""
+    parser = OneLineParser(prog="cls_eval.py", allow_abbrev=False, description="Score clusters against labels.")
+    source = Path(__file__).read_text()
+    for group in (ClsEvalOptions, DataOptions, DeviceOptions):
+        defaults = {"data": ""} if group is DataOptions else {}  # that of the checkpoint
+        add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
+    return collect(ClsEvalOptions, parser.parse_args(argv))
+
+
+def data_of(trained: dict, given: DataOptions) -> DataOptions:
+    """The data a run was trained on; its folder may have moved since."""
+    return DataOptions(
+        data=trained["data"],
+        data_root=given.data_root or trained["data_root"],
+        download=given.download,
+        subset_file=given.subset_file or trained["subset_file"],
+    )
 
 
 def _explain_unknown(words: list[str], method: str) -> str:

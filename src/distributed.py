@@ -45,7 +45,9 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
     """
     if any(name in environ for name in TORCHRUN[:3]):
         _require(environ, TORCHRUN, "torchrun")
-        return Launch(*(int(environ[name]) for name in TORCHRUN[:3]), environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
+        return Launch(
+            *(int(environ[name]) for name in TORCHRUN[:3]), environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
+        )
     if int(environ.get("SLURM_NTASKS", 1)) > 1 or "SLURM_PROCID" in environ:
         _require(environ, SLURM, "srun")
         rank, world_size, local_rank = (int(environ[name]) for name in SLURM)
@@ -53,7 +55,9 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
             return None
         if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ:
             # The batch script itself carries SLURM_PROCID=0: it would wait for ranks that nobody starts.
-            raise InputError(f"the Slurm job has {world_size} tasks, but this process is not one of them: start with srun")
+            raise InputError(
+                f"the Slurm job has {world_size} tasks, but this process is not one of them: start with srun"
+            )
         hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
         if not hosts and "MASTER_ADDR" not in environ:
             raise InputError("MASTER_ADDR and SLURM_STEP_NODELIST are both unset: cannot tell where rank 0 listens")
@@ -67,7 +71,9 @@ def _require(environ: Mapping[str, str], names: tuple[str, ...], launcher: str) 
     missing = [name for name in names if name not in environ]
     if missing:
         present = [name for name in names if name in environ]
-        raise InputError(f"{', '.join(present)} set but {', '.join(missing)} missing: start with {launcher} or unset them")
+        raise InputError(
+            f"{', '.join(present)} set but {', '.join(missing)} missing: start with {launcher} or unset them"
+        )
 
 
 def first_host(nodelist: str) -> str:
@@ -182,6 +188,15 @@ def gather_no_grad(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
+
+
+def from_main(value):
+    """Rank 0's value of any small picklable object, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 # --------------------------------------------------------------------------------------------------------------------

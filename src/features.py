@@ -20,8 +20,7 @@ def predict_clusters(
         num_images: N, over all ranks.
 
     Returns:
-        clusters (K, N) long, arg-max of the logits; confidences (K, N), softmax of the logits at the arg-max, relative to
-        the other classes without any temperature: only their order means something.
+        clusters (K, N) long, arg-max of the logits; confidences (K, N) in [0, 1], the probability of that class.
     """
     was_training = method.training
     method.eval()
@@ -33,7 +32,7 @@ def predict_clusters(
             clusters = torch.zeros(len(logits), num_images, dtype=torch.long)
             confidences = torch.zeros(len(logits), num_images)
         for k, z in enumerate(logits):
-            best = z.float().softmax(dim=1).max(dim=1)
+            best = (z.float() / method.temperature).softmax(dim=1).max(dim=1)
             clusters[k, indices], confidences[k, indices] = best.indices.cpu(), best.values.cpu()
     method.train(was_training)
     if clusters is None:

@@ -72,7 +72,9 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
 
-def build_optimizer(name: str, method: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    name: str, method: nn.Module, lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
     """The optimiser of all parameters that require a gradient. `momentum` is for "lars" and "sgd"."""
     params = [p for p in method.parameters() if p.requires_grad]
     if name == "lars":

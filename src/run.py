@@ -1,6 +1,5 @@
 """The folder of one run: configuration, checkpoints, one line per epoch. It is written by rank 0 only."""
 
-import json
 import os
 from datetime import datetime
 from pathlib import Path

@@ -106,7 +106,9 @@ class Trainer:
             method.after_step(batch)
             self._add(loss, numbers, neighbors, batch.indices)
             self.done += 1
-            progress.advance(len(batch.indices) * distributed.world_size(), self.epoch + 1, loss.item() if look else None)
+            progress.advance(
+                len(batch.indices) * distributed.world_size(), self.epoch + 1, loss.item() if look else None
+            )
             if look:
                 unchecked.clear()
             if stop:
@@ -142,7 +144,9 @@ class Trainer:
                 f"the loss is not finite in {where} on rank {rank}; the last checkpoint is kept. Try a smaller --lr or --precision float32"
             )
         if trouble == 2:
-            raise RunError(f"more than 1 % of the images are damaged (rank {rank}, step {self.step}); repair or remove the reported files")
+            raise RunError(
+                f"more than 1 % of the images are damaged (rank {rank}, step {self.step}); repair or remove the reported files"
+            )
         return number
 
     @torch.no_grad()

@@ -161,9 +161,9 @@ def drawn_text(monkeypatch):
     """Every text of the next figures, recorded when it is drawn."""
     drawn, draw = [], RendererAgg.draw_text
 
-    def draw_text(self, gc, x, y, s, *args, **keywords):
-        drawn.append(s)
-        return draw(self, gc, x, y, s, *args, **keywords)
+    def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
+        drawn.append(("formula", s) if ismath else s)
+        return draw(self, gc, x, y, s, prop, angle, ismath, mtext)
 
     monkeypatch.setattr(RendererAgg, "draw_text", draw_text)
     return drawn
@@ -201,9 +201,9 @@ def test_confusion_matrix_has_what_is_right_on_the_diagonal(tmp_path, monkeypatc
     assert np.array_equal(drawn[0], np.eye(30))
 
 
-def test_confusion_matrix_puts_several_clusters_of_a_class_below_each_other(tmp_path, monkeypatch):
+def test_confusion_matrix_lists_the_clusters_of_a_class_largest_first(tmp_path, monkeypatch):
     drawn = drawn_shares(monkeypatch)
-    labels, clusters = [0, 0, 1, 1, 1, 0, 2, 2], [3, 3, 1, 0, 0, 0, 2, 2]
+    labels, clusters = [0, 0, 1, 1, 1, 0, 2, 2], [3, 3, 0, 1, 1, 1, 2, 2]
     figures.confusion_matrix(tmp_path / "c.png", labels, clusters, {3: 0, 1: 1, 0: 1, 2: 2}, NAMES)
     assert drawn[0] == pytest.approx(np.array([[1, 0, 0], [1 / 3, 2 / 3, 0], [0, 1, 0], [0, 0, 1]]))
 

@@ -19,11 +19,28 @@ CIFAR100_COARSE = (
     "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10 "
     "16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13"
 )
-CIFAR100_SUPERCLASSES = (
-    "aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices household_furniture insects "
-    "large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes large_omnivores_and_herbivores "
-    "medium-sized_mammals non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2"
-).split()
+CIFAR100_SUPERCLASSES = [
+    "aquatic_mammals",
+    "fish",
+    "flowers",
+    "food_containers",
+    "fruit_and_vegetables",
+    "household_electrical_devices",
+    "household_furniture",
+    "insects",
+    "large_carnivores",
+    "large_man-made_outdoor_things",
+    "large_natural_outdoor_scenes",
+    "large_omnivores_and_herbivores",
+    "medium-sized_mammals",
+    "non-insect_invertebrates",
+    "people",
+    "reptiles",
+    "small_mammals",
+    "trees",
+    "vehicles_1",
+    "vehicles_2",
+]
 
 
 @dataclass(frozen=True)
@@ -119,7 +136,13 @@ def _digits(split: str) -> MemoryImages:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    rows = dict(zip(("train", "test"), train_test_split(np.arange(1797), test_size=0.2, stratify=digits.target, random_state=0), strict=True))
+    rows = dict(
+        zip(
+            ("train", "test"),
+            train_test_split(np.arange(1797), test_size=0.2, stratify=digits.target, random_state=0),
+            strict=True,
+        )
+    )
     ink = np.round(digits.images[rows[split]] * 255 / 16).astype(np.uint8)  # 0..16 → 0..255
     labels = torch.from_numpy(digits.target[rows[split]]).long()
     return MemoryImages(torch.from_numpy(ink)[:, None], labels, [str(digit) for digit in range(10)])
@@ -133,7 +156,9 @@ def _from_torchvision(name: str, split: str, root: str, download: bool) -> Memor
             source = datasets.STL10(root, split="train+unlabeled" if split == "train" else "test", download=download)
             images, labels = torch.from_numpy(source.data), np.asarray(source.labels)  # -1: no label
         else:
-            source = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(root, train=split == "train", download=download)
+            source = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(
+                root, train=split == "train", download=download
+            )
             images, labels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(), np.asarray(source.targets)
     except (RuntimeError, OSError) as error:
         raise InputError(f"--data {name}: {error} (looked in --data-root {root}; --download fetches it)") from None
@@ -168,7 +193,9 @@ def open_folder(folder: str, split: str) -> ImageFiles:
     wanted = ["train"] if split == "train" else ["val", "test"]
     found = [name for name in wanted if name in splits]
     if not found:
-        raise InputError(f"--data {folder}: it has {', '.join(splits)} but not {' or '.join(wanted)}/, the {split} split")
+        raise InputError(
+            f"--data {folder}: it has {', '.join(splits)} but not {' or '.join(wanted)}/, the {split} split"
+        )
     top = top / found[0]
     classes = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
     if not classes:
@@ -206,7 +233,9 @@ def keep_classes(data: Images, subset_file: str) -> Images:
     wanted = [line.split()[0] for line in lines if line.strip()]
     unknown = [name for name in wanted if name not in data.classes]
     if not wanted or unknown:
-        what = f"class {unknown[0]} is not in the data set ({len(data.classes)} classes)" if unknown else "no class listed"
+        what = (
+            f"class {unknown[0]} is not in the data set ({len(data.classes)} classes)" if unknown else "no class listed"
+        )
         raise InputError(f"--subset-file {subset_file}: {what}")
     if len(set(wanted)) < len(wanted):
         raise InputError(f"--subset-file {subset_file}: a class is listed twice")

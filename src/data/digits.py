@@ -36,6 +36,13 @@ class DigitViews:
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         return [self._view(images, indices, seed, epoch, view, recipe) for view, recipe in enumerate(self.recipes)]
 
+    def single(self, images: Tensor) -> Tensor:
+        """The digits as they are, resampled to the size of the first view."""
+        ink = images.float() / 255
+        if images.shape[-1] != self.recipes[0].size:
+            ink = F.interpolate(ink, size=self.recipes[0].size, mode="bilinear", align_corners=False)
+        return 2 * ink - 1
+
     def _view(self, images, indices, seed, epoch, view, recipe: DigitRecipe) -> Tensor:
         pixels = recipe.size**2
         draws = torch.from_numpy(uniforms(seed, epoch, indices, view, 7 + pixels)).float()

@@ -70,7 +70,9 @@ class TrainLoader:
         if batch_size > len(data):
             raise InputError(f"--batch-size {batch_size} is larger than the data set ({len(data)} images): lower it")
         if batch_size % ranks:
-            raise InputError(f"--batch-size {batch_size} counts images over all ranks, but {ranks} ranks do not divide it")
+            raise InputError(
+                f"--batch-size {batch_size} counts images over all ranks, but {ranks} ranks do not divide it"
+            )
         self.data, self.views, self.seed, self.device = data, views, seed, device
         self.batch_size, self.per_rank = batch_size, batch_size // ranks
         self.damaged: dict[str, str] = {}
@@ -121,7 +123,9 @@ def single_views(
         for part in parts:
             yield views.single(data.images[torch.from_numpy(part)].to(device)), part
     else:
-        for crops, part, damaged in _FileBatches(data, views, seed=None, workers=workers).read([(0, part) for part in parts]):
+        for crops, part, damaged in _FileBatches(data, views, seed=None, workers=workers).read(
+            [(0, part) for part in parts]
+        ):
             for path, reason in damaged:
                 raise InputError(f"{path}: cannot be decoded ({reason}): repair or remove it")
             yield views.single_finish(crops[0].to(device)), part
@@ -180,7 +184,9 @@ class _Reader(Dataset):
         for wanted in indices.tolist():
             index, image = self._next_readable(wanted, damaged)
             read.append(index)
-            rows.append([self.views.single_cut(image)] if self.seed is None else self.views.cut(image, index, self.seed, epoch))
+            rows.append(
+                [self.views.single_cut(image)] if self.seed is None else self.views.cut(image, index, self.seed, epoch)
+            )
         crops = [torch.from_numpy(np.stack(view)) for view in zip(*rows, strict=True)]
         return crops, np.array(read), damaged
 
@@ -188,7 +194,9 @@ class _Reader(Dataset):
         for _ in range(min(len(self.data), 100)):
             try:
                 return index, self.data.open(index)
-            except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError and struct.error among them
+            except (
+                Exception
+            ) as error:  # Pillow raises many kinds on damaged files, SyntaxError and struct.error among them
                 damaged.append((self.data.paths[index], f"{type(error).__name__}: {error}"))
             index = (index + 1) % len(self.data)
         raise RuntimeError(f"none of 100 images in a row could be decoded, the last was {damaged[-1]}")

@@ -5,7 +5,11 @@ arg-max of a classifier; NMI, AMI and ARI with arithmetic means, ACC after Hunga
 """
 
 import numpy as np
+import torch
 
+from ..data.datasets import Images
+from ..data.loaders import Views, single_views
+from ..features import predict_clusters
 from ..metrics import clustering_scores
 
 SCORES = ("acc", "nmi", "ami", "ari")
@@ -30,3 +34,21 @@ def kmeans_on_pixels(train: np.ndarray, test: np.ndarray, num_clusters: int, see
 
     flat = [images.reshape(len(images), -1).astype(np.float64) for images in (train, test)]
     return KMeans(num_clusters, n_init=10, random_state=seed).fit(flat[0]).predict(flat[1])
+
+
+def evaluate(
+    method,
+    data: Images,
+    views: Views,
+    batch_size: int,
+    device: torch.device,
+    classifier: int,
+    autocast: torch.dtype | None = None,
+    workers: int = -1,
+) -> dict[str, float]:
+    """Score one classifier on a split, for the log of a run: acc, nmi, ami, ari; empty if the split has no labels."""
+    if not (data.labels >= 0).any():
+        return {}
+    clusters, _ = predict_clusters(method, single_views(data, views, batch_size, device, workers), len(data), autocast)
+    scores = score_classifiers(data.labels.numpy(), clusters[[classifier]])[0]
+    return {name: scores[name] for name in SCORES}

@@ -27,6 +27,7 @@ class Method(nn.Module):
     """
 
     Config: type  # the frozen dataclass of the method's knobs
+    temperature: float = 1.0  # softmax(logits / temperature) are the probabilities of the classes
 
     @staticmethod
     def check_data(config, batch_size: int, num_images: int) -> None:
@@ -56,6 +57,10 @@ class Method(nn.Module):
     def summarize(self, averages: dict[str, Tensor]) -> dict[str, float | int]:
         """One epoch's averages of `numbers` as scalars to log. The key `classifier` names the classifier to be used."""
         return {}
+
+    def report(self, summary: dict) -> str:
+        """The last epoch as a table for a person."""
+        return ""
 
     def diagnose(self, history: list[dict]) -> str | None:
         """One plain sentence if the epochs so far (their summaries, oldest first) show that training went wrong."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..config import InputError, require_at_least, require_positive
+from ..logs import table
 from ..losses import self_classifier_terms
 from ..models.heads import ProjectionHead, WeightNormClassifier
 from ..queues import NearestNeighborQueue
@@ -46,17 +47,32 @@ class Config:
         if not self.classes or min(self.classes) < 2:
             raise InputError(f"--classes is {' '.join(map(str, self.classes))}: expected sizes of at least 2")
         if self.queue_length == 1:
-            raise InputError("--queue-length is 1: expected 0 (no queue) or at least 2, the best and the second best match")
+            raise InputError(
+                "--queue-length is 1: expected 0 (no queue) or at least 2, the best and the second best match"
+            )
 
 
 PRESETS = {
     "published": {},
     "digits": {
+        # Two views, no neighbours: among ten classes the nearest image too often shows another digit early on. The larger
+        # classifiers only shape the representation; the one to be used is chosen among the eight of ten classes.
         "arch": "small_convnet",
-        "classes": [10] * 8,
-        "epochs": 100,
-        "batch_size": 256,
-        "queue_length": 1024,
+        "global_crops_size": 8,
+        "local_crops_number": 0,
+        "classes": [10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 20, 40, 40, 40],
+        "row_tau": 0.15,
+        "dim": 64,
+        "hidden_dim": 256,
+        "queue_length": 0,
+        "epochs": 90,
+        "batch_size": 128,
+        "optimizer": "adamw",
+        "lr": 0.002,
+        "warmup_epochs": 5,
+        "warmup_start": 0.0002,
+        "final_lr": 0.000002,
+        "weight_decay": 0.0001,
     },
 }
 
@@ -69,9 +85,12 @@ class SelfClassifier(Method):
     def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
         super().__init__()
         if config.head_layers == 0 and config.dim != backbone.width:
-            raise InputError(f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}")
+            raise InputError(
+                f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}"
+            )
         self.config = config
         self.num_global = num_global
+        self.temperature = config.row_tau
         self.backbone = backbone
         self.projection_head = ProjectionHead(
             backbone.width, config.hidden_dim, config.dim, config.head_layers, config.head_bn, config.activation
@@ -109,7 +128,9 @@ class SelfClassifier(Method):
         # all views through each classifier at once
         stacked = torch.cat(embeddings)
         logits = [classifier(stacked).chunk(len(embeddings)) for classifier in self.classifiers]  # K × V × (B, C_k)
-        terms = self_classifier_terms(logits, self.config.row_tau, self.config.col_tau, self.config.eps, self.num_global)
+        terms = self_classifier_terms(
+            logits, self.config.row_tau, self.config.col_tau, self.config.eps, self.num_global
+        )
         return Step(terms.mean(), {"terms": terms.detach(), **self._occupancy(logits)}, neighbors)
 
     def embed_views(self, views: list[Tensor]) -> tuple[Tensor, ...]:
@@ -150,6 +171,15 @@ class SelfClassifier(Method):
             summary[f"used_{k}"] = int((averages[f"share_{k}"] > 0).sum())
             summary[f"entropy_{k}"] = -torch.special.xlogy(prediction, prediction).sum().item()
         return summary
+
+    def report(self, summary: dict) -> str:
+        """One row per classifier; `balance` is the entropy of the mean prediction over ln C: 1 when all classes weigh alike."""
+        rows = [
+            [f"classifier {k}" + " (chosen)" * (k == summary["classifier"]), str(size), f"{summary[f'loss_{k}']:.3f}"]
+            + [str(summary[f"used_{k}"]), f"{summary[f'entropy_{k}'] / math.log(size):.3f}"]
+            for k, size in enumerate(self.config.classes)
+        ]
+        return table(["last epoch", "classes", "loss", "used", "balance"], rows)
 
     def diagnose(self, history: list[dict]) -> str | None:
         recent = history[-5:]

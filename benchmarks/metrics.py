@@ -1,0 +1,190 @@
+"""Time the clustering scores against scikit-learn and SciPy, side by side in one run.
+
+    python benchmarks/metrics.py                 # about six minutes: scikit-learn's AMI takes most of it
+    python benchmarks/metrics.py --quick         # seconds, smaller data
+    python benchmarks/metrics.py --json out.json
+
+Both sides get the same label arrays and include their own contingency table. They take turns, so that a busy machine
+slows both down.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import scipy
+import sklearn
+from scipy.optimize import linear_sum_assignment
+from sklearn import metrics as theirs
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from src import metrics as ours
+
+
+def imagenet_class_sizes(rng, N, K):
+    """Like ImageNet's training set: 1300 images in 895 of 1000 classes, from 732 on in the others, scaled to N."""
+    sizes = np.where(np.arange(K) < 0.895 * K, 1300, rng.integers(732, 1300, K))
+    return with_sum(sizes, N)
+
+
+def broad_sizes(rng, N, K):
+    """Log-normal sizes: the largest clusters are some twenty times the smallest."""
+    return with_sum(rng.lognormal(0, 0.5, K), N)
+
+
+def different_sizes(rng, N, K):
+    """The same spread, but no two sizes are equal; in random order."""
+    sizes = np.sort(broad_sizes(rng, N, K))
+    sizes = np.maximum.accumulate(sizes - np.arange(K)) + np.arange(K)
+    sizes[-1] += N - sizes.sum()
+    if len(np.unique(sizes)) < K:
+        raise ValueError(f"{K} different sizes of this spread do not fit into {N} images")
+    return rng.permutation(sizes)
+
+
+def with_sum(sizes, N):
+    """Scale to whole numbers with sum N."""
+    ends = np.round(np.cumsum(sizes) * (N / np.sum(sizes))).astype(int)
+    return np.diff(ends, prepend=0)
+
+
+def labels_and_clusters(rng, class_sizes, cluster_sizes, agreement=0.4):
+    """Clusters of exactly these sizes, in which about this share of the images is of the cluster's own class."""
+    agreeing = (agreement * np.minimum(class_sizes, cluster_sizes)).astype(int)
+    ids = np.arange(len(class_sizes))
+    labels = np.concatenate([ids.repeat(agreeing), ids.repeat(class_sizes - agreeing)])
+    clusters = np.concatenate([ids.repeat(agreeing), rng.permutation(ids.repeat(cluster_sizes - agreeing))])
+    order = rng.permutation(len(labels))
+    return labels[order], clusters[order]
+
+
+def their_accuracy(labels, clusters):
+    counts = theirs.confusion_matrix(labels, clusters)
+    return counts[linear_sum_assignment(counts, maximize=True)].sum() / len(labels)
+
+
+def our_accuracy(labels, clusters):
+    counts = ours.contingency(labels, clusters)[2]
+    return counts[ours.match_clusters(counts), np.arange(counts.shape[1])].sum() / len(labels)
+
+
+SCORES = {
+    "ami": (
+        lambda labels, clusters: ours.adjusted_mutual_information(ours.contingency(labels, clusters)[2]),
+        theirs.adjusted_mutual_info_score,
+    ),
+    "nmi": (
+        lambda labels, clusters: ours.normalized_mutual_information(ours.contingency(labels, clusters)[2]),
+        theirs.normalized_mutual_info_score,
+    ),
+    "ari": (
+        lambda labels, clusters: ours.adjusted_rand_index(ours.contingency(labels, clusters)[2]),
+        theirs.adjusted_rand_score,
+    ),
+    "acc": (our_accuracy, their_accuracy),
+}
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    value = function(*arguments)
+    return time.perf_counter() - start, value
+
+
+def compare(score, labels, clusters, budget):
+    """Time both sides in turn, twice at least, until either five turns or `budget` seconds are over."""
+    seconds, largest_difference = {"ours": [], "theirs": []}, 0.0
+    start = time.perf_counter()
+    while len(seconds["ours"]) < 2 or (len(seconds["ours"]) < 5 and time.perf_counter() - start < budget):
+        values = []
+        for side, function in zip(seconds, SCORES[score], strict=True):
+            duration, value = timed(function, labels, clusters)
+            seconds[side].append(duration)
+            values.append(value)
+        largest_difference = max(largest_difference, abs(values[0] - values[1]))
+    return {
+        "score": score,
+        "value": float(values[0]),
+        "seconds": seconds,
+        "ratio": median(seconds["theirs"]) / median(seconds["ours"]),
+        "largest_difference": float(largest_difference),
+    }
+
+
+def machine():
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].split(":", 1)[1].strip() if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "not set"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "scikit-learn": sklearn.__version__,
+    }
+
+
+def spread(seconds):
+    return f"{median(seconds):9.4f} ({min(seconds):.4f}-{max(seconds):.4f})"
+
+
+def main(arguments):
+    where = machine()
+    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    warnings.simplefilter("ignore")  # scikit-learn takes many classes for a sign of a regression target
+
+    small, large, K = (5_000, 60_000, 100) if arguments.quick else (50_000, 1_281_167, 1000)
+    cases = [
+        (f"{small:,} images, {K} equal classes", small, lambda rng, N, K: with_sum(np.ones(K), N), broad_sizes),
+        (f"{large:,} images, {K} classes as in ImageNet", large, imagenet_class_sizes, broad_sizes),
+        (f"{large:,} images, {K} classes, no two sizes equal", large, different_sizes, different_sizes),
+    ]
+    results = []
+    for title, N, class_sizes_of, cluster_sizes_of in cases:
+        rng = np.random.default_rng(0)
+        class_sizes, cluster_sizes = class_sizes_of(rng, N, K), cluster_sizes_of(rng, N, K)
+        labels, clusters = labels_and_clusters(rng, class_sizes, cluster_sizes)
+        sizes = {
+            "different_class_sizes": len(np.unique(class_sizes)),
+            "different_cluster_sizes": len(np.unique(cluster_sizes)),
+            "smallest_cluster": int(cluster_sizes.min()),
+            "largest_cluster": int(cluster_sizes.max()),
+        }
+        print(f"\n{title}: " + ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in sizes.items()))
+        print(f"{'':5}{'ours, s: median (range)':29}{'theirs, s':31}{'ratio':>7}{'difference':>12}{'runs':>6}")
+        rows = []
+        for score in SCORES:
+            row = compare(score, labels, clusters, arguments.budget)
+            rows.append(row)
+            mine, yours = row["seconds"]["ours"], row["seconds"]["theirs"]
+            print(
+                f"{score:5}{spread(mine):29}{spread(yours):31}{row['ratio']:7.1f}{row['largest_difference']:12.1e}"
+                f"{len(mine):6}",
+                flush=True,
+            )
+        all_four = [timed(ours.clustering_scores, labels, clusters)[0] for _ in range(5)]
+        print(f"all  {spread(all_four)}  (clustering_scores)", flush=True)
+        results.append({"case": title, "N": N, "K": K, **sizes, "scores": rows, "clustering_scores_seconds": all_four})
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="smaller data, for a look at the table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers, every run, to this file")
+    parser.add_argument("--budget", type=float, default=60, help="no further runs of a score after so many seconds")
+    arguments = parser.parse_args()
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: its folder does not exist")
+    main(arguments)

@@ -1,0 +1,282 @@
+"""Views of colour photographs, with the published parameters of Self-Classifier (arXiv:2103.10994v3, after DINO).
+
+A view is made in two parts. The crop comes first: its box is cut from the image and resized (bicubic, antialiased); of
+files in worker processes, as uint8. Everything photometric follows on whole batches, on the training device, with each
+image's own random numbers: flip, colour jitter in random order, grayscale, Gaussian blur, solarise, normalise.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .randomness import uniforms
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
+ORDERS = np.array(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
+TRIES = 10  # boxes drawn before the central crop is taken, as torchvision
+
+# The draws of a view, by position: a try takes four, then come the photometric ones.
+FLIP, JITTER, ORDER, FACTORS, GRAYSCALE, BLUR, RADIUS, SOLARIZE = 0, 1, 2, slice(3, 7), 7, 8, 9, 10
+PHOTOMETRIC = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoRecipe:
+    """One kind of view. Probabilities unless said otherwise."""
+
+    size: int  # output pixels
+    scale: tuple[float, float]  # share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width to height
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4  # factor 1 ± x
+    contrast: float = 0.4  # factor 1 ± x
+    saturation: float = 0.2  # factor 1 ± x
+    hue: float = 0.1  # ± x of the colour circle
+    grayscale: float = 0.2
+    blur: float = 0.5
+    blur_radius: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels of the view
+    solarize: float = 0.0  # grey levels from 128 up are inverted
+
+
+def published_views(
+    num_global: int,
+    num_local: int,
+    global_size: int,
+    local_size: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+) -> list[PhotoRecipe]:
+    """The published recipes: the first global view is hardly ever blurred, the others always, locals every other time.
+
+    The blur radius is in pixels and was chosen for views of 224 pixels; for views of up to 64 it shrinks with the side.
+    """
+
+    def radius(size: int) -> tuple[float, float]:
+        return (0.1, 2.0) if size > 64 else (0.1, max(2.0 * size / 64, 0.2))
+
+    first = PhotoRecipe(size=global_size, scale=global_scale, blur=0.1, blur_radius=radius(global_size))
+    other = PhotoRecipe(size=global_size, scale=global_scale, blur=1.0, solarize=0.2, blur_radius=radius(global_size))
+    local = PhotoRecipe(size=local_size, scale=local_scale, blur=0.5, blur_radius=radius(local_size))
+    return [first, *[other] * (num_global - 1), *[local] * num_local]
+
+
+class PhotoViews:
+    """Augmented views, and the central view for evaluation, of photographs in memory or in files.
+
+    Args:
+        recipes: one for each view.
+        mean, std: normalisation of RGB in [0, 1].
+        eval_resize: the shorter side is resized to it before the central crop of the first recipe's size is taken.
+    """
+
+    def __init__(self, recipes: list[PhotoRecipe], eval_resize: int, mean=IMAGENET_MEAN, std=IMAGENET_STD):
+        self.recipes, self.eval_resize = recipes, eval_resize
+        self.eval_size = recipes[0].size
+        self.mean, self.std = mean, std
+
+    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        crops = []
+        for view, recipe in enumerate(self.recipes):
+            boxes = crop_boxes(recipe, seed, epoch, indices, view, height, width)
+            crops.append(crop_resize(images, boxes, recipe.size))
+        return self.finish(crops, indices, seed, epoch)
+
+    def cut(self, image: Image.Image, index: int, seed: int, epoch: int) -> list[np.ndarray]:
+        """The crops of one decoded image, V × (3, size, size) uint8."""
+        crops = []
+        for view, recipe in enumerate(self.recipes):
+            top, left, height, width = crop_boxes(
+                recipe, seed, epoch, np.array([index]), view, image.height, image.width
+            )[0].tolist()
+            crop = image.crop((left, top, left + width, top + height)).resize(
+                (recipe.size, recipe.size), Image.Resampling.BICUBIC
+            )
+            crops.append(np.asarray(crop).transpose(2, 0, 1))
+        return crops
+
+    def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        """Everything photometric, on crops of grey levels 0 to 255."""
+        return [
+            normalise(photometric(crop, recipe, seed, epoch, indices, view), self.mean, self.std)
+            for view, (crop, recipe) in enumerate(zip(crops, self.recipes, strict=True))
+        ]
+
+    def single(self, images: Tensor) -> Tensor:
+        """The evaluation view of images in memory: shorter side to `eval_resize`, central crop, normalised."""
+        images = rgb(images.float())
+        shorter = min(images.shape[-2:])
+        if shorter != self.eval_resize:
+            size = [round(side * self.eval_resize / shorter) for side in images.shape[-2:]]
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        top, left = ((side - self.eval_size) // 2 for side in images.shape[-2:])
+        return normalise(images[..., top : top + self.eval_size, left : left + self.eval_size], self.mean, self.std)
+
+    def single_cut(self, image: Image.Image) -> np.ndarray:
+        """The evaluation crop of a decoded image, (3, size, size) uint8."""
+        scale = self.eval_resize / min(image.size)
+        resized = image.resize(
+            [max(round(side * scale), self.eval_resize) for side in image.size], Image.Resampling.BILINEAR
+        )
+        left, top = ((side - self.eval_size) // 2 for side in resized.size)
+        return np.asarray(resized.crop((left, top, left + self.eval_size, top + self.eval_size))).transpose(2, 0, 1)
+
+    def single_finish(self, crops: Tensor) -> Tensor:
+        return normalise(crops.float(), self.mean, self.std)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# crops
+
+
+def crop_boxes(
+    recipe: PhotoRecipe, seed: int, epoch: int, indices: np.ndarray, view: int, height: int, width: int
+) -> np.ndarray:
+    """(B, 4) int boxes (top, left, height, width) of a random resized crop, for images of one size.
+
+    Area share uniform in `scale`, aspect ratio log-uniform in `ratio`; after ten boxes that do not fit, the central one of
+    the nearest allowed ratio, as torchvision does.
+    """
+    u = uniforms(seed, epoch, indices, view, PHOTOMETRIC + 4 * TRIES)[:, PHOTOMETRIC:].reshape(-1, TRIES, 4)
+    area = height * width * (recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * u[..., 0])
+    low, high = math.log(recipe.ratio[0]), math.log(recipe.ratio[1])
+    ratio = np.exp(low + (high - low) * u[..., 1])
+    w, h = np.rint(np.sqrt(area * ratio)).astype(int), np.rint(np.sqrt(area / ratio)).astype(int)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.argmax(axis=1)[:, None]
+    w, h, y, x = (np.take_along_axis(values, first, axis=1)[:, 0] for values in (w, h, u[..., 2], u[..., 3]))
+    boxes = np.stack([np.floor(y * (height - h + 1)), np.floor(x * (width - w + 1)), h, w], axis=1).astype(int)
+    boxes[~fits.any(axis=1)] = _central_box(recipe.ratio, height, width)
+    return boxes
+
+
+def _central_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = min(round(w / ratio[0]), height)
+    elif width / height > ratio[1]:
+        w = min(round(h * ratio[1]), width)
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop_resize(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
+    """Cut each image's own box and resize it, (B, C, H, W) → (B, C, size, size) float grey levels rounded as Pillow's.
+
+    Resizing is linear, so it is a product with each image's own weights from the left (rows) and the right (columns).
+    """
+    boxes = torch.from_numpy(boxes).to(images.device)
+    rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], size)  # (B, size, H)
+    columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], size)  # (B, size, W)
+    with torch.autocast(images.device.type, enabled=False):
+        across = (images.float() @ columns[:, None].mT).round_().clamp_(0, 255)  # Pillow rounds between the passes
+        return (rows[:, None] @ across).round_().clamp_(0, 255)
+
+
+def _resize_weights(first: Tensor, length: Tensor, side: int, size: int) -> Tensor:
+    """(B, size, side) weights of bicubic interpolation (a = -1/2), widened when shrinking, within each box only."""
+    scale = (length / size).float()[:, None, None]
+    support = scale.clamp(min=1.0)
+    centre = (torch.arange(size, device=first.device)[None, :, None] + 0.5) * scale
+    pixel = torch.arange(side, device=first.device)[None, None, :] - first[:, None, None]  # counted from the box's edge
+    x = ((pixel + 0.5 - centre) / support).abs()
+    weights = torch.where(
+        x < 1, (1.5 * x - 2.5) * x * x + 1, torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0)
+    )
+    weights = torch.where((pixel >= 0) & (pixel < length[:, None, None]), weights, 0.0)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# colour; grey levels 0 to 255 throughout
+
+
+def photometric(crops: Tensor, recipe: PhotoRecipe, seed: int, epoch: int, indices: np.ndarray, view: int) -> Tensor:
+    """Flip, colour jitter, grayscale, blur and solarise (B, C, s, s), each image by its own draws."""
+    u = uniforms(seed, epoch, indices, view, PHOTOMETRIC)
+    device = crops.device
+    x = rgb(crops.float())
+    x = _where(u[:, FLIP] < recipe.flip, x.flip(-1), x)
+    strength = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
+    centre = np.array([1.0, 1.0, 1.0, 0.0])
+    factors = torch.from_numpy(centre + strength * (2 * u[:, FACTORS] - 1)).float().to(device)
+    order = ORDERS[(u[:, ORDER] * len(ORDERS)).astype(int)]
+    jittered = u[:, JITTER] < recipe.jitter
+    for place in range(4):
+        for k, operation in enumerate((adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)):
+            rows = torch.from_numpy(np.flatnonzero(jittered & (order[:, place] == k))).to(device)
+            if len(rows):
+                x[rows] = operation(x[rows], factors[rows, k])
+    x = _where(u[:, GRAYSCALE] < recipe.grayscale, grey(x).expand_as(x), x)
+    rows = torch.from_numpy(np.flatnonzero(u[:, BLUR] < recipe.blur)).to(device)
+    if len(rows):
+        low, high = recipe.blur_radius
+        radius = torch.from_numpy(low + (high - low) * u[:, RADIUS]).float().to(device)
+        x[rows] = gaussian_blur(x[rows], radius[rows])
+    return _where(u[:, SOLARIZE] < recipe.solarize, torch.where(x >= 128, 255 - x, x), x)
+
+
+def _where(rows: np.ndarray, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(torch.from_numpy(rows).to(no.device).view(-1, 1, 1, 1), yes, no)
+
+
+def rgb(x: Tensor) -> Tensor:
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+
+
+def grey(x: Tensor) -> Tensor:
+    """(B, 1, s, s) luminance."""
+    return (x * x.new_tensor(GREY).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    factor = factor.view(-1, 1, 1, 1)
+    return (factor * x + (1 - factor) * other).clamp(0, 255)
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return _blend(x, torch.zeros_like(x), factor)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Towards the mean of the image's luminance, rounded to a grey level as in Pillow."""
+    return _blend(x, grey(x).mean(dim=(1, 2, 3), keepdim=True).round(), factor)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return _blend(x, grey(x), factor)
+
+
+def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` of a full circle, in HSV."""
+    high, low = x.amax(dim=1, keepdim=True), x.amin(dim=1, keepdim=True)
+    chroma = high - low
+    r, g, b = x.split(1, dim=1)
+    safe = chroma.clamp(min=1e-6)
+    sector = torch.where(high == r, (g - b) / safe, torch.where(high == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    turned = sector + 6 * shift.view(-1, 1, 1, 1)
+    # Back from (hue, chroma, value): each channel is the value less the chroma's share at its place on the circle.
+    place = (x.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + turned) % 6
+    return high - chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+
+
+def gaussian_blur(x: Tensor, radius: Tensor) -> Tensor:
+    """Blur each image with a Gaussian of its own standard deviation; pixels at the edge are repeated outwards."""
+    reach = max(1, math.ceil(3 * float(radius.max())))
+    taps = torch.arange(-reach, reach + 1, device=x.device).float()
+    kernel = torch.exp(-0.5 * (taps / radius[:, None]).square())
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(x.shape[1], dim=0)  # (B*3, taps)
+    planes = F.pad(x, [reach] * 4, mode="replicate").flatten(0, 1)[None]  # (1, B*3, s, s)
+    planes = F.conv2d(planes, kernel[:, None, None, :], groups=len(kernel))
+    return F.conv2d(planes, kernel[:, None, :, None], groups=len(kernel))[0].view_as(x)
+
+
+def normalise(x: Tensor, mean, std) -> Tensor:
+    return (x / 255 - x.new_tensor(mean).view(1, 3, 1, 1)) / x.new_tensor(std).view(1, 3, 1, 1)

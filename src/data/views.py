@@ -1,0 +1,34 @@
+"""Which recipe of views goes with which data."""
+
+from .datasets import Images, MemoryImages
+from .digits import DigitRecipe, DigitViews
+from .loaders import Views
+from .photographs import PhotoViews, published_views
+
+CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training images
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "cifar100-20": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+
+
+def build_views(
+    name: str,
+    data: Images,
+    num_global: int,
+    num_local: int,
+    global_size: int,
+    local_size: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+) -> Views:
+    """The views of a data set: the digits' own recipe, or the published one for photographs.
+
+    Evaluation takes the central 224 of 256 pixels of a large image, and the whole of a small one.
+    """
+    if name == "digits":
+        return DigitViews([DigitRecipe(size=global_size)] * num_global + [DigitRecipe(size=local_size)] * num_local)
+    recipes = published_views(num_global, num_local, global_size, local_size, global_scale, local_scale)
+    small = isinstance(data, MemoryImages) or global_size <= 64
+    return PhotoViews(
+        recipes, global_size if small else round(global_size * 256 / 224), *CIFAR_STATISTICS.get(name, ())
+    )
