@@ -1,6 +1,6 @@
 """Time the clustering scores against scikit-learn and SciPy, side by side in one run.
 
-    python benchmarks/metrics.py                 # about six minutes: scikit-learn's AMI takes most of it
+    python benchmarks/metrics.py                 # a quarter of an hour, nearly all of it in scikit-learn's AMI
     python benchmarks/metrics.py --quick         # seconds, smaller data
     python benchmarks/metrics.py --json out.json
 

@@ -1,0 +1,185 @@
+import math
+
+import pytest
+import torch
+
+from src.losses import self_classifier, self_classifier_terms
+
+
+def wave(C, offset, V, N):
+    """The logits of the fact sheet: z_v[n, c] = sin(1 + 0.7 n + 1.3 c + 2.1 v + offset)."""
+    v, n, c = torch.meshgrid(*(torch.arange(size).double() for size in (V, N, C)), indexing="ij")
+    return torch.sin(1 + 0.7 * n + 1.3 * c + 2.1 * v + offset).requires_grad_()
+
+
+def by_loops(logits, row_tau, col_tau, eps=1e-12, num_global=2):
+    """The equation, one pair of views and one sum at a time."""
+    terms = []
+    for views in logits:
+        N, C = views[0].shape
+        for i, a in enumerate(views):
+            for j, b in enumerate(views):
+                if i == j or (i >= num_global and j >= num_global):
+                    continue
+                total = 0.0
+                column = [sum(math.exp(a[m, y] / col_tau) for m in range(N)) for y in range(C)]
+                row = [sum(math.exp(b[n, y] / row_tau) for y in range(C)) for n in range(N)]
+                mass = [sum(math.exp(b[n, y] / row_tau) / row[n] for n in range(N)) for y in range(C)]
+                for n in range(N):
+                    p_x_given_y = [math.exp(a[n, y] / col_tau) / column[y] for y in range(C)]
+                    for y in range(C):
+                        target = p_x_given_y[y] / max(sum(p_x_given_y), eps)
+                        prediction = N / C * math.exp(b[n, y] / row_tau) / row[n] / max(mass[y], eps)
+                        total -= target * math.log(prediction + eps)
+                terms.append(total / N)
+    return sum(terms) / len(terms)
+
+
+# case: classifiers (C, offset), V, N, row_tau, col_tau, eps, loss and gradient norms in float64
+SHEET = [
+    ([(4, 0)], 2, 6, 0.1, 0.05, 1e-12, 11.1211610700, [13.30151999]),
+    ([(4, 0)], 4, 6, 0.1, 0.05, 1e-12, 8.9597304352, [3.06582157]),
+    ([(4, 0), (10, 0.5)], 4, 6, 0.1, 0.05, 1e-12, 9.8755743755, [1.53291079, 0.96897441]),
+    ([(4, 0)], 2, 6, 1.0, 1.0, 1e-12, 1.7624113238, [0.20971921]),
+    ([(4, 0), (10, 0.5)], 8, 16, 0.1, 0.05, 1e-12, 9.8920283040, [0.54713132, 0.48563674]),
+    ([(4, 0)], 2, 6, 0.1, 0.1, 1e-8, 11.2130313975, [7.56137548]),
+]
+
+
+@pytest.mark.parametrize(("classifiers", "V", "N", "row_tau", "col_tau", "eps", "loss", "norms"), SHEET)
+def test_loss_and_gradient_of_the_fact_sheet(classifiers, V, N, row_tau, col_tau, eps, loss, norms):
+    logits = [wave(C, offset, V, N) for C, offset in classifiers]
+    value = self_classifier(logits, row_tau, col_tau, eps)
+    value.backward()
+    assert value.item() == pytest.approx(loss, abs=1e-9)
+    assert [z.grad.norm().item() for z in logits] == pytest.approx(norms, abs=1e-7)
+    assert self_classifier([z.float() for z in logits], row_tau, col_tau, eps).item() == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("num_global", [1, 2, 3])
+def test_loss_equals_loops_over_the_equation(num_global):
+    torch.manual_seed(0)
+    logits = [list(torch.randn(4, 5, C, dtype=torch.double)) for C in (3, 7)]
+    expected = by_loops(logits, 0.3, 0.2, num_global=num_global)
+    assert self_classifier(logits, 0.3, 0.2, num_global=num_global).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_gradient_is_the_slope():
+    torch.manual_seed(0)
+    z = torch.randn(3, 5, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: self_classifier([x], 0.5, 0.4), z)
+
+
+def test_collapse_costs_log_c():
+    row = torch.rand(7).double() / 5
+    assert self_classifier([row.expand(2, 20, 7)], 0.1, 0.05).item() == pytest.approx(math.log(7), abs=1e-9)
+
+
+def test_confident_consistent_balanced_costs_nothing():
+    z = 10 * torch.eye(5).double().repeat(4, 1)
+    assert self_classifier([torch.stack([z, z])], 0.1, 0.05).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_confident_with_shares_q_costs_their_divergence_from_uniform():
+    counts = [8, 4, 2, 2]
+    z = 10 * torch.eye(4).double().repeat_interleave(torch.tensor(counts), dim=0)
+    expected = sum(c / 16 * math.log(4 * c / 16) for c in counts)
+    assert self_classifier([torch.stack([z, z])], 0.1, 0.05).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_unused_classes_are_expensive():
+    z = torch.zeros(21, 7).double()
+    z[:12, 0] = z[12:, 1] = 100
+    assert self_classifier([torch.stack([z, z])], 0.1, 0.05).item() == pytest.approx(20.12485695, rel=1e-6)
+
+
+def test_names_of_classes_and_order_of_images_do_not_matter():
+    torch.manual_seed(0)
+    z = torch.randn(4, 12, 6)
+    expected = self_classifier([z], 0.1, 0.05).item()
+    assert self_classifier([z[..., torch.randperm(6)]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-5)
+    assert self_classifier([z[:, torch.randperm(12)]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-5)
+    assert self_classifier([z[[1, 0, 3, 2]]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_terms_are_the_losses_of_each_classifier_alone():
+    torch.manual_seed(0)
+    logits = [torch.randn(3, 8, C) for C in (4, 9)]
+    alone = [self_classifier([z], 0.2, 0.1).item() for z in logits]
+    assert self_classifier_terms(logits, 0.2, 0.1).tolist() == pytest.approx(alone, rel=1e-5)
+
+
+def test_half_precision_is_raised():
+    z = torch.randn(2, 16, 8)
+    value = self_classifier([z.bfloat16()], 0.1, 0.05)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(self_classifier([z.bfloat16().float()], 0.1, 0.05).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("row_tau", "col_tau"), [(0, 0.1), (0.1, -1)])
+def test_temperatures_must_be_positive(row_tau, col_tau):
+    with pytest.raises(ValueError, match="positive"):
+        self_classifier([torch.zeros(2, 4, 3)], row_tau, col_tau)
+
+
+def test_one_view_is_not_enough():
+    with pytest.raises(ValueError, match="two views"):
+        self_classifier([torch.zeros(1, 4, 3)], 0.1, 0.05)
+
+
+def test_authors_loss_and_gradient(golden):
+    data = golden("self_classifier_loss.npz")
+    cases = sorted({name.split("_")[0] for name in data.files if name.startswith("case")})
+    assert cases
+    for case in cases:
+        settings = [float(data[f"{case}_{name}"]) for name in ("row_tau", "col_tau", "eps")]
+        K = len(data[f"{case}_classes"])
+        scale = max(np_max(data[f"{case}_grad64_{k}"]) for k in range(K))
+        for dtype, value_rtol, grad_rtol in ((torch.float64, 1e-9, 1e-9), (torch.float32, 1e-5, 5e-5)):
+            logits = [torch.from_numpy(data[f"{case}_logits{k}"]).to(dtype).requires_grad_() for k in range(K)]
+            loss = self_classifier(logits, *settings)
+            loss.backward()
+            assert loss.item() == pytest.approx(float(data[f"{case}_loss64"]), rel=value_rtol, abs=1e-9), case
+            for k, z in enumerate(logits):
+                difference = np_max(z.grad.numpy() - data[f"{case}_grad64_{k}"])
+                assert difference <= max(grad_rtol * scale, 1e-8), (case, k, dtype)
+
+
+def np_max(array):
+    return float(abs(array).max())
+
+
+def test_authors_loss_over_ranks(golden, run_ranks, tmp_path):
+    data = golden("self_classifier_loss.npz")
+    cases = sorted({name.split("_")[0] for name in data.files if name.startswith("dist")})
+    for W in sorted({int(data[f"{case}_world_size"]) for case in cases}):
+        mine = [case for case in cases if int(data[f"{case}_world_size"]) == W]
+        work = [
+            {
+                "logits": [torch.from_numpy(data[f"{case}_logits{k}"]) for k in range(len(data[f"{case}_classes"]))],
+                "settings": [float(data[f"{case}_{name}"]) for name in ("row_tau", "col_tau", "eps")],
+            }
+            for case in mine
+        ]
+        torch.save(work, tmp_path / "work.pt")
+        saved = run_ranks(
+            W,
+            """
+            from src.losses import self_classifier
+            results = []
+            for work in torch.load(out / "work.pt"):
+                logits = [z.chunk(distributed.world_size(), dim=1)[rank].double().requires_grad_() for z in work["logits"]]
+                loss = self_classifier(logits, *work["settings"])
+                loss.backward()
+                results.append((loss.item(), [z.grad for z in logits]))
+            torch.save(results, out / f"{rank}.pt")
+            """,
+        )
+        for number, case in enumerate(mine):
+            losses = [rank[number][0] for rank in saved]
+            assert losses == pytest.approx(data[f"{case}_rank_loss64"].tolist(), rel=1e-9)
+            assert sum(losses) / W == pytest.approx(float(data[f"{case}_whole_batch_loss64"]), rel=1e-9)
+            for k in range(len(work[number]["logits"])):
+                joined = torch.cat([rank[number][1][k] for rank in saved], dim=1).numpy()
+                expected = data[f"{case}_grad64_{k}"]
+                assert np_max(joined - expected) <= 1e-9 * max(np_max(expected), 1e-3)
