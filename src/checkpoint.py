@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import subprocess
+import warnings
 from pathlib import Path
 
 import torch
@@ -58,7 +59,9 @@ def _read(path: str | Path) -> object:
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of another protocol, which are refused below anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class|operand)\S* (\S+)", str(error))
         if culprit:
@@ -66,9 +69,8 @@ def _read(path: str | Path) -> object:
             raise InputError(f"checkpoint {path}: refused, loading it would execute code ({name})") from None
         raise InputError(f"checkpoint {path}: not a checkpoint, or damaged") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"checkpoint {path}: cannot be read, truncated or damaged ({str(error).splitlines()[0][:100]})"
-        ) from None
+        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(f"checkpoint {path}: cannot be read, truncated or damaged ({detail})") from None
 
 
 def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -152,6 +152,7 @@ class _FileBatches:
                 persistent_workers=self.workers > 0,
                 pin_memory=pin,
                 worker_init_fn=_ignore_signals,
+                collate_fn=_as_it_is,
             )
         return iter(self.loader)
 
@@ -200,6 +201,10 @@ class _Reader(Dataset):
                 damaged.append((self.data.paths[index], f"{type(error).__name__}: {error}"))
             index = (index + 1) % len(self.data)
         raise RuntimeError(f"none of 100 images in a row could be decoded, the last was {damaged[-1]}")
+
+
+def _as_it_is(batch):
+    return batch  # torch's own conversion would turn the indices into tensors
 
 
 def available_workers() -> int:

@@ -1,0 +1,175 @@
+"""Stop and go on, bit for bit; damaged images; losses that are not finite."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.config import RunError
+from src.data.datasets import MemoryImages, open_data
+from src.data.digits import DigitRecipe, DigitViews
+from src.data.loaders import TrainLoader
+from src.data.photographs import PhotoViews, published_views
+from src.logs import Progress
+from src.methods import METHODS, build_method
+from src.optim import build_optimizer, warmup_cosine
+from src.trainer import Interrupted, Trainer
+
+CPU = torch.device("cpu")
+
+
+def make_trainer(name="self_classifier", optimizer="lars", epochs=3, autocast=None):
+    torch.manual_seed(0)
+    config = METHODS[name].Config(classes=(6, 10), dim=8, hidden_dim=16, queue_length=48)
+    digits = open_data("digits", "train")
+    data = MemoryImages(digits.images[:100], digits.labels[:100], digits.classes)
+    loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), 24, 0, CPU)
+    method = build_method(name, config, "small_convnet", 1, 8, 16, 2)
+    lr = warmup_cosine(0.5, 0.001, 0.1, 1, epochs, len(loader))
+    return Trainer(method, build_optimizer(optimizer, method, 0.5, 0.9, 1e-4), lr, loader, data.labels, CPU, autocast)
+
+
+def quiet():
+    return Progress(1, 0, enabled=False)
+
+
+class StopAfter:
+    """Asks to stop as the given step ends."""
+
+    def __init__(self, trainer, step):
+        self.trainer, self.at = trainer, step
+
+    @property
+    def number(self):
+        return signal.SIGTERM if self.trainer.step + 1 == self.at else 0
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
+def test_stopping_at_any_step_changes_no_bit(optimizer, stop_at, tmp_path):
+    straight = make_trainer(optimizer=optimizer)
+    expected = [straight.train_epoch(quiet()) for _ in range(3)]
+
+    first = make_trainer(optimizer=optimizer)
+    first.stop_request = StopAfter(first, stop_at)
+    summaries = []
+    with pytest.raises(Interrupted):
+        while True:
+            summaries.append(first.train_epoch(quiet()))
+    assert first.step == stop_at
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+
+    torch.manual_seed(99)
+    second = make_trainer(optimizer=optimizer)
+    second.load_state_dict(torch.load(tmp_path / "state.pt"))
+    while second.epoch < 3:
+        summaries.append(second.train_epoch(quiet()))
+
+    timing = {"seconds", "images_per_second"}
+    for a, b in zip(expected, summaries, strict=True):
+        assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
+    for name, value in straight.state_dict()["model"].items():
+        assert torch.equal(value, second.state_dict()["model"][name]), name
+    for a, b in zip(
+        straight.optimizer.state_dict()["state"].values(), second.optimizer.state_dict()["state"].values(), strict=True
+    ):
+        assert all(torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])) for key in a)
+
+
+def test_bfloat16_resumes_bit_for_bit_too():
+    straight, first = make_trainer(autocast=torch.bfloat16), make_trainer(autocast=torch.bfloat16)
+    straight.train_epoch(quiet())
+    first.stop_request = StopAfter(first, 2)
+    with pytest.raises(Interrupted):
+        first.train_epoch(quiet())
+    second = make_trainer(autocast=torch.bfloat16)
+    second.load_state_dict(first.state_dict())
+    second.train_epoch(quiet())
+    expected = straight.state_dict()["model"]
+    assert all(torch.equal(value, expected[name]) for name, value in second.state_dict()["model"].items())
+
+
+def test_the_loss_falls():
+    trainer = make_trainer(epochs=12, optimizer="adamw")
+    trainer.lr = lambda step: 0.003
+    summaries = [trainer.train_epoch(quiet()) for _ in range(12)]
+    assert summaries[-1]["loss"] < summaries[0]["loss"] - 0.5
+    assert json.dumps(summaries)  # plain numbers only
+
+
+@pytest.mark.parametrize(("labels", "agreement"), [(torch.zeros(100).long(), 1.0), (torch.arange(100), 0.0)])
+def test_neighbours_agreement_counts_equal_labels_of_other_images(labels, agreement):
+    trainer = make_trainer(epochs=2)
+    trainer.labels = labels
+    summaries = [trainer.train_epoch(quiet()) for _ in range(2)]
+    assert summaries[-1]["neighbor_agreement"] == agreement
+
+
+def test_images_without_a_label_do_not_count_as_agreeing():
+    trainer = make_trainer(epochs=2)
+    trainer.labels = torch.full((100,), -1)
+    assert all("neighbor_agreement" not in trainer.train_epoch(quiet()) for _ in range(2))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    trainer = make_trainer()
+    trainer.train_epoch(quiet())
+    before = {name: value.clone() for name, value in trainer.method.state_dict().items() if "running" not in name}
+    trainer.method.classifiers[0].weight_g.data[0] = float("nan")
+    with pytest.raises(RunError, match=r"not finite in step 4 on rank 0"):
+        trainer.train_epoch(quiet())
+    now = trainer.method.state_dict()
+    assert all(torch.equal(now[n], v) for n, v in before.items() if n.startswith("backbone") and "num_b" not in n)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    def make(count, damaged=()):
+        (tmp_path / "p").mkdir()
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "p" / f"{i:03}.png")
+            if i in damaged:
+                (tmp_path / "p" / f"{i:03}.png").write_bytes(b"\x89PNG not really")
+        return open_data(str(tmp_path / "p"), "train")
+
+    return make
+
+
+def file_loader(data, workers, seed=0, batch_size=20):
+    views = PhotoViews(published_views(2, 2, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+    return TrainLoader(data, views, batch_size, seed, CPU, workers)
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_a_bit_nor_does_starting_in_the_middle(pictures):
+    data = pictures(60)
+    here = list(file_loader(data, workers=0).epoch(1))
+    there = list(file_loader(data, workers=2).epoch(1))
+    rest = list(file_loader(data, workers=0).epoch(1, start=2))
+    assert len(here) == 3
+    for a, b in zip(here + here[2:], there + rest, strict=True):
+        assert torch.equal(a.indices, b.indices)
+        assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
+    other = next(iter(file_loader(data, workers=0).epoch(2)))
+    assert not torch.equal(other.indices, here[0].indices)
+
+
+def test_a_damaged_image_is_reported_replaced_and_counted(pictures, capsys):
+    data = pictures(120, damaged={7})
+    loader = file_loader(data, workers=0)
+    seen = torch.cat([batch.indices for batch in loader.epoch(0)])
+    assert "damaged image" in capsys.readouterr().out
+    assert list(loader.damaged) == [data.paths[7]]
+    assert 7 not in seen
+    assert (seen == 8).sum() == 2
+    assert not loader.too_many_damaged
+
+
+def test_more_than_one_percent_damaged_is_too_many(pictures):
+    loader = file_loader(pictures(120, damaged={7, 50}), workers=0)
+    list(loader.epoch(0))
+    assert loader.too_many_damaged
