@@ -68,7 +68,9 @@ def test_the_trainer_does_not_know_which_method_it_runs():
 @pytest.mark.parametrize("document", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
 def test_paths_named_in_documents_exist(document):
     text = (ROOT / document).read_text()
-    named = re.findall(r"\]\(([^)#\s:]+)\)|`((?:src|scripts|docs|tests|benchmarks|graphics)/[\w./-]*|\w+\.(?:py|md|yml|txt))`", text)
+    named = re.findall(
+        r"\]\(([^)#\s:]+)\)|`((?:src|scripts|docs|tests|benchmarks|graphics)/[\w./-]*|\w+\.(?:py|md|yml|txt))`", text
+    )
     assert named
     for link, path in named:
         target = link or path

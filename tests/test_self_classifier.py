@@ -33,7 +33,9 @@ def small(**changes) -> SelfClassifier:
 
 def batch(size=4, views=3, first=0, sides=(2, 2, 3)):
     torch.manual_seed(first + 1)
-    return Batch([torch.randn(size, 3, sides[v % 3], sides[v % 3]) for v in range(views)], torch.arange(first, first + size))
+    return Batch(
+        [torch.randn(size, 3, sides[v % 3], sides[v % 3]) for v in range(views)], torch.arange(first, first + size)
+    )
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 3])
@@ -42,7 +44,9 @@ def test_embeddings_have_unit_length_whatever_the_head(layers, bn):
     method = small(head_layers=layers, head_bn=bn, dim=6, activation="relu")
     assert method.embed(torch.randn(5, 3, 2, 2)).norm(dim=1).tolist() == pytest.approx([1] * 5, abs=1e-5)
     assert sum(isinstance(m, nn.Linear) for m in method.projection_head.modules()) == layers
-    assert sum(isinstance(m, nn.BatchNorm1d) for m in method.projection_head.modules()) == (max(layers - 1, 0) if bn else 0)
+    assert sum(isinstance(m, nn.BatchNorm1d) for m in method.projection_head.modules()) == (
+        max(layers - 1, 0) if bn else 0
+    )
 
 
 def test_logits_start_as_cosines_and_follow_the_gain():

@@ -1,0 +1,212 @@
+"""The programs as a user types them."""
+
+import json
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from src import checkpoint
+from src.config import InputError, method_names, parse_train, read_method
+
+TINY = ("--epochs", "4", "--warmup-epochs", "1")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--method", "self_classifier", "--help")])
+def test_help_needs_no_torch(run_python, words):
+    began = time.monotonic()
+    done = run_python("-X", "importtime", "train.py", *words)
+    assert done.returncode == 0
+    assert "--row-tau" in done.stdout
+    assert " torch\n" not in done.stderr, f"torch was imported, {time.monotonic() - began:.1f} s"
+
+
+def test_every_flag_has_help_and_presets_name_real_flags():
+    import src.config as config
+
+    shared = set(config.TrainOptions.__dataclass_fields__)
+    for name in method_names():
+        method = read_method(name)
+        assert all(method.comments[field] for field in method.config.__dataclass_fields__)
+        for preset in method.presets.values():
+            assert set(preset) <= shared | set(method.config.__dataclass_fields__)
+        assert method.presets["published"] == {} or name != "self_classifier"
+
+
+def test_preset_follows_the_data_and_flags_win():
+    options, name, knobs = parse_train([])
+    assert (name, options.data, options.arch, options.epochs) == ("self_classifier", "digits", "small_convnet", 90)
+    options, _, knobs = parse_train(["--data", "somewhere"])
+    assert (options.arch, options.epochs, options.lr, options.batch_size) == ("resnet50", 800, 3.2, 4092)
+    assert (knobs.classes, knobs.row_tau, knobs.queue_length) == ((1000, 2000, 4000, 8000), 0.1, 262144)
+    options, _, knobs = parse_train(["--epochs", "7", "--classes", "5", "6", "--no-head-bn"])
+    assert (options.epochs, knobs.classes, knobs.head_bn) == (7, (5, 6), False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fresh"], "--output-dir"),
+        (["--global-crops-number", "1"], "--local-crops-number"),
+        (["--warmup-epochs", "100"], "--epochs"),
+        (["--download"], "--data is digits"),
+        (["--row-tau", "-1"], "--row-tau"),
+        (["--local-crops-scale", "0.5", "0.1"], "--local-crops-scale"),
+    ],
+)
+def test_contradictions_are_refused_naming_the_flags(words, message):
+    with pytest.raises(InputError, match=message):
+        parse_train(words)
+
+
+@pytest.mark.parametrize("words", [["--epsilon", "0.05"], ["--lr", "fast"], ["--optimizer", "adam"]])
+def test_wrong_flags_are_one_line_and_status_2(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        parse_train(words)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short run on digits."""
+    import os
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("run") / "digits"
+    words = [sys.executable, "train.py", *TINY, "--eval-every", "2", "--save-every", "2", "--output-dir", str(folder)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_leaves_what_it_promises(trained):
+    folder, output = trained
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint_2.pt", "checkpoint_4.pt"} <= names
+    assert any(name.startswith("events.out") for name in names)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert {"acc", "nmi", "ami", "ari"} <= set(lines[1])
+    assert "acc" not in lines[0]
+    assert "(chosen)" in output
+    assert checkpoint.load(folder / "checkpoint.pt")["history"] == lines
+
+
+def test_cls_eval_scores_the_classifier_with_the_lowest_loss(trained, run_python, tmp_path):
+    folder, _ = trained
+    done = run_python(
+        "cls_eval.py", "--checkpoint", folder / "checkpoint.pt", "--output-dir", tmp_path, "--pixel-kmeans"
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "cls_eval.json").read_text())
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    candidates = {k: last[f"loss_{k}"] for k in range(8)}
+    assert result["classifier"] == last["classifier"] == min(candidates, key=candidates.get)
+    assert {name: result[name] for name in ("acc", "nmi", "ami", "ari")} == pytest.approx(
+        {name: last[name] for name in ("acc", "nmi", "ami", "ari")}, abs=0.01
+    )
+    assert result["pixel_kmeans"]["acc"] == pytest.approx(0.786, abs=0.02)
+    for figure in ("confusion.png", "gallery.png"):
+        assert min(Image.open(tmp_path / figure).size) > 200
+
+
+def test_a_finished_run_is_not_repeated_and_other_options_are_refused(trained, run_python):
+    folder, _ = trained
+    before = (folder / "checkpoint.pt").read_bytes()
+    done = run_python("train.py", *TINY, "--output-dir", folder, "--eval-every", "2", "--lr", "0.5", "--seed", "3")
+    assert done.returncode == 2
+    assert "--lr 0.002 (now 0.5)" in done.stderr
+    assert "--seed 0 (now 3)" in done.stderr
+    assert (folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_weights_of_another_architecture_are_refused_naming_keys(trained, run_python, tmp_path):
+    folder, _ = trained
+    done = run_python(
+        "train.py", "--pretrained", folder / "checkpoint.pt", "--arch", "cifar_resnet18", "--output-dir", tmp_path / "x"
+    )
+    assert done.returncode == 2
+    assert "backbone." in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(trained, tmp_path):
+    import os
+    import signal
+    import subprocess
+    import sys
+
+    from conftest import ROOT
+
+    folder, _ = trained
+    words = [
+        sys.executable,
+        "train.py",
+        *TINY,
+        "--eval-every",
+        "2",
+        "--save-every",
+        "2",
+        "--output-dir",
+        str(tmp_path / "r"),
+    ]
+    settings = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
+    while not (tmp_path / "r" / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "goes on from there" in output
+    done = subprocess.run(words, capture_output=True, timeout=240, **settings)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step" in done.stdout
+    expected, resumed = (checkpoint.load(path / "checkpoint.pt")["model"] for path in (folder, tmp_path / "r"))
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_a_folder_without_labels_is_learned_and_shown(run_python, tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for i in range(48):
+        colour = np.zeros((24, 30, 3), np.uint8) + (np.eye(3, dtype=np.uint8)[i % 3] * 200)
+        noise = rng.integers(0, 55, colour.shape, dtype=np.uint8)
+        Image.fromarray(colour + noise).save(tmp_path / "in" / ("deep" if i % 2 else ".") / f"{i}.png")
+    words = (
+        "--arch small_convnet --global-crops-size 16 --local-crops-size 8 --local-crops-number 1 --classes 3 3 --dim 16"
+    )
+    words += " --hidden-dim 32 --batch-size 24 --queue-length 24 --epochs 2 --warmup-epochs 1 --lr 0.1 --workers 1"
+    out = tmp_path / "out"
+    done = run_python("train.py", "--data", tmp_path / "in", *words.split(), "--output-dir", out)
+    assert done.returncode == 0, done.stderr
+    done = run_python("cls_eval.py", "--checkpoint", out / "checkpoint.pt", "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert "no labels, so no scores" in done.stdout
+    assert sum(json.loads((out / "cls_eval.json").read_text())["cluster_sizes"]) == 48
+    assert (out / "gallery.png").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_trains_what_one_process_trains(trained, run_python, tmp_path):
+    folder, _ = trained
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *TINY, "--output-dir")
+    done = run_python(*words, tmp_path / "two", "--eval-every", "2", "--save-every", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (folder, tmp_path / "two")
+    )
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=0.02)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-3)
