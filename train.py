@@ -1,7 +1,6 @@
 """Pre-train a network without labels.
 
     python train.py                                                  # handwritten digits on a CPU, about a minute
-    python train.py --data ~/pictures --arch resnet18 --preset photos          # a folder of images
     torchrun --standalone --nproc_per_node=8 train.py --data "$IMAGENET"       # the published recipe, on one machine
     srun python train.py --data "$IMAGENET"                          # on a Slurm cluster, one task per GPU
 
@@ -107,6 +106,7 @@ def main() -> None:
         )
         raise SystemExit(128 + stopped.signal) from None
     finally:
+        loader.close()
         progress.close()
         run.close()
     progress.say(method.report(run.history[-1]))

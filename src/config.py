@@ -44,7 +44,7 @@ class DataOptions:
     workers: int = -1  # processes per rank that decode image files; -1: as many as there are cores for it
 
     def __post_init__(self):
-        if self.data not in BUILT_IN_DATA and self.download:
+        if self.data not in BUILT_IN_DATA[1:] and self.download:
             raise InputError(f"--download fetches {', '.join(BUILT_IN_DATA[1:])}, but --data is {self.data}: drop one")
         if self.data in BUILT_IN_DATA[1:] and not self.data_root:
             raise InputError(f"--data {self.data} needs --data-root, the folder of its files (--download fetches them)")

@@ -113,7 +113,8 @@ def test_cls_eval_scores_the_classifier_with_the_lowest_loss(trained, run_python
     )
     assert result["pixel_kmeans"]["acc"] == pytest.approx(0.786, abs=0.02)
     for figure in ("confusion.png", "gallery.png"):
-        assert min(Image.open(tmp_path / figure).size) > 200
+        with Image.open(tmp_path / figure) as image:
+            assert min(image.size) > 200
 
 
 def test_a_finished_run_is_not_repeated_and_other_options_are_refused(trained, run_python):

@@ -56,9 +56,10 @@ def test_stopping_at_any_step_changes_no_bit(optimizer, stop_at, tmp_path):
     first = make_trainer(optimizer=optimizer)
     first.stop_request = StopAfter(first, stop_at)
     summaries = []
+    for _ in range((stop_at - 1) // len(first.loader)):
+        summaries.append(first.train_epoch(quiet()))
     with pytest.raises(Interrupted):
-        while True:
-            summaries.append(first.train_epoch(quiet()))
+        first.train_epoch(quiet())
     assert first.step == stop_at
     torch.save(first.state_dict(), tmp_path / "state.pt")
 

@@ -93,6 +93,11 @@ class TrainLoader:
         parts = [order[s * self.batch_size + first :][: self.per_rank] for s in range(start, len(self))]
         return self._from_files(parts, epoch) if self._files else self._from_memory(parts, epoch)
 
+    def close(self) -> None:
+        """End the worker processes."""
+        if self._files:
+            self._files.close()
+
     def _from_memory(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         for part in parts:
             indices = torch.from_numpy(part)
@@ -123,12 +128,14 @@ def single_views(
         for part in parts:
             yield views.single(data.images[torch.from_numpy(part)].to(device)), part
     else:
-        for crops, part, damaged in _FileBatches(data, views, seed=None, workers=workers).read(
-            [(0, part) for part in parts]
-        ):
-            for path, reason in damaged:
-                raise InputError(f"{path}: cannot be decoded ({reason}): repair or remove it")
-            yield views.single_finish(crops[0].to(device)), part
+        files = _FileBatches(data, views, seed=None, workers=workers)
+        try:
+            for crops, part, damaged in files.read([(0, part) for part in parts]):
+                for path, reason in damaged:
+                    raise InputError(f"{path}: cannot be decoded ({reason}): repair or remove it")
+                yield views.single_finish(crops[0].to(device)), part
+        finally:
+            files.close()
 
 
 class _FileBatches:
@@ -155,6 +162,11 @@ class _FileBatches:
                 collate_fn=_as_it_is,
             )
         return iter(self.loader)
+
+    def close(self) -> None:
+        # They ignore SIGTERM (see below), so Python's own way of ending them at exit would wait for ever.
+        if self.loader is not None and self.loader._iterator is not None:
+            self.loader._iterator._shutdown_workers()
 
 
 class _Requests:
