@@ -6,6 +6,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# The demo's tensors are small: a second thread gains little, and on a busy machine threads wait for each other.
+DEMO := OMP_NUM_THREADS=1 $(BIN)/python
+
 .PHONY: demo demo-seeds test lint clean
 
 # uv installs in half a minute what pip installs in a few; the result is the same.
@@ -16,13 +19,13 @@ BIN := .venv/bin
 	@touch $@
 
 demo: .venv/installed
-	$(BIN)/python train.py --output-dir runs/demo --eval-every 10
-	$(BIN)/python cls_eval.py --checkpoint runs/demo/checkpoint.pt --pixel-kmeans
+	$(DEMO) train.py --output-dir runs/demo --eval-every 10
+	$(DEMO) cls_eval.py --checkpoint runs/demo/checkpoint.pt --pixel-kmeans
 
 demo-seeds: .venv/installed
 	@for seed in 0 1 2 3 4; do \
-		$(BIN)/python train.py --seed $$seed --output-dir runs/demo-seeds/$$seed && \
-		$(BIN)/python cls_eval.py --checkpoint runs/demo-seeds/$$seed/checkpoint.pt || exit 1; done
+		$(DEMO) train.py --seed $$seed --output-dir runs/demo-seeds/$$seed && \
+		$(DEMO) cls_eval.py --checkpoint runs/demo-seeds/$$seed/checkpoint.pt || exit 1; done
 	$(BIN)/python -m src.results table runs/demo-seeds/*
 
 test: .venv/installed
