@@ -1,0 +1,105 @@
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from src.data.photographs import (
+    PhotoRecipe,
+    PhotoViews,
+    adjust_hue,
+    crop_boxes,
+    crop_resize,
+    gaussian_blur,
+    published_views,
+)
+from src.data.randomness import uniforms
+
+
+def smooth(seed, height=40, width=52):
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def tensor(image):
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]
+
+
+@pytest.mark.parametrize("size", [12, 64])
+@pytest.mark.parametrize("box", [(3, 5, 30, 40), (0, 0, 40, 52), (20, 10, 7, 9)])
+def test_crop_and_resize_is_pillows(box, size):
+    image, (top, left, height, width) = smooth(0), box
+    expected = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
+    ours = crop_resize(tensor(image), np.array([box]), size)[0]
+    assert (ours - tensor(expected)[0]).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("radius", [0.5, 1.0, 2.0])
+def test_blur_is_near_pillows(radius):
+    image = smooth(1)
+    ours = gaussian_blur(tensor(image).float(), torch.tensor([radius]))
+    assert (ours - tensor(image.filter(ImageFilter.GaussianBlur(radius)))).abs().mean() < 1
+
+
+def test_hue_is_turned_as_by_colorsys():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 3))
+    ours = adjust_hue(torch.from_numpy(pixels.T.reshape(1, 3, 5, 10)).float(), torch.tensor([0.07]))
+    for i, pixel in enumerate(pixels / 255):
+        h, s, v = colorsys.rgb_to_hsv(*pixel)
+        assert ours[0].reshape(3, 50)[:, i].tolist() == pytest.approx(
+            [255 * c for c in colorsys.hsv_to_rgb((h + 0.07) % 1, s, v)], abs=0.01
+        )
+
+
+def test_boxes_keep_to_area_and_ratio_and_stay_inside():
+    recipe = PhotoRecipe(size=16, scale=(0.2, 0.6))
+    top, left, h, w = crop_boxes(recipe, 0, 0, np.arange(3000), 0, 100, 140).T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + h <= 100).all()
+    assert (left + w <= 140).all()
+    area = h * w / 14000
+    assert 0.19 < area.min() < 0.22
+    assert 0.57 < area.max() < 0.61
+    assert 0.72 < (w / h).min() < 0.79
+    assert 1.27 < (w / h).max() < 1.37
+
+
+def test_a_box_that_never_fits_becomes_the_central_one():
+    boxes = crop_boxes(PhotoRecipe(size=16, scale=(0.9, 1.0)), 0, 0, np.arange(4), 0, 10, 400)
+    assert boxes.tolist() == [[0, 193, 10, 13]] * 4
+
+
+def test_views_belong_to_seed_epoch_image_and_view():
+    views = PhotoViews(published_views(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+    images = torch.cat([tensor(smooth(i)) for i in range(6)])
+    whole = views(images, np.arange(6), 0, 1)
+    alone = views(images[4:5], np.array([4]), 0, 1)
+    assert all(torch.allclose(a[4], b[0], atol=1e-4) for a, b in zip(whole, alone, strict=True))
+    assert not torch.allclose(whole[0], views(images, np.arange(6), 0, 2)[0], atol=0.1)
+    assert not torch.allclose(whole[0], views(images, np.arange(6), 1, 1)[0], atol=0.1)
+
+
+def test_files_and_memory_give_the_same_views():
+    views = PhotoViews(published_views(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+    image = smooth(2)
+    crops = [torch.from_numpy(crop.copy())[None] for crop in views.cut(image, 5, 0, 3)]
+    there = views.finish(crops, np.array([5]), 0, 3)
+    here = views(tensor(image), np.array([5]), 0, 3)
+    assert all((a - b).abs().mean() < 0.02 for a, b in zip(here, there, strict=True))
+    single = views.single_finish(torch.from_numpy(views.single_cut(image).copy())[None])
+    assert (views.single(tensor(image)) - single).abs().mean() < 0.03
+
+
+def test_uniforms_depend_on_each_coordinate_and_on_nothing_else():
+    base = uniforms(1, 2, np.arange(500), 3, 40)
+    assert base.mean() == pytest.approx(0.5, abs=0.01)
+    assert base.var() == pytest.approx(1 / 12, abs=0.003)
+    assert np.array_equal(uniforms(1, 2, np.array([7, 3]), 3, 10), base[[7, 3], :10])
+    for other in (
+        uniforms(0, 2, np.arange(500), 3, 40),
+        uniforms(1, 0, np.arange(500), 3, 40),
+        uniforms(1, 2, np.arange(500), 0, 40),
+    ):
+        assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 0.05
