@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,23 @@ def test_workers_do_not_change_a_bit_nor_does_starting_in_the_middle(pictures):
         assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
     other = next(iter(file_loader(data, workers=0).epoch(2)))
     assert not torch.equal(other.indices, here[0].indices)
+
+
+@pytest.mark.slow
+def test_a_program_that_forgets_to_close_its_workers_still_ends(pictures, run_python):
+    data = pictures(20)
+    code = f"""
+import gc, torch
+gc.disable()
+from src.data.datasets import open_data
+from src.data.loaders import TrainLoader
+from src.data.photographs import PhotoViews, published_views
+views = PhotoViews(published_views(2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+loader = TrainLoader(open_data({str(Path(data.paths[0]).parent)!r}, "train"), views, 10, 0, torch.device("cpu"), workers=2)
+loader.cycle = loader
+next(loader.epoch(0))
+"""
+    assert run_python("-c", code, timeout=100).returncode == 0
 
 
 def test_a_damaged_image_is_reported_replaced_and_counted(pictures, capsys):

@@ -4,8 +4,10 @@ The order of an epoch is a function of (seed, epoch), and every rank takes its o
 all ranks holds the same images whatever the number of ranks, and an epoch can be continued at any step.
 """
 
+import atexit
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -94,7 +96,7 @@ class TrainLoader:
         return self._from_files(parts, epoch) if self._files else self._from_memory(parts, epoch)
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes; without it they end when this loader does."""
         if self._files:
             self._files.close()
 
@@ -143,43 +145,50 @@ class _FileBatches:
 
     def __init__(self, data: ImageFiles, views: Views, seed: int | None, workers: int):
         self.data, self.views, self.seed = data, views, seed
-        self.requests: list[tuple[int, np.ndarray]] = []
+        self.requests = _Requests()
         self.workers = available_workers() if workers < 0 else workers
         self.loader: DataLoader | None = None
 
     def read(self, requests: list[tuple[int, np.ndarray]], pin: bool = False):
         """For each (epoch, indices): crops V × (B, C, H, W) uint8, the indices really read, and [(path, reason)] of damage."""
-        self.requests = requests
+        self.requests.wanted = requests
         if self.loader is None:
             self.loader = DataLoader(
                 _Reader(self.data, self.views, self.seed),
                 batch_size=None,  # a request is a whole batch already
-                sampler=_Requests(self),
+                sampler=self.requests,
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
                 pin_memory=pin,
                 worker_init_fn=_ignore_signals,
                 collate_fn=_as_it_is,
             )
+            # At exit Python sends SIGTERM to processes that still run and waits for them. Ours ignore it (see below), so
+            # they are told to end before that. A weak reference: being registered must not keep them alive.
+            atexit.register(_close_if_alive, weakref.ref(self))
         return iter(self.loader)
 
     def close(self) -> None:
-        # They ignore SIGTERM (see below), so Python's own way of ending them at exit would wait for ever.
         if self.loader is not None and self.loader._iterator is not None:
             self.loader._iterator._shutdown_workers()
+
+
+def _close_if_alive(batches: weakref.ref) -> None:
+    if (alive := batches()) is not None:
+        alive.close()
 
 
 class _Requests:
     """The sampler of a loader that lives through all epochs: whatever was asked for last."""
 
-    def __init__(self, owner: _FileBatches):
-        self.owner = owner
+    def __init__(self):
+        self.wanted: list[tuple[int, np.ndarray]] = []
 
     def __iter__(self):
-        return iter(self.owner.requests)
+        return iter(self.wanted)
 
     def __len__(self) -> int:
-        return len(self.owner.requests)
+        return len(self.wanted)
 
 
 class _Reader(Dataset):
