@@ -38,6 +38,14 @@ class Method(nn.Module):
 
     def forward(self, batch) -> Step:
         """The training step; called exactly once per step, through DistributedDataParallel's wrapper if there is one."""
+        return self.objective(self.embed_views(batch.views), batch.indices)
+
+    def embed_views(self, views: list[Tensor]) -> list[Tensor]:
+        """Embeddings of V views, V × (B, D): the expensive half of a step, which `--accumulate` takes in parts."""
+        raise NotImplementedError
+
+    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
+        """The other half: the loss of this rank's whole batch, and what is remembered of it."""
         raise NotImplementedError
 
     def after_backward(self, step: int) -> None:

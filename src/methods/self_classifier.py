@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import InputError, require_at_least, require_positive
 from ..logs import table
@@ -99,6 +100,7 @@ class SelfClassifier(Method):
             WeightNormClassifier(config.dim, size, fixed=config.fixed_classifiers) for size in config.classes
         )
         self.queue = NearestNeighborQueue(config.queue_length, config.dim) if config.queue_length else None
+        self._couples_images = any(isinstance(module, _BatchNorm) for module in self.modules())
 
     @staticmethod
     def check_data(config: Config, batch_size: int, num_images: int) -> None:
@@ -111,19 +113,17 @@ class SelfClassifier(Method):
                 f"neighbour could be itself: expected {batch_size} to {num_images}, or 0 for no queue"
             )
 
-    def forward(self, batch) -> Step:
-        embeddings = list(self.embed_views(batch.views))  # V × (B, D), unit length
-
+    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
         # view 0 by its nearest neighbour among past images; the look-up precedes the push
         neighbors = None
-        current = embeddings[0].detach()
+        first = embeddings[0].detach()
         if self.queue is not None:
             if self.queue.full:
-                rows = self.queue.nearest_rows(current, batch.indices)
+                rows = self.queue.nearest_rows(first, indices)
                 neighbors = self.queue.indices[rows]
                 if self.config.use_neighbors:
-                    embeddings[0] = self.queue.embeddings[rows].to(current.dtype)
-            self.queue.push(current, batch.indices)
+                    embeddings = [self.queue.embeddings[rows].to(first.dtype), *embeddings[1:]]
+            self.queue.push(first, indices)
 
         # all views through each classifier at once
         stacked = torch.cat(embeddings)
@@ -133,15 +133,29 @@ class SelfClassifier(Method):
         )
         return Step(terms.mean(), {"terms": terms.detach(), **self._occupancy(logits)}, neighbors)
 
-    def embed_views(self, views: list[Tensor]) -> tuple[Tensor, ...]:
-        """Embeddings of V views, V × (B, D). Batch normalisation in the backbone sees views of one size together, in the
-        head all of them."""
+    def embed_views(self, views: list[Tensor]) -> list[Tensor]:
+        """Unit embeddings of V views, V × (B, D).
+
+        Batch normalisation in the backbone sees views of one size together, in the head all of them. Without any, a view
+        that its neighbour will replace is embedded without a graph: no gradient reaches it. With it, the gradient of the
+        other views flows through the statistics into view 0 as well, and is kept.
+        """
+        if self._replaces_first_view() and not self._couples_images:
+            with torch.no_grad():
+                alone = self._embed_together(views[:1])
+            return alone + self._embed_together(views[1:])
+        return self._embed_together(views)
+
+    def _embed_together(self, views: list[Tensor]) -> list[Tensor]:
         features, first = [], 0
         for i in range(1, len(views) + 1):
             if i == len(views) or views[i].shape[-1] != views[first].shape[-1]:
                 features.append(self.backbone(torch.cat(views[first:i])))
                 first = i
-        return self.projection_head(torch.cat(features)).chunk(len(views))
+        return list(self.projection_head(torch.cat(features)).chunk(len(views)))
+
+    def _replaces_first_view(self) -> bool:
+        return self.queue is not None and self.queue.full and self.config.use_neighbors
 
     @torch.no_grad()
     def _occupancy(self, logits) -> dict[str, Tensor]:
