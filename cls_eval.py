@@ -54,7 +54,7 @@ def main() -> None:
     method = method.to(device)
     views = build_views(source.data, data, *(trained[name] for name in config.VIEW_SETTINGS))
     batches = single_views(data, views, options.batch_size, device, options.workers)
-    autocast = torch.bfloat16 if options.precision == "bfloat16" else None
+    autocast = None if options.precision == "float32" else getattr(torch, options.precision)
     clusters, confidences = predict_clusters(method, batches, len(data), autocast)
     if not distributed.is_main():
         return

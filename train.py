@@ -28,17 +28,23 @@ def main() -> None:
     from src.logs import Progress
     from src.methods import METHODS, build_method
     from src.models.backbones import count_parameters
-    from src.optim import build_optimizer, warmup_cosine
+    from src.models.memory import checkpoint_activations
+    from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
     from src.run import Run, choose_folder, find_checkpoint
     from src.trainer import Interrupted, StopRequest, Trainer
 
     device = distributed.start(options.device)
+    distributed.check_sync_bn_group(options.sync_bn_group)
     torch.manual_seed(options.seed)
 
     # data: a method sees views and indices; labels are for monitoring
     data = open_data(options.data, "train", options.data_root, options.download, options.subset_file)
     views = build_views(options.data, data, *(getattr(options, name) for name in config.VIEW_SETTINGS))
     loader = TrainLoader(data, views, options.batch_size, options.seed, device, options.workers)
+    if loader.per_rank % options.accumulate:
+        raise config.InputError(
+            f"--accumulate {options.accumulate} does not divide the {loader.per_rank} images per rank and step"
+        )
     METHODS[name].check_data(knobs, options.batch_size, len(data))
     held_out = None
     if options.eval_every:
@@ -64,16 +70,34 @@ def main() -> None:
     if options.pretrained:
         checkpoint.load_into(method, checkpoint.load_weights(options.pretrained), f"--pretrained {options.pretrained}")
     method = method.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
-    wrapped = distributed.parallel(method, device)
+    freeze(method, options.freeze)
+    if options.checkpoint_activations and not checkpoint_activations(method.backbone):
+        raise config.InputError(f"--checkpoint-activations: {options.arch} has no sequence of blocks to run again")
+    if options.compile:
+        method.backbone.compile()
+    wrapped = distributed.parallel(method, device, options.sync_bn_group)
 
     # optimisation
-    optimizer = build_optimizer(options.optimizer, method, options.lr, options.momentum, options.weight_decay)
+    groups = parameter_groups(method, options.weight_decay, options.bias_decay, options.backbone_weight_decay)
+    optimizer = build_optimizer(options.optimizer, groups, options.lr, options.momentum)
     lr = warmup_cosine(
         options.lr, options.final_lr, options.warmup_start, options.warmup_epochs, options.epochs, len(loader)
     )
-    autocast = torch.bfloat16 if options.precision == "bfloat16" else None
+    autocast = None if options.precision == "float32" else getattr(torch, options.precision)
     stop_request = StopRequest()
-    trainer = Trainer(wrapped, optimizer, lr, loader, data.labels, device, autocast, options.log_every, stop_request)
+    trainer = Trainer(
+        wrapped,
+        optimizer,
+        lr,
+        loader,
+        data.labels,
+        device,
+        autocast,
+        options.log_every,
+        stop_request,
+        options.accumulate,
+        options.clip_grad,
+    )
 
     # run
     run = Run(folder, settings, found, options.save_every)

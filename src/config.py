@@ -100,10 +100,19 @@ class OptimizationOptions:
     final_lr: float = 0.0032  # learning rate at the end of the cosine
     momentum: float = 0.9  # of lars and sgd
     weight_decay: float = 1e-6  # on every parameter
+    bias_decay: bool = True  # also on biases and the scales of normalisation layers
+    backbone_weight_decay: float | None = None  # on the backbone's parameters, where it differs
+    clip_grad: float = 0.0  # largest norm of each tensor's gradient; 0: not clipped
+    freeze: tuple[
+        str, ...
+    ] = ()  # parts that keep their start: beginnings of parameter names, such as backbone or backbone.conv1
 
     def __post_init__(self):
         super().__post_init__()
         require_at_least(self, epochs=1, batch_size=2, warmup_epochs=0, warmup_start=0, final_lr=0, weight_decay=0)
+        require_at_least(self, clip_grad=0)
+        if self.backbone_weight_decay is not None:
+            require_at_least(self, backbone_weight_decay=0)
         require_positive(self, "lr")
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum is {self.momentum}: expected 0 <= momentum < 1")
@@ -116,8 +125,24 @@ class DeviceOptions:
     """device"""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes a GPU where there is one
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the networks; losses always run in float32
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the networks; losses always run in float32
     channels_last: bool = False  # memory layout of images; faster convolutions on most hardware
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOptions:
+    """speed and memory"""
+
+    compile: bool = False  # compile the backbone; the first steps take minutes
+    checkpoint_activations: bool = False  # run the backbone's blocks again during backward instead of remembering them
+    accumulate: int = (
+        1  # parts that a rank's batch is taken in, for less memory; the loss stays that of the whole batch
+    )
+    sync_bn_group: int = 0  # consecutive ranks that share batch-norm statistics; 0: all of them
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, accumulate=1, sync_bn_group=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +165,9 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions, DeviceOptions, OptimizationOptions, BackboneOptions, ViewOptions, DataOptions):
+class TrainOptions(
+    RunOptions, SpeedOptions, DeviceOptions, OptimizationOptions, BackboneOptions, ViewOptions, DataOptions
+):
     """Every flag of train.py that does not belong to one method. Defaults: Self-Classifier, 800 epochs on ImageNet."""
 
 
@@ -160,6 +187,9 @@ FREE_TO_CHANGE = {
     "download",
     "data_root",
     "device",
+    "channels_last",
+    "compile",
+    "checkpoint_activations",
     "output_dir",
     "fresh",
     "save_every",

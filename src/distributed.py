@@ -140,25 +140,26 @@ class _SumOverRanks(torch.autograd.Function):
     """Sum over ranks whose backward sums the gradients over ranks too: every rank's output feeds every rank's loss."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
         x = x.contiguous().clone()
-        dist.all_reduce(x)
+        dist.all_reduce(x, group=group)
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad
+        dist.all_reduce(grad, group=ctx.group)
+        return grad, None
 
 
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum of every rank's `x`, with gradient.
+def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum of every rank's `x`, with gradient; of the ranks of `group`, if there is one.
 
     The gradient that reaches `x` is that of the *sum* of all ranks' losses. DistributedDataParallel averages the
     parameters' gradients, which turns it into that of the mean loss.
     """
-    return _SumOverRanks.apply(x) if world_size() > 1 else x
+    return _SumOverRanks.apply(x, group) if world_size() > 1 else x
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
@@ -190,6 +191,19 @@ def gather_no_grad(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def average_gradients(method: nn.Module) -> None:
+    """What DistributedDataParallel does behind a backward pass, for passes that bypass its wrapper: one collective."""
+    grads = [p.grad for p in method.parameters() if p.grad is not None]
+    if world_size() == 1 or not grads:
+        return
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
 def from_main(value):
     """Rank 0's value of any small picklable object, on every rank."""
     if world_size() == 1:
@@ -204,11 +218,18 @@ def from_main(value):
 
 
 class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with the statistics of all ranks' rows, on any backend.
+    """Batch normalisation with the statistics of several ranks' rows, on any backend.
 
     torch's own SyncBatchNorm insists on CUDA tensors; this one lets W gloo processes on CPUs compute what one process
     computes on the joined batch. Every rank must hold the same number of rows.
+
+    Attributes:
+        group: the ranks that share statistics; None: all of them.
+        group_size: how many they are.
     """
+
+    group: dist.ProcessGroup | None = None
+    group_size: int = 1
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
@@ -216,50 +237,71 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
-        if not self.training or world_size() == 1:
+        if not self.training:
             return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps
             )
         rows = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         reduced = [axis for axis in range(x.dim()) if axis != 1]
         per_channel = [1, -1] + [1] * (x.dim() - 2)
-        count = x.numel() // x.shape[1] * world_size()
+        count = x.numel() // x.shape[1] * self.group_size
         # Two passes, mean first: the mean of squares minus the square of the mean cancels in float32.
-        mean = sum_over_ranks(rows.sum(reduced)) / count
+        mean = sum_over_ranks(rows.sum(reduced), self.group) / count
         centred = rows - mean.view(per_channel)
-        variance = sum_over_ranks(centred.square().sum(reduced)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        variance = sum_over_ranks(centred.square().sum(reduced), self.group) / count
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.view(per_channel) + self.bias.view(per_channel)).to(x.dtype)
 
 
-def _convert_batch_norm(module: nn.Module) -> nn.Module:
+def _convert_batch_norm(module: nn.Module, group: dist.ProcessGroup, group_size: int) -> nn.Module:
     """The same module with every BatchNorm replaced by CrossRankBatchNorm, parameters and buffers shared."""
     for name, child in module.named_children():
-        setattr(module, name, _convert_batch_norm(child))
+        setattr(module, name, _convert_batch_norm(child, group, group_size))
     if not isinstance(module, nn.modules.batchnorm._BatchNorm):
         return module
     with torch.device("meta"):
         converted = CrossRankBatchNorm(module.num_features, module.eps, module.momentum)
     converted._parameters, converted._buffers = module._parameters, module._buffers
+    converted.group, converted.group_size = group, group_size
     return converted.train(module.training)
 
 
-def parallel(method: nn.Module, device: torch.device) -> nn.Module:
+def check_sync_bn_group(size: int) -> None:
+    """Refuse, with an InputError, a group size that does not divide the ranks."""
+    if size and world_size() % size:
+        raise InputError(f"--sync-bn-group {size} does not divide the {world_size()} ranks")
+
+
+def parallel(method: nn.Module, device: torch.device, sync_bn_group: int = 0) -> nn.Module:
     """Wrap a method for training over ranks; without a process group it is returned as it is.
 
-    Batch normalisation then sees the rows of all ranks. Buffers are not broadcast: batch-norm statistics and queues
-    are equal on all ranks by construction, and sending a long queue at every step would cost more than the step.
+    Batch normalisation then sees the rows of `sync_bn_group` consecutive ranks; 0: of all ranks; 1: of its own only.
+    Buffers are not broadcast, since sending a long queue at every step would cost more than the step. Queues are equal on
+    all ranks by construction; the running statistics of batch normalisation only if all ranks share them, otherwise a
+    checkpoint holds those of rank 0.
+
+    Raises:
+        InputError: if the group size does not divide the ranks.
     """
+    check_sync_bn_group(sync_bn_group)
     if world_size() == 1:
         return method
-    if device.type == "cuda":
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        return DistributedDataParallel(method, device_ids=[device.index], broadcast_buffers=False)
-    return DistributedDataParallel(_convert_batch_norm(method), broadcast_buffers=False)
+    size = sync_bn_group or world_size()
+    if size > 1:
+        # Every rank must take part in making every group, also of those it does not belong to.
+        groups = [dist.new_group(range(first, first + size)) for first in range(0, world_size(), size)]
+        group = groups[rank() // size]
+        if device.type == "cuda":
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method, group)
+        else:
+            method = _convert_batch_norm(method, group, size)
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
 
 
 def unwrap(method: nn.Module) -> nn.Module:

@@ -1,10 +1,12 @@
 """Update rules and schedules."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from .config import InputError
 
 
 class LARS(torch.optim.Optimizer):
@@ -72,18 +74,72 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_add_(params, updates, alpha=-group["lr"])
 
 
-def build_optimizer(
-    name: str, method: nn.Module, lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """The optimiser of all parameters that require a gradient. `momentum` is for "lars" and "sgd"."""
-    params = [p for p in method.parameters() if p.requires_grad]
+def parameter_groups(
+    method: nn.Module, weight_decay: float, decay_biases: bool = True, backbone_weight_decay: float | None = None
+) -> list[dict]:
+    """The parameters that are trained, grouped by weight decay.
+
+    Args:
+        decay_biases: if not, parameters called `bias` and all other vectors (the scales of normalisation layers) get none.
+            The scales `weight_g` of weight-normalised classifiers have two dimensions and keep theirs, as in the authors' code.
+        backbone_weight_decay: decay of what is left of the backbone, if it differs.
+    """
+    decays: dict[float, list[Tensor]] = {}
+    for name, parameter in method.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if not decay_biases and (name.endswith(".bias") or parameter.dim() == 1):
+            decay = 0.0
+        elif backbone_weight_decay is not None and name.startswith("backbone."):
+            decay = backbone_weight_decay
+        else:
+            decay = weight_decay
+        decays.setdefault(decay, []).append(parameter)
+    return [{"params": params, "weight_decay": decay} for decay, params in decays.items()]
+
+
+def build_optimizer(name: str, groups: list[dict], lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """An optimiser over `parameter_groups`. `momentum` is for "lars" and "sgd"."""
     if name == "lars":
-        return LARS(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        return LARS(groups, lr=lr, momentum=momentum, weight_decay=0.0)
     if name == "sgd":
-        return torch.optim.SGD(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     if name == "adamw":
-        return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
+        return torch.optim.AdamW(groups, lr=lr)
     raise ValueError(f"optimizer must be lars, sgd or adamw, got {name}")
+
+
+@torch.no_grad()
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> None:
+    """Scale down each tensor's gradient on its own, to a norm of at most `largest`; the others keep theirs.
+
+    As in the authors' code: the factor is largest / (norm + 1e-6) where that is below 1.
+    """
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if grads:
+        factors = largest / (torch.stack(torch._foreach_norm(grads)) + 1e-6)
+        torch._foreach_mul_(grads, list(factors.clamp(max=1.0).unbind()))
+
+
+def freeze(method: nn.Module, beginnings: Sequence[str]) -> None:
+    """Keep at their start the parameters whose names begin so: "backbone", "backbone.layer1", "classifiers.0".
+
+    Batch normalisation with frozen parameters keeps its running statistics too; see `Trainer`.
+
+    Raises:
+        InputError: if no parameter begins so, or none would be left to train.
+    """
+    for beginning in beginnings:
+        matched = [p for name, p in method.named_parameters() if f"{name}.".startswith(f"{beginning}.")]
+        if not matched:
+            parts = ", ".join(name for name, _ in method.named_children())
+            raise InputError(
+                f"--freeze {beginning}: no parameter begins so; expected the beginning of a name in {parts}"
+            )
+        for parameter in matched:
+            parameter.requires_grad_(False)
+    if beginnings and not any(p.requires_grad for p in method.parameters()):
+        raise InputError(f"--freeze {' '.join(beginnings)}: no parameter is left to train")
 
 
 def warmup_cosine(

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from .distributed import gather_no_grad
 
+CHUNK = 32768  # rows of the queue that are compared at once
+
 
 class NearestNeighborQueue(nn.Module):
     """The last `length` embeddings of the data set, first in first out, with a nearest-neighbour look-up.
@@ -64,10 +66,23 @@ class NearestNeighborQueue(nn.Module):
         index in the data set), the second best is taken. Only one level is excluded, as in the authors' code: right
         after an epoch boundary a long queue can hold two copies of an image.
         """
-        with torch.autocast(embeddings.device.type, enabled=False):  # in half precision the two best may tie
-            similarity = embeddings.to(self.embeddings.dtype) @ self.embeddings.T
-        best, second = similarity.topk(2, dim=1).indices.unbind(dim=1)
+        best, second = self._two_nearest(embeddings.to(self.embeddings.dtype)).unbind(dim=1)
         return torch.where(self.indices[best] == indices, second, best)
+
+    def _two_nearest(self, embeddings: Tensor) -> Tensor:
+        """Rows of the two most similar stored embeddings, (B, 2). A chunk of the queue at a time: no B × Q matrix."""
+        similarity, rows = None, None
+        for first in range(0, len(self.embeddings), CHUNK):
+            stored = self.embeddings[first : first + CHUNK]
+            with torch.autocast(embeddings.device.type, enabled=False):  # in half precision the two best may tie
+                found, at = (embeddings @ stored.T).topk(min(2, len(stored)), dim=1)
+            if rows is None:
+                similarity, rows = found, at
+            else:
+                # the earlier chunks stand first, so that they win ties as they would without chunks
+                similarity, at_best = torch.cat([similarity, found], dim=1).topk(2, dim=1)
+                rows = torch.cat([rows, at + first], dim=1).gather(1, at_best)
+        return rows
 
     def nearest(self, embeddings: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (B, D) and labels (B,) of the nearest stored rows; see `nearest_rows`."""

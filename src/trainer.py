@@ -9,10 +9,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import distributed
 from .config import RunError
 from .logs import Progress
+from .methods.base import Step
+from .models.memory import statistics_kept
+from .optim import clip_gradients
 
 
 class Interrupted(Exception):
@@ -47,7 +51,9 @@ class Trainer:
         lr: learning rate as a function of the step.
         loader: gives `epoch(epoch, start)`, an iterator of batches, and has a length.
         labels: (N,) of the data set, -1 where unknown; only to log how often paired images agree. Never shown to the method.
-        autocast: dtype of the networks in mixed precision, or None.
+        autocast: dtype of the networks in mixed precision, or None. With float16 the loss is scaled before backward.
+        accumulate: parts that a rank's batch is taken in; see `_forward_in_parts`.
+        clip_grad: largest norm of each tensor's gradient; 0: not clipped.
         log_every: steps between looks at the loss on a GPU, where each look waits for the device. On a CPU every step is looked at.
     """
 
@@ -62,12 +68,17 @@ class Trainer:
         autocast: torch.dtype | None = None,
         log_every: int = 16,
         stop_request: StopRequest | None = None,
+        accumulate: int = 1,
+        clip_grad: float = 0.0,
     ):
         self.method, self.optimizer, self.lr, self.loader = method, optimizer, lr, loader
         self.labels = labels.to(device)
         self.device, self.autocast = device, autocast
         self.look_every = 1 if device.type == "cpu" else log_every
         self.stop_request = stop_request or StopRequest()
+        self.accumulate, self.clip_grad = accumulate, clip_grad
+        # The authors start at 2^14. Without float16 it does nothing.
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**14, enabled=autocast is torch.float16)
         self.epoch = 0  # finished epochs
         self.done = 0  # finished steps of the current epoch
         self.totals: dict[str, Tensor] = {}  # sums over these steps
@@ -89,20 +100,23 @@ class Trainer:
         method = distributed.unwrap(self.method)
         if self.done == 0:
             method.prepare_epoch(self.epoch, self.loader)
-        self.method.train()
+        self._training_mode()
         unchecked: list[Tensor] = []
         for batch in self._timed(self.loader.epoch(self.epoch, start=self.done)):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr(self.step)
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                loss, numbers, neighbors = self.method(batch)
+            (loss, numbers, neighbors), backward = self._forward(batch)
             unchecked.append(loss.detach())
             look = (self.done + 1) % self.look_every == 0 or self.done + 1 == len(self.loader)
             stop = self._agree(unchecked if look else [])
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            backward()
+            self.scaler.unscale_(self.optimizer)
             method.after_backward(self.step)
-            self.optimizer.step()
+            if self.clip_grad:
+                clip_gradients(self.optimizer, self.clip_grad)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             method.after_step(batch)
             self._add(loss, numbers, neighbors, batch.indices)
             self.done += 1
@@ -114,6 +128,51 @@ class Trainer:
             if stop:
                 raise Interrupted(stop)
         return self._finish_epoch(method)
+
+    def _training_mode(self) -> None:
+        self.method.train()
+        for module in self.method.modules():
+            if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+                module.eval()  # frozen: its statistics too
+
+    def _autocast(self):
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+    def _forward(self, batch) -> tuple[Step, Callable[[], None]]:
+        """The step's numbers, and a function that computes the gradients."""
+        if self.accumulate > 1:
+            return self._forward_in_parts(batch)
+        with self._autocast():
+            step = self.method(batch)
+        return step, lambda: self.scaler.scale(step.loss).backward()
+
+    def _forward_in_parts(self, batch) -> tuple[Step, Callable[[], None]]:
+        """The same step with the memory of a part of the batch.
+
+        The loss couples all images of a batch, so that the mean of the parts' losses would be another objective. Instead
+        the whole batch is embedded part by part without a graph; the loss and its gradient with respect to the embeddings
+        are those of the whole batch; then each part is embedded again and takes its share of that gradient. Exact,
+        except that batch normalisation sees parts; its running statistics count them once.
+        """
+        method = distributed.unwrap(self.method)
+        parts = list(zip(*(view.chunk(self.accumulate) for view in batch.views), strict=True))  # of V views each
+        with torch.no_grad(), self._autocast(), statistics_kept(method):
+            embedded = [method.embed_views(list(part)) for part in parts]
+        whole = [torch.cat(view).requires_grad_() for view in zip(*embedded, strict=True)]
+        with self._autocast():
+            step = method.objective(whole, batch.indices)
+
+        def backward() -> None:
+            self.scaler.scale(step.loss).backward()
+            rows = [view.grad.chunk(self.accumulate) if view.grad is not None else None for view in whole]
+            for i, part in enumerate(parts):
+                with self._autocast():
+                    again = method.embed_views(list(part))
+                pairs = [(e, r[i]) for e, r in zip(again, rows, strict=True) if r is not None and e.requires_grad]
+                torch.autograd.backward(*zip(*pairs, strict=True))
+            distributed.average_gradients(method)
+
+        return step, backward
 
     def _timed(self, batches):
         """Batches, counting the seconds of everything between them as the epoch's."""
@@ -182,6 +241,7 @@ class Trainer:
         return {
             "model": distributed.unwrap(self.method).state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "done": self.done,
             "totals": {name: distributed.mean_over_ranks(total) for name, total in self.totals.items()},
@@ -193,6 +253,7 @@ class Trainer:
     def load_state_dict(self, state: dict) -> None:
         distributed.unwrap(self.method).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]
         self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
         torch.set_rng_state(state["generator"])

@@ -16,7 +16,7 @@ from src.data.loaders import TrainLoader
 from src.data.photographs import PhotoViews, published_views
 from src.logs import Progress
 from src.methods import METHODS, build_method
-from src.optim import build_optimizer, warmup_cosine
+from src.optim import build_optimizer, parameter_groups, warmup_cosine
 from src.trainer import Interrupted, Trainer
 
 CPU = torch.device("cpu")
@@ -30,7 +30,9 @@ def make_trainer(name="self_classifier", optimizer="lars", epochs=3, autocast=No
     loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), 24, 0, CPU)
     method = build_method(name, config, "small_convnet", 1, 8, 16, 2)
     lr = warmup_cosine(0.5, 0.001, 0.1, 1, epochs, len(loader))
-    return Trainer(method, build_optimizer(optimizer, method, 0.5, 0.9, 1e-4), lr, loader, data.labels, CPU, autocast)
+    return Trainer(
+        method, build_optimizer(optimizer, parameter_groups(method, 1e-4), 0.5), lr, loader, data.labels, CPU, autocast
+    )
 
 
 def quiet():

@@ -1,0 +1,50 @@
+"""Trading time for memory: parts of a network are run a second time instead of being remembered."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation inside normalises as ever but leaves its running statistics alone.
+
+    For the second time that the same images pass through: the statistics count every image once.
+    """
+    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
+    for norm in tracking:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+def checkpoint_activations(backbone: nn.Module) -> int:
+    """Remember only the inputs of each block of a backbone and run the blocks again during backward.
+
+    A block is a child of one of the backbone's own sequences: of `layer1` to `layer4` in a ResNet, `blocks` in a ViT.
+
+    Returns:
+        The number of blocks; 0 means that nothing was changed.
+    """
+    blocks = [
+        block
+        for sequence in backbone.children()
+        if isinstance(sequence, nn.Sequential | nn.ModuleList)
+        for block in sequence
+        if any(True for _ in block.parameters())
+    ]
+    for block in blocks:
+        contexts = partial(_first_and_second_run, block)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+    return len(blocks)
+
+
+def _first_and_second_run(block: nn.Module):
+    return nullcontext(), statistics_kept(block)
