@@ -31,13 +31,17 @@ def main() -> None:
     # the method, and the data it was trained on unless other data is given
     method, state = load_method(options.checkpoint)
     trained = state["config"]
+    if not options.data and not trained["data"]:
+        raise config.InputError(f"--data is missing: {options.checkpoint} does not say what it was trained on")
     source = options if options.data else config.data_of(trained, options)
     data = open_data(source.data, options.split, source.data_root, source.download, source.subset_file)
     if data.channels != trained["channels"]:
         raise config.InputError(
             f"--data {source.data}: images have {data.channels} channels, the network takes {trained['channels']}"
         )
-    folder = choose_folder(options.output_dir or str(Path(options.checkpoint).parent), False, "")
+    given = Path(options.checkpoint)
+    beside = given.parent if given.is_file() else Path("runs") / given.name  # of a released model's name
+    folder = choose_folder(options.output_dir or str(beside), False, "")
     num_classifiers = len(method.config.classes)
     chosen = (
         options.classifier
@@ -66,7 +70,7 @@ def main() -> None:
         "checkpoint": str(options.checkpoint),
         "method": trained["method"],
         "arch": trained["arch"],
-        "epochs": len(state["history"]),
+        "epochs": state["epoch"],
         "seed": trained["seed"],
         "data": source.data,
         "subset_file": source.subset_file,
@@ -74,7 +78,11 @@ def main() -> None:
         "images": len(data),
         "labelled_images": len(labelled),
         "classifier": chosen,
-        "classifier_chosen_by": "--classifier" if options.classifier is not None else "lowest training loss",
+        "classifier_chosen_by": "--classifier"
+        if options.classifier is not None
+        else "lowest training loss"
+        if state["history"]
+        else "being the first",
         "protocol": "one central view per image, arg-max; NMI and AMI arithmetic; ACC by Hungarian matching, over-clustering rule",
         "cluster_sizes": np.bincount(clusters[chosen], minlength=method.config.classes[chosen]).tolist(),
     }

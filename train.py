@@ -20,7 +20,7 @@ def main() -> None:
     # torch takes seconds to import; --help and wrong flags have been answered by now
     import torch
 
-    from src import checkpoint, distributed
+    from src import distributed
     from src.data.datasets import open_data
     from src.data.loaders import TrainLoader
     from src.data.views import build_views
@@ -30,6 +30,7 @@ def main() -> None:
     from src.models.backbones import count_parameters
     from src.models.memory import checkpoint_activations
     from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
+    from src.pretrained import start_from
     from src.run import Run, choose_folder, find_checkpoint
     from src.trainer import Interrupted, StopRequest, Trainer
 
@@ -67,8 +68,7 @@ def main() -> None:
         options.patch_size,
         options.global_crops_number,
     )
-    if options.pretrained:
-        checkpoint.load_into(method, checkpoint.load_weights(options.pretrained), f"--pretrained {options.pretrained}")
+    started = start_from(method, name, options.pretrained) if options.pretrained and not found else ""
     method = method.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
     freeze(method, options.freeze)
     if options.checkpoint_activations and not checkpoint_activations(method.backbone):
@@ -110,6 +110,8 @@ def main() -> None:
         f"{len(data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
         f"{distributed.world_size()} x {device.type}; {count_parameters(method):,} parameters; writing to {folder}"
     )
+    if started:
+        progress.say(started)
     if found:
         progress.say(f"going on from step {trainer.step} (epoch {trainer.epoch + 1} of {options.epochs})")
     stop_request.listen()

@@ -1,16 +1,23 @@
 """The one checkpoint format: tensors and plain containers, read with the safe loader, written aside and renamed."""
 
+import io
 import os
 import pickle
+import pickletools
 import re
+import struct
 import subprocess
 import warnings
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from .config import InputError
+from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"
 VERSION = 1
@@ -32,7 +39,10 @@ def load(path: str | Path) -> dict:
     Raises:
         InputError: if it is missing, damaged, would execute code, or is something else.
     """
-    state = _read(path)
+    return _checked(_read(path), path)
+
+
+def _checked(state: object, path: str | Path) -> dict:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(map(str, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"checkpoint {path}: not written by train.py (it holds {found}, ...)")
@@ -42,42 +52,129 @@ def load(path: str | Path) -> dict:
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """The plain state dict of a method in a file: of our own checkpoints, or a state dict saved as it is.
+    """The state dict in a file, in our names: of our own checkpoints, or of any file that `src/foreign.py` knows.
+
+    The authors' Self-Classifier files load into `SelfClassifier` as they are, queue included. Of other projects' files
+    `backbone.*` fits the backbone of that architecture; their heads are there under our names for such parts.
 
     Raises:
-        InputError: as `load`, and if the file holds no state dict.
+        InputError: as `load`, and if the file holds no state dict, or one of unknown names.
     """
-    state = _read(path)
-    if isinstance(state, dict) and state.get("format") == FORMAT:
-        return load(path)["model"]
-    if isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values()):
-        return dict(state)
-    raise InputError(f"weights {path}: neither a checkpoint of train.py nor a plain state dict")
+    return read_weights(path).tensors
+
+
+def read_weights(path: str | Path) -> Weights:
+    """As `load_weights`, with where the weights come from and what was left out."""
+    content = _read(path)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        record = _checked(content, path)
+        config = record["config"]
+        return Weights(record.pop("model"), "train.py", [], config["method"], config["arch"], record)
+    try:
+        return translate(content)
+    except InputError as error:
+        raise InputError(f"weights {path}: {error}") from None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# reading without executing anything
+
+
+def _numpy_scalar(kind: "_NumpyType", data: bytes) -> int | float | bool:
+    """What numpy pickles for a number, as a plain number; some projects keep a best score in this form."""
+    return struct.unpack(kind.order + kind.letter, data)[0]
+
+
+class _NumpyType:
+    """Stands in for `numpy.dtype` of a number."""
+
+    def __init__(self, code: str, *_flags):
+        letters = {"f4": "f", "f8": "d", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}  # numpy's to struct's
+        self.letter, self.order = letters[code], "<"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = {"<": "<", ">": ">", "|": "<"}[state[1]]
+
+
+# What files of other projects may name beside tensors and plain containers. None of it does more than keep its arguments.
+STAND_INS = (
+    (AuthorsQueue, "utils.NNQueue"),
+    (_NumpyType, "numpy.dtype"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+)
 
 
 def _read(path: str | Path) -> object:
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path}: no such file")
     try:
-        with warnings.catch_warnings():
+        with _open(path) as file, warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
             warnings.simplefilter("ignore")  # about pickles of another protocol, which are refused below anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from None
     except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class|operand)\S* (\S+)", str(error))
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        culprit = found[1] if found else next(_globals_in(path), None)
         if culprit:
-            name = (culprit[1] or culprit[2]).strip("`'\".,")
-            raise InputError(f"checkpoint {path}: refused, loading it would execute code ({name})") from None
+            raise InputError(f"checkpoint {path}: refused, loading it would execute code ({culprit})") from None
         raise InputError(f"checkpoint {path}: not a checkpoint, or damaged") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except Exception as error:  # arbitrary bytes can make the reader stumble in any way
         detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise InputError(f"checkpoint {path}: cannot be read, truncated or damaged ({detail})") from None
+
+
+def _open(path: str | Path) -> BinaryIO:
+    """The file; or, if it is a zip archive around one checkpoint (as OBoW's is), that one."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if not any(name.endswith("data.pkl") for name in names):  # else torch.save's own archive
+                inside = [name for name in names if name.endswith((".pth", ".pt", ".tar"))]
+                if len(inside) != 1:
+                    raise InputError(f"an archive of {len(inside)} checkpoints: unpack it and name one")
+                return io.BytesIO(archive.read(inside[0]))
+    return open(path, "rb")
+
+
+def _globals_in(path: str | Path) -> Iterator[str]:
+    """The classes and functions that the pickles of a file name and no checkpoint needs, in order. Nothing is run.
+
+    It serves the message about a file that was refused already: torch names what it refuses only in old pickles.
+    """
+    harmless = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", *(name for _, name in STAND_INS)}
+    with _open(path) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                file = io.BytesIO(archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl"))))
+        file.seek(0)
+        strings, memo, memoized = [], {}, 0
+        try:
+            while True:  # old files are several pickles in a row, then bytes that are none
+                for operation, argument, _ in pickletools.genops(file):
+                    name = None
+                    if operation.name in ("GLOBAL", "INST"):
+                        name = argument.replace(" ", ".")
+                    elif operation.name == "STACK_GLOBAL":
+                        name = ".".join(strings[-2:])
+                    elif "UNICODE" in operation.name:
+                        strings.append(argument)
+                    elif operation.name == "MEMOIZE":
+                        memo[memoized], memoized = strings[-1:], memoized + 1
+                    elif "GET" in operation.name:
+                        strings += memo.get(argument, [])
+                    if name and name not in harmless and not re.fullmatch(r"torch\.\w+Storage", name):
+                        yield name
+        except ValueError:
+            return
 
 
 def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load weights that must fit exactly.
 
     Raises:
-        InputError: naming the first keys that are missing, not understood, or of another shape.
+        InputError: naming the first keys that are missing or not understood, and every one of another shape, with both.
     """
     own = module.state_dict()
     missing = [key for key in own if key not in weights]
@@ -87,8 +184,12 @@ def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> Non
         for key in own
         if key in weights and weights[key].shape != own[key].shape
     ]
-    problems = [("missing", missing), ("not understood", unknown), ("of another shape", shapes)]
-    found = [f"{len(keys)} {what}: {', '.join(keys[:3])}{' ...' * (len(keys) > 3)}" for what, keys in problems if keys]
+    problems = [("missing", missing, 3), ("not understood", unknown, 3), ("of another shape", shapes, len(shapes))]
+    found = [
+        f"{len(keys)} {what}: {', '.join(keys[:shown])}{' ...' * (len(keys) > shown)}"
+        for what, keys, shown in problems
+        if keys
+    ]
     if found:
         raise InputError(f"{source} does not fit this method and architecture; keys {'; '.join(found)}")
     module.load_state_dict(weights)

@@ -152,7 +152,7 @@ class RunOptions:
     seed: int = 0  # of weights, order and views
     output_dir: str = ""  # a run found there is continued; default: a new dated folder under runs/
     fresh: bool = False  # start over in a new folder beside --output-dir instead of continuing
-    pretrained: str = ""  # start from the weights in this file instead of random ones
+    pretrained: str = ""  # weights to start from: a file, or a name of `python -m src.pretrained list`
     save_every: int = 25  # epochs between the checkpoints that are kept; the last one is always written
     eval_every: int = 0  # epochs between scores on the test split, where it has labels; 0: never
     log_every: int = 16  # steps between looks at the loss
@@ -202,7 +202,7 @@ FREE_TO_CHANGE = {
 class ClsEvalOptions(DeviceOptions, DataOptions):
     """evaluation"""
 
-    checkpoint: str = ""  # file written by train.py
+    checkpoint: str = ""  # file of train.py or of the authors, or a name of `python -m src.pretrained list`
     split: Literal["train", "test"] = "test"  # of the data
     classifier: int | None = None  # which one to score; default: the one that training named
     batch_size: int = 256  # images per forward pass and rank
@@ -211,7 +211,7 @@ class ClsEvalOptions(DeviceOptions, DataOptions):
 
     def __post_init__(self):
         if not self.checkpoint:
-            raise InputError("--checkpoint is missing: name a file written by train.py")
+            raise InputError("--checkpoint is missing: name a file written by train.py, or a released model")
         if self.data:
             super().__post_init__()
         require_at_least(self, batch_size=1)

@@ -23,11 +23,13 @@ MAY_IMPORT = {
     "logs": set(),
     "data": GROUND,
     "features": GROUND | {"logs"},
-    "checkpoint": {"config"},
+    "checkpoint": {"config", "foreign"},
+    "foreign": {"config"},
+    "downloads": {"config"},
     "methods": GROUND | {"losses", "queues", "models", "logs"},
     "trainer": GROUND | {"checkpoint", "logs"},
     "evaluation": GROUND | {"features", "metrics", "models", "data", "logs"},
-    "pretrained": {"checkpoint", "config", "methods"},
+    "pretrained": {"checkpoint", "config", "downloads", "methods"},
     "run": GROUND | {"checkpoint", "logs", "trainer"},
 }
 
