@@ -249,11 +249,10 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
         mean = sum_over_ranks(rows.sum(reduced), self.group) / count
         centred = rows - mean.view(per_channel)
         variance = sum_over_ranks(centred.square().sum(reduced), self.group) / count
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.view(per_channel) + self.bias.view(per_channel)).to(x.dtype)
 

@@ -156,6 +156,7 @@ class Trainer:
         """
         method = distributed.unwrap(self.method)
         parts = list(zip(*(view.chunk(self.accumulate) for view in batch.views), strict=True))  # of V views each
+        idle = method.idle_views()  # asked now: the objective changes what is remembered
         with torch.no_grad(), self._autocast(), statistics_kept(method):
             embedded = [method.embed_views(list(part)) for part in parts]
         whole = [torch.cat(view).requires_grad_() for view in zip(*embedded, strict=True)]
@@ -167,7 +168,7 @@ class Trainer:
             rows = [view.grad.chunk(self.accumulate) if view.grad is not None else None for view in whole]
             for i, part in enumerate(parts):
                 with self._autocast():
-                    again = method.embed_views(list(part))
+                    again = method.embed_views(list(part), idle)
                 pairs = [(e, r[i]) for e, r in zip(again, rows, strict=True) if r is not None and e.requires_grad]
                 torch.autograd.backward(*zip(*pairs, strict=True))
             distributed.average_gradients(method)

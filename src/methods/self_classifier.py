@@ -11,7 +11,6 @@ instead of logits (same value and gradient), one wrapped forward per step, and a
 with the lowest training loss is named for use, where the authors always take the first.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,11 +19,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import InputError, require_at_least, require_positive
-from ..logs import table
 from ..losses import self_classifier_terms
 from ..models.heads import ProjectionHead, WeightNormClassifier
 from ..queues import NearestNeighborQueue
-from .base import Method, Step
+from .base import ClassifierMethod, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +76,11 @@ PRESETS = {
 }
 
 
-class SelfClassifier(Method):
+class SelfClassifier(ClassifierMethod):
     """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views."""
 
     Config = Config
+    remedy = "a larger --lr, a lower --col-tau, or a larger --batch-size"
 
     def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
         super().__init__()
@@ -91,7 +90,7 @@ class SelfClassifier(Method):
             )
         self.config = config
         self.num_global = num_global
-        self.temperature = config.row_tau
+        self.classes, self.temperature = config.classes, config.row_tau
         self.backbone = backbone
         self.projection_head = ProjectionHead(
             backbone.width, config.hidden_dim, config.dim, config.head_layers, config.head_bn, config.activation
@@ -103,7 +102,7 @@ class SelfClassifier(Method):
         self._couples_images = any(isinstance(module, _BatchNorm) for module in self.modules())
 
     @staticmethod
-    def check_data(config: Config, batch_size: int, num_images: int) -> None:
+    def check_data(config: Config, batch_size: int, num_images: int, num_views: int = 2) -> None:
         length = config.queue_length
         if length and length < batch_size:
             raise InputError(f"--queue-length {length} is shorter than --batch-size {batch_size}: lengthen the queue")
@@ -131,84 +130,24 @@ class SelfClassifier(Method):
         terms = self_classifier_terms(
             logits, self.config.row_tau, self.config.col_tau, self.config.eps, self.num_global
         )
-        return Step(terms.mean(), {"terms": terms.detach(), **self._occupancy(logits)}, neighbors)
+        return Step(terms.mean(), {"terms": terms.detach(), **self.occupancy(logits)}, neighbors)
 
-    def embed_views(self, views: list[Tensor]) -> list[Tensor]:
-        """Unit embeddings of V views, V × (B, D).
+    def idle_views(self) -> int:
+        """View 0 once its neighbour replaces it. But not with batch normalisation: through the batch's statistics the
+        other views' gradient flows into view 0 as well."""
+        replaced = self.queue is not None and self.queue.full and self.config.use_neighbors
+        return int(replaced and not self._couples_images)
 
-        Batch normalisation in the backbone sees views of one size together, in the head all of them. Without any, a view
-        that its neighbour will replace is embedded without a graph: no gradient reaches it. With it, the gradient of the
-        other views flows through the statistics into view 0 as well, and is kept.
-        """
-        if self._replaces_first_view() and not self._couples_images:
+    def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
+        """Unit embeddings of V views, V × (B, D). Batch normalisation in the backbone sees views of one size together, in
+        the head all of them."""
+        if idle:
             with torch.no_grad():
-                alone = self._embed_together(views[:1])
-            return alone + self._embed_together(views[1:])
-        return self._embed_together(views)
-
-    def _embed_together(self, views: list[Tensor]) -> list[Tensor]:
+                first = self.embed_views(views[:idle])
+            return first + self.embed_views(views[idle:])
         features, first = [], 0
         for i in range(1, len(views) + 1):
             if i == len(views) or views[i].shape[-1] != views[first].shape[-1]:
                 features.append(self.backbone(torch.cat(views[first:i])))
                 first = i
         return list(self.projection_head(torch.cat(features)).chunk(len(views)))
-
-    def _replaces_first_view(self) -> bool:
-        return self.queue is not None and self.queue.full and self.config.use_neighbors
-
-    @torch.no_grad()
-    def _occupancy(self, logits) -> dict[str, Tensor]:
-        """How view 1, which is never replaced, spreads over the classes: (C_k,) shares of the hard and the soft kind."""
-        numbers = {}
-        for k, views in enumerate(logits):
-            z = views[1].float()
-            numbers[f"share_{k}"] = torch.bincount(z.argmax(dim=1), minlength=z.shape[1]) / len(z)
-            numbers[f"prediction_{k}"] = (z / self.config.row_tau).softmax(dim=1).mean(dim=0)
-        return numbers
-
-    def embed(self, images: Tensor) -> Tensor:
-        return self.projection_head(self.backbone(images))
-
-    def predict(self, images: Tensor) -> list[Tensor]:
-        embeddings = self.embed(images)
-        return [classifier(embeddings) for classifier in self.classifiers]
-
-    def summarize(self, averages: dict[str, Tensor]) -> dict[str, float | int]:
-        terms = averages["terms"].tolist()
-        sizes = self.config.classes
-        comparable = [k for k in range(len(sizes)) if sizes[k] == sizes[0]]
-        summary = {"classifier": min(comparable, key=lambda k: terms[k])}
-        for k in range(len(sizes)):
-            prediction = averages[f"prediction_{k}"]
-            summary[f"loss_{k}"] = terms[k]
-            summary[f"used_{k}"] = int((averages[f"share_{k}"] > 0).sum())
-            summary[f"entropy_{k}"] = -torch.special.xlogy(prediction, prediction).sum().item()
-        return summary
-
-    def report(self, summary: dict) -> str:
-        """One row per classifier; `balance` is the entropy of the mean prediction over ln C: 1 when all classes weigh alike."""
-        rows = [
-            [f"classifier {k}" + " (chosen)" * (k == summary["classifier"]), str(size), f"{summary[f'loss_{k}']:.3f}"]
-            + [str(summary[f"used_{k}"]), f"{summary[f'entropy_{k}'] / math.log(size):.3f}"]
-            for k, size in enumerate(self.config.classes)
-        ]
-        return table(["last epoch", "classes", "loss", "used", "balance"], rows)
-
-    def diagnose(self, history: list[dict]) -> str | None:
-        recent = history[-5:]
-        if len(recent) < 5:
-            return None
-        chosen = recent[-1]["classifier"]
-        size = self.config.classes[chosen]
-        if all(abs(epoch[f"loss_{chosen}"] / math.log(size) - 1) < 0.01 for epoch in recent):
-            return (
-                f"The model has collapsed: for five epochs the loss has stayed at ln {size} = {math.log(size):.2f}, the cost of giving "
-                "every image the same class; try a larger --lr, a lower --col-tau, or a larger --batch-size."
-            )
-        if all(epoch[f"used_{chosen}"] <= size // 2 for epoch in recent):
-            return (
-                f"The model is collapsing: only {recent[-1][f'used_{chosen}']} of {size} clusters were used in the last epoch; try a "
-                "smaller --lr, a larger --batch-size, or fewer --classes."
-            )
-        return None

@@ -15,14 +15,15 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
     For the second time that the same images pass through: the statistics count every image once.
     """
-    tracking = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
-    for norm in tracking:
-        norm.track_running_stats = False
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:  # copies take the updates: without any buffer, autograd would remember other tensors than before
+        norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items() if buffer is not None})
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 def checkpoint_activations(backbone: nn.Module) -> int:
