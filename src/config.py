@@ -63,6 +63,7 @@ class ViewOptions:
     local_crops_number: int = 6  # small views of every image
     local_crops_size: int = 96  # side in pixels
     local_crops_scale: tuple[float, float] = (0.05, 0.4)  # share of the image's area
+    augment: Literal["dino", "moco_v2", "crop_flip"] = "dino"  # photographs' colours: dino by view, moco_v2 all alike
 
     def __post_init__(self):
         super().__post_init__()
@@ -179,6 +180,7 @@ VIEW_SETTINGS = (
     "local_crops_size",
     "global_crops_scale",
     "local_crops_scale",
+    "augment",
 )
 
 # Changing one of these does not change what is learned: a run may be continued with another value.
@@ -265,7 +267,19 @@ def read_method(name: str) -> MethodSource:
     namespace = dict(globals(), __name__=f"src.methods.{name}")
     exec(compile(ast.Module(body=is_config, type_ignores=[]), str(path), "exec"), namespace)
     presets = [node.value for node in statements if isinstance(node, ast.Assign) and node.targets[0].id == "PRESETS"]
-    return MethodSource(namespace["Config"], field_comments(source, "Config"), ast.literal_eval(presets[0]))
+    return MethodSource(
+        namespace["Config"], field_comments(source, "Config"), expand_presets(ast.literal_eval(presets[0]))
+    )
+
+
+def expand_presets(presets: dict[str, dict]) -> dict[str, dict]:
+    """Each preset with what it changes against its `base`, an earlier one: {"a": {...}, "b": {"base": "a", "lr": 0.1}}."""
+    expanded: dict[str, dict] = {}
+    for name, preset in presets.items():
+        changes = dict(preset)
+        base = changes.pop("base", None)
+        expanded[name] = {**(expanded[base] if base else {}), **changes}
+    return expanded
 
 
 def field_comments(source: str, class_name: str) -> dict[str, str]:

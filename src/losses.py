@@ -81,3 +81,69 @@ def self_classifier(
 ) -> Tensor:
     """Self-Classifier's objective: the mean of `self_classifier_terms` over the classifiers, which weigh equally."""
     return self_classifier_terms(logits, row_tau, col_tau, eps, num_global).mean()
+
+
+def self_classifier_v1_terms(
+    logits: Sequence[Sequence[Tensor] | Tensor],
+    tau: float,
+    normalize_targets: bool = False,
+    group: int = 0,
+    eps: float = 1e-12,
+) -> Tensor:
+    """The first generation's loss of each classifier: the mean over both directions between two views.
+
+    Amrani and Bronstein, arXiv:2103.10994v1. Both softmaxes have the temperature tau; S runs over the images of a group
+    of G, p over the classes:
+
+        l(1, 2) = - 1/G sum_x sum_y  S(x2|y)  *  log p(y|x1)
+
+    With `normalize_targets` the row S(x2|.) of an image is divided by its sum, so that every image weighs alike; without
+    it every class does. There is no stop-gradient.
+
+    Args:
+        logits: logits[k][v] is the (B, C) output of classifier k for view v of two; cosines, not yet divided by tau.
+        tau: temperature, > 0. The authors use 0.1 on ImageNet, 0.3 on CIFAR.
+        group: images per column softmax, consecutive rows of this rank; 0: the whole batch of all ranks.
+        eps: guards the normalisation of the targets.
+
+    Returns:
+        (K,) means over the groups of this rank, in nats. The mean over ranks is the loss of the joined batch. If no logit
+        depends on the image, it costs at least ln C with normalised targets, C/G ln C without.
+
+    Raises:
+        ValueError: if tau is not positive, there are not two views, or the group does not divide the rows.
+
+    Departs from the authors' code, whose groups are what a GPU holds: here they stay as they are on any number of ranks.
+    """
+    if tau <= 0:
+        raise ValueError(f"the temperature must be positive, got tau={tau}")
+    z = torch.stack([torch.stack(tuple(views)) for views in logits])  # (K, V, B, C)
+    K, V, B, C = z.shape
+    if V != 2:
+        raise ValueError(f"the loss is that of two views, got {V}")
+    if group < 0 or (group and B % group):
+        raise ValueError(f"a group of {group} does not divide the {B} rows")
+    z = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z) / tau
+    z = z.view(K, V, B // group if group else 1, group or B, C)
+    if group:
+        target = z.softmax(dim=3)
+    else:
+        peak = max_over_ranks(z.amax(dim=3, keepdim=True))  # the softmax does not depend on it: no gradient
+        unnormalised = (z - peak).exp()
+        target = unnormalised / sum_over_ranks(unnormalised.sum(dim=3, keepdim=True))
+    if normalize_targets:
+        target = target / target.sum(dim=-1, keepdim=True).clamp(min=eps)
+    log_prediction = z.log_softmax(dim=-1)
+    # Each view is the other's target: along V the target is turned by one.
+    return -(target.flip(1) * log_prediction).sum(dim=-1).mean(dim=(1, 2, 3))
+
+
+def self_classifier_v1(
+    logits: Sequence[Sequence[Tensor] | Tensor],
+    tau: float,
+    normalize_targets: bool = False,
+    group: int = 0,
+    eps: float = 1e-12,
+) -> Tensor:
+    """The first generation's objective: the mean of `self_classifier_v1_terms` over the classifiers."""
+    return self_classifier_v1_terms(logits, tau, normalize_targets, group, eps).mean()

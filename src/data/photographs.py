@@ -1,7 +1,8 @@
-"""Views of colour photographs, with the published parameters of Self-Classifier (arXiv:2103.10994v3, after DINO).
+"""Views of colour photographs, with the published parameters of Self-Classifier (arXiv:2103.10994v3, after DINO), and
+those of its first generation (v1, after MoCo v2).
 
-A view is made in two parts. The crop comes first: its box is cut from the image and resized (bicubic, antialiased); of
-files in worker processes, as uint8. Everything photometric follows on whole batches, on the training device, with each
+A view is made in two parts. The crop comes first: its box is cut from the image and resized (antialiased); of files in
+worker processes, as uint8. Everything photometric follows on whole batches, on the training device, with each
 image's own random numbers: flip, colour jitter in random order, grayscale, Gaussian blur, solarise, normalise.
 """
 
@@ -34,6 +35,7 @@ class PhotoRecipe:
     size: int  # output pixels
     scale: tuple[float, float]  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width to height
+    bicubic: bool = True  # how the box is resized; if off, bilinear
     flip: float = 0.5
     jitter: float = 0.8
     brightness: float = 0.4  # factor 1 ± x
@@ -68,6 +70,25 @@ def published_views(
     return [first, *[other] * (num_global - 1), *[local] * num_local]
 
 
+def uniform_views(
+    num_global: int,
+    num_local: int,
+    global_size: int,
+    local_size: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+    photometric: bool = True,
+) -> list[PhotoRecipe]:
+    """One recipe for all views: that of the first generation, which is MoCo v2's; crop and flip alone if not `photometric`.
+
+    The authors flip last, which makes no difference: every other operation treats left and right alike. The blur keeps its
+    radius on small images, as on their 32 pixels.
+    """
+    off = {} if photometric else {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
+    views = [(global_size, global_scale)] * num_global + [(local_size, local_scale)] * num_local
+    return [PhotoRecipe(size=size, scale=scale, bicubic=False, saturation=0.4, **off) for size, scale in views]
+
+
 class PhotoViews:
     """Augmented views, and the central view for evaluation, of photographs in memory or in files.
 
@@ -87,7 +108,7 @@ class PhotoViews:
         crops = []
         for view, recipe in enumerate(self.recipes):
             boxes = crop_boxes(recipe, seed, epoch, indices, view, height, width)
-            crops.append(crop_resize(images, boxes, recipe.size))
+            crops.append(crop_resize(images, boxes, recipe.size, recipe.bicubic))
         return self.finish(crops, indices, seed, epoch)
 
     def cut(self, image: Image.Image, index: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -98,7 +119,7 @@ class PhotoViews:
                 recipe, seed, epoch, np.array([index]), view, image.height, image.width
             )[0].tolist()
             crop = image.crop((left, top, left + width, top + height)).resize(
-                (recipe.size, recipe.size), Image.Resampling.BICUBIC
+                (recipe.size, recipe.size), Image.Resampling.BICUBIC if recipe.bicubic else Image.Resampling.BILINEAR
             )
             crops.append(np.asarray(crop).transpose(2, 0, 1))
         return crops
@@ -167,29 +188,31 @@ def _central_box(ratio: tuple[float, float], height: int, width: int) -> tuple[i
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def crop_resize(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
+def crop_resize(images: Tensor, boxes: np.ndarray, size: int, bicubic: bool = True) -> Tensor:
     """Cut each image's own box and resize it, (B, C, H, W) → (B, C, size, size) float grey levels rounded as Pillow's.
 
     Resizing is linear, so it is a product with each image's own weights from the left (rows) and the right (columns).
     """
     boxes = torch.from_numpy(boxes).to(images.device)
-    rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], size)  # (B, size, H)
-    columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], size)  # (B, size, W)
+    rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], size, bicubic)  # (B, size, H)
+    columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], size, bicubic)  # (B, size, W)
     with torch.autocast(images.device.type, enabled=False):
         across = (images.float() @ columns[:, None].mT).round_().clamp_(0, 255)  # Pillow rounds between the passes
         return (rows[:, None] @ across).round_().clamp_(0, 255)
 
 
-def _resize_weights(first: Tensor, length: Tensor, side: int, size: int) -> Tensor:
-    """(B, size, side) weights of bicubic interpolation (a = -1/2), widened when shrinking, within each box only."""
+def _resize_weights(first: Tensor, length: Tensor, side: int, size: int, bicubic: bool) -> Tensor:
+    """(B, size, side) weights of bicubic (a = -1/2) or bilinear interpolation, widened when shrinking, within each box only."""
     scale = (length / size).float()[:, None, None]
     support = scale.clamp(min=1.0)
     centre = (torch.arange(size, device=first.device)[None, :, None] + 0.5) * scale
     pixel = torch.arange(side, device=first.device)[None, None, :] - first[:, None, None]  # counted from the box's edge
     x = ((pixel + 0.5 - centre) / support).abs()
-    weights = torch.where(
-        x < 1, (1.5 * x - 2.5) * x * x + 1, torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0)
-    )
+    if bicubic:
+        far = torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0)
+        weights = torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, far)
+    else:
+        weights = (1 - x).clamp(min=0)
     weights = torch.where((pixel >= 0) & (pixel < length[:, None, None]), weights, 0.0)
     return weights / weights.sum(dim=-1, keepdim=True)
 

@@ -1,9 +1,12 @@
 """Which recipe of views goes with which data."""
 
+from collections.abc import Callable
+from functools import partial
+
 from .datasets import Images, MemoryImages
 from .digits import DigitRecipe, DigitViews
 from .loaders import Views
-from .photographs import PhotoViews, published_views
+from .photographs import PhotoRecipe, PhotoViews, published_views, uniform_views
 
 CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training images
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
@@ -20,15 +23,26 @@ def build_views(
     local_size: int,
     global_scale: tuple[float, float],
     local_scale: tuple[float, float],
+    augment: str = "dino",
 ) -> Views:
-    """The views of a data set: the digits' own recipe, or the published one for photographs.
+    """The views of a data set: the digits' own recipe, or for photographs the one named by `augment`.
 
     Evaluation takes the central 224 of 256 pixels of a large image, and the whole of a small one.
     """
     if name == "digits":
         return DigitViews([DigitRecipe(size=global_size)] * num_global + [DigitRecipe(size=local_size)] * num_local)
-    recipes = published_views(num_global, num_local, global_size, local_size, global_scale, local_scale)
+    recipes = photo_recipes(augment)(num_global, num_local, global_size, local_size, global_scale, local_scale)
     small = isinstance(data, MemoryImages) or global_size <= 64
     return PhotoViews(
         recipes, global_size if small else round(global_size * 256 / 224), *CIFAR_STATISTICS.get(name, ())
     )
+
+
+def photo_recipes(augment: str) -> Callable[..., list[PhotoRecipe]]:
+    """Number, size and scale of global and local views → a recipe for each, by the name that `--augment` gives."""
+    recipes = {
+        "dino": published_views,
+        "moco_v2": uniform_views,
+        "crop_flip": partial(uniform_views, photometric=False),
+    }
+    return recipes[augment]

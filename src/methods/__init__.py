@@ -3,9 +3,11 @@
 from ..models.backbones import build_backbone
 from .base import Method, Step
 from .self_classifier import SelfClassifier
+from .self_classifier_v1 import SelfClassifierV1
 
 METHODS: dict[str, type[Method]] = {
     "self_classifier": SelfClassifier,
+    "self_classifier_v1": SelfClassifierV1,
 }
 
 

@@ -11,14 +11,27 @@ class ProjectionHead(nn.Module):
     """MLP whose output has unit length, (B, F) → (B, D).
 
     Self-Classifier, arXiv:2103.10994v3. The last layer is linear; every other one is followed by batch normalisation
-    (optional) and an activation. Weights start normal with standard deviation 0.02, biases at 0.
+    (optional) and an activation.
 
     Args:
         layers: number of linear layers; 0 only normalises the length.
+        std: weights start normal with this standard deviation, biases at 0; None: nn.Linear's own start.
+        eps: smallest length that is divided by.
     """
 
-    def __init__(self, width: int, hidden_dim: int, dim: int, layers: int, bn: bool, activation: str):
+    def __init__(
+        self,
+        width: int,
+        hidden_dim: int,
+        dim: int,
+        layers: int,
+        bn: bool,
+        activation: str,
+        std: float | None = 0.02,
+        eps: float = 1e-7,
+    ):
         super().__init__()
+        self.eps = eps
         modules = []
         for i in range(layers):
             last = i == layers - 1
@@ -29,16 +42,16 @@ class ProjectionHead(nn.Module):
         # One layer has no index in its name, as in the authors' checkpoints.
         self.mlp = modules[0] if layers == 1 else nn.Sequential(*modules)
         for module in self.mlp.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and std is not None:
+                nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         embeddings = self.mlp(features)
         with torch.autocast(embeddings.device.type, enabled=False):
-            # eps is near the smallest half-precision numbers, so the norm is taken in float32
+            # eps is near or below the smallest half-precision numbers, so the norm is taken in float32
             embeddings = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
-            return F.normalize(embeddings, dim=1, eps=1e-7)
+            return F.normalize(embeddings, dim=1, eps=self.eps)
 
 
 class WeightNormClassifier(nn.Module):
@@ -56,3 +69,19 @@ class WeightNormClassifier(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return F.linear(embeddings, self.weight_g * F.normalize(self.weight_v, dim=1, eps=0))
+
+
+class CosineClassifier(nn.Module):
+    """Cosines between embeddings and C class vectors, (B, D) → (B, C); Self-Classifier's first generation.
+
+    arXiv:2103.10994v1. The matrix starts orthogonal: C ≤ D class vectors are orthonormal; of more, the D columns are, and
+    the vectors are brought to unit length on use. It stays as it starts unless `learnable`.
+    """
+
+    def __init__(self, dim: int, num_classes: int, learnable: bool = False):
+        super().__init__()
+        # QR of a Gaussian, as the authors; with R's diagonal made positive, so that every orientation is equally likely
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(num_classes, dim)), requires_grad=learnable)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return F.linear(embeddings, F.normalize(self.weight, dim=1))

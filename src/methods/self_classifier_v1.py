@@ -1,0 +1,182 @@
+"""Self-Classifier, first generation: two views, many fixed classifiers, one temperature.
+
+Amrani and Bronstein, "Self-Supervised Classification Network", arXiv:2103.10994v1. Authors' code:
+github.com/elad-amrani/self-classifier before December 2021. K classifiers of equal size, orthonormal and by default never
+trained, compare each view's p(class|image) with the other's p(image|class). Nothing normalises the predictions over
+classes, there is no queue, and both views are made by the same recipe and pass through the network one after the other.
+
+Defaults are the 800-epoch ImageNet recipe. Departures from the authors' code: the loss runs in float32 under mixed
+precision too, what shares a column softmax is a number of images instead of whatever a GPU holds, the learning rate
+falls with every step on CIFAR too (theirs with every epoch), and the classifier with the lowest training loss is named
+for use, where they take the first.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import distributed
+from ..config import InputError, require_at_least, require_positive
+from ..losses import self_classifier_v1_terms
+from ..models.heads import CosineClassifier, ProjectionHead
+from .base import ClassifierMethod, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    num_classifiers: int = 30  # classifiers, all of one size
+    num_classes: int = 1000  # size of each
+    learnable: bool = False  # train the classifiers; if off, they stay as they start
+    tau: float = 0.1  # temperature of both softmaxes
+    normalize_targets: bool = False  # every image's targets sum to one; if off, every class's do
+    softmax_group: int = (
+        256  # images that share a column softmax, the authors' batch per GPU; 0: the batch of all ranks
+    )
+    dim: int = 128  # embedding size
+    hidden_dim: int = 4096  # width of the head's hidden layers
+    head_layers: int = 3  # linear layers in the head; 0: the backbone's features are the embedding
+
+    def __post_init__(self):
+        require_positive(self, "tau")
+        require_at_least(self, num_classifiers=1, num_classes=2, softmax_group=0, dim=1, hidden_dim=1, head_layers=0)
+        if self.softmax_group == 1:
+            raise InputError("--softmax-group is 1: an image alone has nothing to be compared with; expected 0 or more")
+
+
+PRESETS = {
+    "published": {
+        "global_crops_scale": (0.2, 1.0),
+        "local_crops_number": 0,
+        "augment": "moco_v2",
+        "batch_size": 4096,
+        "weight_decay": 1e-4,
+        "precision": "float16",
+        "save_every": 50,
+    },
+    # The authors' scripts by their names: train.sh, then those of ablation/. 16 GPUs, batch statistics over groups of 4.
+    "800ep": {"base": "published", "sync_bn_group": 4},
+    "100ep": {"base": "800ep", "epochs": 100, "lr": 4.8, "warmup_start": 0.3, "final_lr": 0.0048},
+    "100ep_1x300": {"base": "100ep", "num_classifiers": 1, "num_classes": 300},
+    "100ep_1x1000": {"base": "100ep", "num_classifiers": 1},
+    "100ep_1x3000": {"base": "100ep", "num_classifiers": 1, "num_classes": 3000},
+    "100ep_30x300": {"base": "100ep", "num_classes": 300},
+    "100ep_30x3000": {"base": "100ep", "num_classes": 3000},
+    "100ep_50x1000": {"base": "100ep", "num_classifiers": 50},
+    "100ep_100x128": {"base": "100ep", "num_classifiers": 100, "num_classes": 128},
+    "100ep_learnable_cls": {"base": "100ep", "learnable": True},
+    "100ep_lr_0.05": {"base": "100ep", "lr": 0.8, "warmup_start": 0.05, "final_lr": 0.0008},
+    "100ep_lr_0.1": {"base": "100ep", "lr": 1.6, "warmup_start": 0.1, "final_lr": 0.0016},
+    "100ep_lr_0.2": {"base": "100ep", "lr": 3.2, "warmup_start": 0.2, "final_lr": 0.0032},
+    "100ep_lr_0.4": {"base": "100ep", "lr": 6.4, "warmup_start": 0.4, "final_lr": 0.0064},
+    "100ep_lr_0.5": {"base": "100ep", "lr": 8.0, "warmup_start": 0.5, "final_lr": 0.008},
+    "100ep_dim_128_num_hidden_1x4096": {"base": "100ep", "head_layers": 2},
+    "100ep_dim_128_num_hidden_3x4096": {"base": "100ep", "head_layers": 4},
+    "100ep_dim_256_num_hidden_1x4096": {"base": "100ep", "dim": 256, "head_layers": 2},
+    "100ep_dim_256_num_hidden_2x4096": {"base": "100ep", "dim": 256},
+    "100ep_no_mlp": {"base": "100ep", "dim": 2048, "head_layers": 0},
+    "100ep_wd_1e-3": {"base": "100ep", "weight_decay": 1e-3},
+    "100ep_wd_1e-5": {"base": "100ep", "weight_decay": 1e-5},
+    "100ep_wd_1e-6": {"base": "100ep", "weight_decay": 1e-6},
+    "100ep_wd_1e-7": {"base": "100ep", "weight_decay": 1e-7},
+    # three clusters for every class
+    "cifar10": {
+        "arch": "cifar_resnet18",
+        "global_crops_size": 32,
+        "global_crops_scale": (0.2, 1.0),
+        "local_crops_number": 0,
+        "augment": "moco_v2",
+        "num_classes": 30,
+        "tau": 0.3,
+        "normalize_targets": True,
+        "softmax_group": 0,
+        "dim": 64,
+        "hidden_dim": 256,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "lr": 3.2,
+        "final_lr": 0.032,
+        "warmup_epochs": 0,
+        "save_every": 50,
+    },
+    "cifar100-20": {"base": "cifar10", "num_classes": 60},
+    # ours
+    "digits": {
+        "base": "cifar10",
+        "arch": "small_convnet",
+        "global_crops_size": 8,
+        "num_classifiers": 16,
+        "num_classes": 10,
+        "batch_size": 128,
+        "epochs": 60,
+        "optimizer": "adamw",
+        "lr": 0.002,
+        "final_lr": 0.000002,
+        "weight_decay": 0.0001,
+        "save_every": 25,
+    },
+}
+
+
+class SelfClassifierV1(ClassifierMethod):
+    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config."""
+
+    Config = Config
+
+    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
+        super().__init__()
+        if config.head_layers == 0 and config.dim != backbone.width:
+            raise InputError(
+                f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}"
+            )
+        self.config = config
+        self.classes, self.temperature = (config.num_classes,) * config.num_classifiers, config.tau
+        self.backbone = backbone
+        self.projection_head = ProjectionHead(
+            *(backbone.width, config.hidden_dim, config.dim, config.head_layers),
+            bn=True,
+            activation="leaky_relu",
+            std=None,
+            eps=1e-12,
+        )
+        self.classifiers = torch.nn.ModuleList(
+            CosineClassifier(config.dim, config.num_classes, config.learnable) for _ in range(config.num_classifiers)
+        )
+        self.group = config.softmax_group  # images per column softmax; 0 until the first batch tells
+
+    @staticmethod
+    def check_data(config: Config, batch_size: int, num_images: int, num_views: int = 2) -> None:
+        if num_views != 2:
+            raise InputError(
+                f"self_classifier_v1 compares two views, --global-crops-number and --local-crops-number make {num_views}"
+            )
+        per_rank = batch_size // distributed.world_size()
+        if config.softmax_group and per_rank % config.softmax_group:
+            raise InputError(
+                f"--softmax-group {config.softmax_group} does not divide the {per_rank} images per rank and step: "
+                "give a divisor, or 0 for the batch of all ranks"
+            )
+
+    def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
+        """Unit embeddings of two views, 2 × (B, D). Batch normalisation sees each view alone."""
+        return [self.embed(view) for view in views]
+
+    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
+        logits = [[classifier(view) for view in embeddings] for classifier in self.classifiers]  # K × 2 × (B, C)
+        terms = self_classifier_v1_terms(
+            logits, self.config.tau, self.config.normalize_targets, self.config.softmax_group
+        )
+        self.group = self.config.softmax_group or len(indices) * distributed.world_size()
+        agreement = [(a.argmax(dim=1) == b.argmax(dim=1)).float().mean() for a, b in logits]
+        numbers = {"terms": terms.detach(), "agreement": torch.stack(agreement), **self.occupancy(logits)}
+        return Step(terms.mean(), numbers)
+
+    def collapsed_loss(self, k: int) -> float:
+        """Without normalised targets an image weighs as much as there are classes per image."""
+        weight = 1.0 if self.config.normalize_targets else self.config.num_classes / self.group
+        return weight * super().collapsed_loss(k)
+
+    def summarize(self, averages: dict[str, Tensor]) -> dict[str, float | int]:
+        """Also the `agreement` of the named classifier: how often both views of an image get the same class."""
+        summary = super().summarize(averages)
+        return summary | {"agreement": averages["agreement"][summary["classifier"]].item()}
