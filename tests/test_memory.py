@@ -259,3 +259,23 @@ torch.save(distributed.unwrap(trainer.method).state_dict(), out / f"{rank}.pt")
     for name, value in trainer.method.state_dict().items():
         assert torch.allclose(states[0][name], value, rtol=1e-6, atol=1e-7), name
         assert torch.equal(states[0][name], states[1][name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_learn_the_weights_of_one_process_in_ten_steps(ranks, run_ranks):
+    """The same global batches, float32, queue and neighbours included."""
+    code = """
+from tests.test_memory import make_trainer, train
+trainer = make_trainer()
+trainer.method = distributed.parallel(trainer.method, torch.device("cpu"))
+train(trainer, 3)
+torch.save(distributed.unwrap(trainer.method).state_dict(), out / f"{rank}.pt")
+"""
+    states = run_ranks(ranks, code)
+    trainer = make_trainer()
+    train(trainer, 3)
+    assert trainer.step == 12
+    for name, value in trainer.method.state_dict().items():
+        assert all(torch.equal(state[name], states[0][name]) for state in states), name
+        assert (states[0][name] - value).abs().max() <= 1e-5 * max(value.abs().max().item(), 1), name

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from src.optim import LARS, warmup_cosine
+from src.config import InputError
+from src.models.heads import WeightNormClassifier
+from src.optim import LARS, build_optimizer, clip_gradients, freeze, parameter_groups, warmup_cosine
 
 
 def test_trace_of_the_fact_sheet():
@@ -63,3 +66,74 @@ def test_authors_schedules(golden):
         lr = warmup_cosine(base, base if np.isnan(final) else final, start, int(warmup), int(epochs), int(steps))
         expected = data[f"sc{case}_lr"].ravel()
         np.testing.assert_allclose([lr(step) for step in range(len(expected))], expected, atol=1e-12, rtol=0)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.projection_head = nn.Linear(4, 2)
+        self.classifiers = nn.ModuleList([WeightNormClassifier(2, 5)])
+
+
+def grouped(**settings) -> dict[str, float]:
+    method = Small()
+    groups = parameter_groups(method, 0.1, **settings)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(decay)
+    return {name: decay[id(p)] for name, p in method.named_parameters() if id(p) in decay}
+
+
+def test_every_parameter_decays_alike_by_default():
+    assert set(grouped().values()) == {0.1}
+    assert len(parameter_groups(Small(), 0.1)) == 1
+
+
+def test_no_decay_on_vectors_goes_before_the_backbones_own():
+    assert grouped(decay_biases=False, backbone_weight_decay=0.3) == {
+        "backbone.0.weight": 0.3,
+        "backbone.0.bias": 0.0,
+        "backbone.1.weight": 0.0,
+        "backbone.1.bias": 0.0,
+        "projection_head.weight": 0.1,
+        "projection_head.bias": 0.0,
+        "classifiers.0.weight_g": 0.1,  # C × 1
+        "classifiers.0.weight_v": 0.1,
+    }
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_groups_reach_the_optimiser(name):
+    optimizer = build_optimizer(name, parameter_groups(Small(), 0.1, decay_biases=False), 0.5, 0.8)
+    assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.1]
+    assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
+    assert name == "adamw" or all(group["momentum"] == 0.8 for group in optimizer.param_groups)
+
+
+def test_frozen_parts_are_named_by_how_they_begin():
+    method = Small()
+    freeze(method, ("backbone.0", "classifiers.0.weight_g"))
+    frozen = [name for name, p in method.named_parameters() if not p.requires_grad]
+    assert frozen == ["backbone.0.weight", "backbone.0.bias", "classifiers.0.weight_g"]
+    assert not set(frozen) & grouped_names(method)
+    with pytest.raises(
+        InputError, match="--freeze back: no parameter begins so; expected .* backbone, projection_head"
+    ):
+        freeze(method, ("back",))
+    with pytest.raises(InputError, match="no parameter is left"):
+        freeze(method, ("backbone", "projection_head", "classifiers"))
+
+
+def grouped_names(method) -> set[str]:
+    ids = {id(p) for group in parameter_groups(method, 0.1) for p in group["params"]}
+    return {name for name, p in method.named_parameters() if id(p) in ids}
+
+
+def test_gradients_are_clipped_one_by_one():
+    a, b, c = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    optimizer = torch.optim.SGD([a, b, c], lr=1.0)
+    a.grad, b.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+    clip_gradients(optimizer, 1.0)
+    assert a.grad.tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
+    assert b.grad.tolist() == pytest.approx([0.3, 0.4], rel=1e-6)
+    assert c.grad is None

@@ -70,3 +70,16 @@ def test_authors_traces(golden):
             assert queue.indices.tolist() == data[key + "queue_indices_after"].tolist()
         assert torch.equal(queue.embeddings, torch.from_numpy(data[f"{trace}_queue_final"]))
     assert lookups
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 16, 40])
+def test_chunks_of_the_queue_find_the_same_rows(chunk, monkeypatch):
+    torch.manual_seed(0)
+    queue = NearestNeighborQueue(16, 5)
+    stored = F.normalize(torch.randn(16, 5), dim=1)
+    queue.push(stored, torch.arange(16))
+    queries = torch.cat([F.normalize(torch.randn(20, 5), dim=1), stored])  # the latter with themselves as best match
+    indices = torch.cat([torch.arange(20), torch.arange(16)])
+    expected = queue.nearest_rows(queries, indices)
+    monkeypatch.setattr("src.queues.CHUNK", chunk)
+    assert torch.equal(queue.nearest_rows(queries, indices), expected)
