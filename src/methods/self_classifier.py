@@ -53,6 +53,65 @@ class Config:
 
 PRESETS = {
     "published": {},
+    # The authors' scripts by their names. 66 GPUs, batch statistics over groups of 22.
+    "800ep": {"base": "published", "sync_bn_group": 22},
+    "100ep": {"base": "800ep", "epochs": 100, "lr": 4.8, "warmup_start": 0.3, "final_lr": 0.0048},
+    "200ep": {"base": "100ep", "epochs": 200},
+    "400ep": {"base": "100ep", "epochs": 400},
+    # Their ablations differ from train_100ep.sh in more than what each is about.
+    "100ep_ablation": {"base": "100ep", "head_bn": False, "precision": "float16"},
+    "100ep_no_multicrop": {"base": "100ep_ablation", "local_crops_number": 0, "global_crops_scale": (0.14, 1.0)},
+    "100ep_no_nn": {"base": "100ep_ablation", "use_neighbors": False},
+    "100ep_no_nn_no_multicrop": {"base": "100ep_no_multicrop", "use_neighbors": False},
+    "100ep_1x1k": {"base": "100ep_ablation", "classes": (1000,)},
+    "100ep_1x2k": {"base": "100ep_ablation", "classes": (2000,)},
+    "100ep_1x4k": {"base": "100ep_ablation", "classes": (4000,)},
+    "100ep_1x8k": {"base": "100ep_ablation", "classes": (8000,)},
+    "100ep_5x1k": {"base": "100ep_ablation", "classes": (1000, 1000, 1000, 1000, 1000)},
+    "100ep_10x1k": {"base": "100ep_ablation", "classes": (1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000)},
+    "100ep_15x1k": {
+        "base": "100ep_ablation",
+        "classes": (1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000, 1000),
+    },
+    "100ep_fixed_cls": {"base": "100ep_ablation", "fixed_classifiers": True},
+    "100ep_base_lr_0.1": {"base": "100ep_ablation", "lr": 1.6, "warmup_start": 0.1, "final_lr": 0.0016},
+    "100ep_base_lr_0.2": {"base": "100ep_ablation", "lr": 3.2, "warmup_start": 0.2, "final_lr": 0.0032},
+    "100ep_base_lr_0.4": {"base": "100ep_ablation", "lr": 6.4, "warmup_start": 0.4, "final_lr": 0.0064},
+    "100ep_dim_256": {"base": "100ep_ablation", "dim": 256},
+    "100ep_hidden_dim_8192": {"base": "100ep_ablation", "hidden_dim": 8192},
+    "100ep_hidden_dim_8192_dim_256": {"base": "100ep_ablation", "hidden_dim": 8192, "dim": 256},
+    "100ep_num_hidden_3": {"base": "100ep_ablation", "head_layers": 3},
+    "100ep_num_hidden_3_dim_256": {"base": "100ep_ablation", "head_layers": 3, "dim": 256},
+    "100ep_no_mlp": {"base": "100ep_ablation", "head_layers": 0, "dim": 2048, "queue_length": 131072},
+    "100ep_q_len_128K": {"base": "100ep_base_lr_0.2", "queue_length": 131072},  # this one changes the rate as well
+    "100ep_q_len_512K": {"base": "100ep_ablation", "queue_length": 524288},
+    "100ep_q_len_1M": {"base": "100ep_ablation", "queue_length": 1048576},
+    "100ep_col_tau_3e-2_row_tau_1e-1": {"base": "100ep_ablation", "col_tau": 0.03},
+    "100ep_col_tau_3e-2_row_tau_7e-2": {"base": "100ep_ablation", "col_tau": 0.03, "row_tau": 0.07},
+    "100ep_col_tau_5e-2_row_tau_7e-2": {"base": "100ep_ablation", "row_tau": 0.07},
+    "100ep_wd_5e-6": {"base": "100ep_ablation", "weight_decay": 5e-6},
+    "100ep_wd_1e-5": {"base": "100ep_ablation", "weight_decay": 1e-5},
+    "100ep_wd_5e-5": {"base": "100ep_ablation", "weight_decay": 5e-5},
+    "100ep_bs_256": {
+        "base": "100ep",
+        "batch_size": 256,
+        "sync_bn_group": 0,
+        "lr": 0.3,
+        "warmup_epochs": 0,
+        "final_lr": 0.0003,
+        "queue_length": 16384,
+    },
+    "100ep_bs_512": {
+        "base": "100ep",
+        "batch_size": 512,
+        "sync_bn_group": 0,
+        "lr": 0.6,
+        "warmup_epochs": 0,
+        "final_lr": 0.0006,
+    },
+    "100ep_bs_1024": {"base": "100ep", "batch_size": 1024, "sync_bn_group": 16, "lr": 1.2, "final_lr": 0.0012},
+    "100ep_bs_2048": {"base": "100ep", "batch_size": 2048, "sync_bn_group": 32, "lr": 2.4, "final_lr": 0.0024},
+    # ours
     "digits": {
         # Two views, no neighbours: among ten classes the nearest image too often shows another digit early on. The larger
         # classifiers only shape the representation; the one to be used is chosen among the eight of ten classes.
