@@ -44,18 +44,21 @@ def download(url: str, target: Path, size: int = 0, md5: str = "", sha256: str =
                 message = f"{url}: {broken}; the same command goes on from {_size(part):,} bytes"
                 raise RunError(message) from None
             time.sleep(attempt)
-    for what, found, expected in (
-        ("size", str(_size(part)), str(size or "")),
-        ("md5", digest(part, "md5") if md5 else "", md5),
-        ("sha256", digest(part) if sha256 else "", sha256),
-    ):
-        if expected and not (found == expected or (what != "size" and found.startswith(expected))):
-            part.unlink()
-            raise RunError(
-                f"{url}: {what} is {found}, expected {expected}: not kept; was it damaged or replaced there?"
-            )
+    if difference := _difference(part, size, {"md5": md5, "sha256": sha256}):
+        part.unlink()
+        _tag_of(part).unlink(missing_ok=True)
+        raise RunError(f"{url}: {difference}: not kept; was it damaged or replaced there?")
     os.replace(part, target)
     _tag_of(part).unlink(missing_ok=True)
+
+
+def _difference(part: Path, size: int, digests: dict[str, str]) -> str:
+    if size and _size(part) != size:
+        return f"size is {_size(part):,} bytes, expected {size:,}"
+    for kind, expected in digests.items():
+        if expected and not (found := digest(part, kind)).startswith(expected):
+            return f"{kind} is {found}, expected {expected}"
+    return ""
 
 
 def _transfer(url: str, part: Path, size: int) -> None:

@@ -1,12 +1,18 @@
 import os
 import pickle
+import sys
+import types
+import zipfile
 
+import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 from torch import nn
 
 from src import checkpoint
 from src.config import InputError
+from src.queues import NearestNeighborQueue
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -57,13 +63,178 @@ def test_a_file_that_would_execute_code_is_refused_and_does_not(tmp_path, monkey
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_offending_global_is_named(tmp_path):
-    torch.save({"model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(InputError, match=r"execute code \(posix\.system\)"):
-        checkpoint.load(tmp_path / "evil.pt")
+def pickled(state, path, protocol):
+    path.write_bytes(pickle.dumps(state, protocol))
+
+
+WRITERS = {
+    "torch": torch.save,
+    "torch, protocol 4": lambda state, path: torch.save(state, path, pickle_protocol=4),
+    "torch before 1.6": lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    "torch before 1.6, protocol 4": lambda state, path: torch.save(
+        state, path, pickle_protocol=4, _use_new_zipfile_serialization=False
+    ),
+    "pickle, protocol 2": lambda state, path: pickled(state, path, 2),
+    "pickle, protocol 5": lambda state, path: pickled(state, path, 5),
+}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_the_offending_global_is_named(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write({"ordinary": [1.5, "text"] * 3, "model": Evil()}, tmp_path / "evil.pt")
+    for read in (checkpoint.load, checkpoint.load_weights):
+        with pytest.raises(InputError, match=r"evil\.pt: refused, .*execute code \(posix\.system\)"):
+            read(tmp_path / "evil.pt")
+    assert os.listdir(tmp_path) == ["evil.pt"]
+
+
+@pytest.fixture
+def authors_queue(monkeypatch):
+    """The class that their checkpoints name, as it lies in the module `utils` of their project."""
+    module = types.ModuleType("utils")
+    monkeypatch.setitem(sys.modules, "utils", module)
+    module.NNQueue = type("NNQueue", (), {"__module__": "utils"})
+    return module.NNQueue
+
+
+def filled(queue_class, **changed):
+    queue = queue_class()
+    state = {"queue_len": 3, "dim": 2, "queue": torch.rand(3, 2), "queue_targets": torch.tensor([2.0, 0, 1])}
+    queue.__dict__ = {**state, "queue_indices": torch.tensor([7, 8, 9]), "ptr": 1, "full": True, **changed}
+    return queue
+
+
+STATE = {
+    "module.backbone.w": torch.ones(1),
+    "module.cls_0.weight_v": torch.ones(1),
+    "module.cls_0.weight_g": torch.ones(1),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_authors_queue_is_recovered(tmp_path, authors_queue, zipped):
+    queue = filled(authors_queue)
+    content = {"epoch": 5, "state_dict": STATE, "nn_queue": queue, "best_loss": np.float64(1.5)}
+    torch.save(content, tmp_path / "c.pt", _use_new_zipfile_serialization=zipped)
+    del sys.modules["utils"]
+    weights = checkpoint.load_weights(tmp_path / "c.pt")
+    assert set(weights) == {"backbone.w", "classifiers.0.weight_v", "classifiers.0.weight_g"} | {
+        f"queue.{name}" for name in ("embeddings", "indices", "labels", "_pointer", "_full")
+    }
+    ours = NearestNeighborQueue(3, 2)
+    ours.load_state_dict({key.removeprefix("queue."): v for key, v in weights.items() if key.startswith("queue.")})
+    assert torch.equal(ours.embeddings, queue.queue)
+    assert (ours.indices.tolist(), ours.labels.tolist(), ours.pointer, ours.full) == ([7, 8, 9], [2, 0, 1], 1, True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"queue": [1, 2]}, "has no Tensor called queue"),
+        ({"ptr": "0"}, "has no int called ptr"),
+        ({"queue": Evil()}, r"execute code \(posix\.system\)"),
+        ({"extra": Evil()}, r"execute code \(posix\.system\)"),
+        ({"__class__": Evil}, r"execute code \(test_checkpoint\.Evil\)"),
+    ],
+)
+def test_a_queue_with_other_contents_is_refused(tmp_path, monkeypatch, authors_queue, changed, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": STATE, "nn_queue": filled(authors_queue, **changed)}, tmp_path / "c.pt")
+    with pytest.raises(InputError, match=message):
+        checkpoint.load_weights(tmp_path / "c.pt")
+    assert os.listdir(tmp_path) == ["c.pt"]
+
+
+TOUCH = b"X\x0e\x00\x00\x00touch executed"  # the text, pushed
+PRETENDERS = {
+    "the class is called": b"cutils\nNNQueue\n(" + TOUCH + b"tR",
+    "the class is called without arguments, then made from a function": b"cutils\nNNQueue\n)Rcposix\nsystem\n"
+    + TOUCH
+    + b"b",
+    "new with arguments": b"cutils\nNNQueue\n(" + TOUCH + b"t\x81",
+    "slots by setattr": b"cutils\nNNQueue\n)\x81(N}(X\x09\x00\x00\x00__class__cutils\nNNQueue\nutb",
+    "state that is a text": b"cutils\nNNQueue\n)\x81" + TOUCH + b"b",
+    "built class": b"cutils\nNNQueue\n}(X\x0c\x00\x00\x00__setstate__cposix\nsystem\nub",
+    "an instance is called": b"cutils\nNNQueue\n)\x81(" + TOUCH + b"tR",
+    "a method of it": b"cutils\nNNQueue.__setstate__\n(" + TOUCH + b"tR",
+    "numpy's dtype of objects": b"cnumpy\ndtype\n(X\x02\x00\x00\x00O8tR",
+    "numpy's scalar of a text": b"cnumpy.core.multiarray\nscalar\n(" + TOUCH + TOUCH + b"tR",
+    "torch's own rebuild function": b"ctorch._tensor\n_rebuild_from_type_v2\n(cposix\nsystem\ncutils\nNNQueue\n("
+    + TOUCH
+    + b"tNtR",
+    "torch's loader": b"ctorch.storage\n_load_from_bytes\n(" + TOUCH + b"tR",
+}
+
+
+@pytest.mark.parametrize("evil", PRETENDERS.values(), ids=PRETENDERS)
+def test_a_pretended_queue_executes_nothing(tmp_path, monkeypatch, evil):
+    monkeypatch.chdir(tmp_path)
+    good = tmp_path / "good.pt"
+    torch.save({"state_dict": STATE}, good)
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(tmp_path / "evil.pt", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            target.writestr(name, b"\x80\x02" + evil + b"." if name.endswith("data.pkl") else data)
+    with pytest.raises(InputError, match=r"evil\.pt"):
+        checkpoint.load_weights(tmp_path / "evil.pt")
+    assert sorted(os.listdir(tmp_path)) == ["evil.pt", "good.pt"]
+
+
+@pytest.mark.parametrize("value", [np.float64(0.1), np.float32(0.1), np.int64(-4), np.bool_(True)])
+def test_numbers_of_numpy_are_read_as_plain_numbers(tmp_path, value):
+    torch.save({"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "head": value}, tmp_path / "c.pt")
+    head = checkpoint.load(tmp_path / "c.pt")["head"]
+    assert head == value.item()
+    assert type(head) is type(value.item())
+
+
+def test_an_archive_around_one_checkpoint_is_opened(tmp_path):
+    torch.save(
+        {"network": {"conv1.weight": torch.ones(2), "layer1.0.x": torch.ones(3), "fc.w": torch.ones(1)}},
+        tmp_path / "c.pth",
+    )
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.write(tmp_path / "c.pth", "deep/c.pth")
+        archive.writestr("readme.txt", "text")
+    weights = checkpoint.read_weights(tmp_path / "c.zip")
+    assert (weights.source, list(weights.tensors), weights.left_out) == (
+        "OBoW",
+        ["backbone.conv1.weight", "backbone.layer1.0.x"],
+        ["fc.w"],
+    )
+    with zipfile.ZipFile(tmp_path / "c.zip", "a") as archive:
+        archive.write(tmp_path / "c.pth", "other.pth")
+    with pytest.raises(InputError, match="an archive of 2 checkpoints: unpack it and name one"):
+        checkpoint.load_weights(tmp_path / "c.zip")
+
+
+def test_the_authors_file_is_read_and_damaged_copies_are_refused(tmp_path):
+    path = GOLDEN / "shufflenet_initial.pth.tar"
+    if not path.exists():
+        pytest.skip(f"the authors' checkpoint is not here: {path.name} is looked for beside the repository")
+    weights = checkpoint.load_weights(path)
+    assert weights["queue.embeddings"].shape == (64, 16)
+    assert not weights["queue._full"]
+    assert [len(weights[f"classifiers.{k}.weight_g"]) for k in range(2)] == [10, 20]
+    whole = path.read_bytes()
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "cut.pt").write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"cut\.pt"):
+            checkpoint.load_weights(tmp_path / "cut.pt")
 
 
 def test_weights_that_do_not_fit_are_named():
     module = nn.Linear(2, 3)
     with pytest.raises(InputError, match=r"missing: bias.*not understood: extra.*weight \(3, 4\) instead of \(3, 2\)"):
         checkpoint.load_into(module, {"weight": torch.zeros(3, 4), "extra": torch.zeros(1)}, "it")
+
+
+def test_every_tensor_of_another_shape_is_named_with_both():
+    module = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    wrong = {key: torch.zeros(5, *value.shape[1:]) for key, value in module.state_dict().items()}
+    with pytest.raises(InputError) as refused:
+        checkpoint.load_into(module, wrong, "it")
+    for i in range(4):
+        assert f"{i}.weight (5, 2) instead of (2, 2)" in str(refused.value)
+        assert f"{i}.bias (5,) instead of (2,)" in str(refused.value)

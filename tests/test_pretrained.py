@@ -1,0 +1,268 @@
+"""Released models by name, and what a method takes from whose file."""
+
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from conftest import GOLDEN, ROOT
+
+from src import checkpoint, downloads, pretrained
+from src.config import InputError, RunError
+from src.methods import METHODS, build_method
+from src.pretrained import RELEASES, Release, get, load_method, resolve, start_from
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELF_CLASSIFIER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def small_method(classes=(3, 5), queue=0, arch="resnet18", dim=4):
+    kind = METHODS["self_classifier"]
+    knobs = kind.Config(classes=classes, dim=dim, hidden_dim=8, queue_length=queue)
+    return build_method("self_classifier", knobs, arch, 3, 32, 16, 2)
+
+
+def names_of_the_authors(state):
+    """Our state dict as their file would hold it."""
+    renamed = {}
+    for key, value in state.items():
+        key = key.replace("projection_head.mlp.", "mlp_head.mlp.")
+        renamed["module." + re.sub(r"classifiers\.(\d+)\.", r"cls_\1.", key)] = value
+    return renamed
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# names
+
+
+def test_every_release_has_a_place_of_its_own():
+    assert len({release.url for release in RELEASES.values()}) == len(RELEASES)
+    for name, release in RELEASES.items():
+        assert re.fullmatch(r"[a-z0-9-]+", name)
+        assert release.url.startswith("https://")
+        assert release.what.strip()
+
+
+def test_a_path_is_taken_as_it_is(cache, tmp_path):
+    (tmp_path / "swav-800ep").touch()
+    assert resolve(tmp_path / "swav-800ep") == tmp_path / "swav-800ep"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("swav-800ep", r"swav-800ep is not in .*cache: fetch it first, python -m src\.pretrained get swav-800ep"),
+        ("swav800ep", "no such file, and no released model of that name; did you mean swav-800ep"),
+        ("runs/nothing.pt", "no such file.*see python -m src.pretrained list$"),
+    ],
+)
+def test_what_is_not_here_is_said(cache, name, message):
+    with pytest.raises(InputError, match=message):
+        resolve(name)
+
+
+def test_a_file_of_a_folder_is_named(cache):
+    folder = cache / "self-classifier"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.pth.tar").touch()
+    (folder / ".hidden").touch()
+    assert resolve("self-classifier") == folder / "a.pth.tar"
+    (folder / "deep" / "b.pth.tar").touch()
+    assert resolve("self-classifier/deep/b.pth.tar") == folder / "deep" / "b.pth.tar"
+    for name in ("self-classifier", "self-classifier/c.pth.tar"):
+        with pytest.raises(InputError, match=r"one of self-classifier/a\.pth\.tar, self-classifier/deep/b\.pth\.tar"):
+            resolve(name)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# get
+
+
+def test_get_downloads_once_and_checks_afterwards(cache, tmp_path, monkeypatch):
+    monkeypatch.setitem(RELEASES, "swav-800ep", Release("SwAV", (tmp_path / "model.pth.tar").as_uri()))
+    (tmp_path / "model.pth.tar").write_bytes(b"weights")
+    fetched = []
+
+    def fetch(url, target, size, md5, sha256):
+        fetched.append((size, sha256[:4]))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"weights")
+
+    monkeypatch.setattr(downloads, "download", fetch)
+    assert get("swav-800ep") == get("swav-800ep") == [cache / "swav-800ep" / "model.pth.tar"]
+    assert resolve("swav-800ep").read_bytes() == b"weights"
+    assert fetched == [(0, "")]
+
+    # removed and fetched again: it must be what was recorded
+    resolve("swav-800ep").unlink()
+    get("swav-800ep")
+    assert fetched[1:] == [(7, "9a12")]
+
+    resolve("swav-800ep").write_bytes(b"changed")
+    with pytest.raises(RunError, match="at the first download it was 9a12"):
+        get("swav-800ep")
+
+
+def test_get_names_what_it_does_not_know(cache):
+    with pytest.raises(InputError, match="simsiam: did you mean simsiam-100ep"):
+        get("simsiam")
+    assert not cache.exists()
+
+
+@pytest.fixture
+def gdown(monkeypatch):
+    """In place of the package: a Google Drive folder of two files."""
+    module = types.ModuleType("gdown")
+
+    def download_folder(url, output, quiet, resume):
+        module.calls.append((url, resume))
+        if module.error:
+            raise module.error
+        (pretrained.Path(output) / "deep").mkdir(parents=True, exist_ok=True)
+        for name in module.files:
+            (pretrained.Path(output) / name).write_text(name)
+        return module.files
+
+    module.calls, module.error, module.files = [], None, ["a.pth.tar", "deep/b.pth.tar"]
+    module.download_folder = download_folder
+    monkeypatch.setitem(sys.modules, "gdown", module)
+    return module
+
+
+def test_a_google_drive_folder_comes_through_gdown(cache, gdown):
+    gdown.error = OSError("quota")
+    with pytest.raises(RunError, match=r"drive\.google\.com.*quota; the same command goes on"):
+        get("self-classifier")
+    with pytest.raises(InputError, match="fetch it first"):
+        resolve("self-classifier/a.pth.tar")
+    gdown.error = None
+    assert [path.name for path in get("self-classifier")] == ["a.pth.tar", "b.pth.tar"]
+    assert resolve("self-classifier/deep/b.pth.tar").read_text() == "deep/b.pth.tar"
+    assert set(downloads.recorded(cache)) == {"self-classifier/a.pth.tar", "self-classifier/deep/b.pth.tar"}
+    assert gdown.calls == [(RELEASES["self-classifier"].url, True)] * 2
+
+
+def test_an_empty_google_drive_folder_is_said(cache, gdown):
+    gdown.files = []
+    with pytest.raises(RunError, match="no file there"):
+        get("self-classifier-v1")
+
+
+def test_without_gdown_the_way_by_hand_is_said(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    with pytest.raises(InputError, match=r"pip install gdown, or fetch https://drive\.google.* by hand"):
+        get("self-classifier")
+
+
+def test_the_command_line(cache, tmp_path):
+    def run(*words):
+        command = [sys.executable, "-m", "src.pretrained", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    (cache / "dino-resnet50").mkdir(parents=True)
+    (cache / "dino-resnet50" / "m.pth").write_bytes(b"0" * 2_000_000)
+    done = run("list")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[: len(RELEASES)]] == list(RELEASES)
+    assert [line.split()[0] for line in lines if "2 MB here" in line] == ["dino-resnet50"]
+    for words in (["get", "swav"], ["get"], ["fetch", "swav-800ep"], []):
+        done = run(*words)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# from a file to a method
+
+
+def test_an_authors_file_becomes_a_method(tmp_path):
+    method = small_method(queue=6, arch="small_convnet")
+    torch.nn.init.normal_(method.classifiers[1].weight_g)
+    state = method.state_dict()
+    weights = {key: value for key, value in state.items() if not key.startswith("queue.")}
+    content = {"state_dict": names_of_the_authors(weights), "arch": "small_convnet", "epoch": 100}
+    torch.save(content, tmp_path / "model_100.pth.tar")
+    loaded, record = load_method(tmp_path / "model_100.pth.tar")
+    assert (record["epoch"], record["history"], record["config"]["data"]) == (100, [], "")
+    assert loaded.config.queue_length == 0
+    assert not loaded.training
+    images = torch.rand(2, 3, 32, 32)
+    for found, expected in zip(loaded.predict(images), method.eval().predict(images), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_the_authors_own_file_becomes_a_method():
+    path = GOLDEN / "shufflenet_initial.pth.tar"
+    if not path.exists():
+        pytest.skip(f"the authors' checkpoint is not here: {path.name} is looked for beside the repository")
+    method, record = load_method(path)
+    assert (method.config.classes, method.config.hidden_dim, method.config.dim) == ((10, 20), 64, 16)
+    assert (record["config"]["arch"], record["epoch"], len(method.queue.embeddings)) == ("shufflenet_v2_x0_5", 0, 64)
+    start_from(small_method((10, 20), 8, "shufflenet_v2_x0_5", 16), "another", str(path))
+    with pytest.raises(
+        InputError, match=r"mlp\.0\.weight \(64, 1024\) instead of \(8, 1024\).*mlp\.3\.weight \(16, 64\)"
+    ):
+        start_from(small_method((10, 20), 8, "shufflenet_v2_x0_5", 16), "self_classifier", str(path))
+
+
+def test_files_without_classifiers_of_a_method_are_no_methods(tmp_path):
+    torch.save({"conv1.weight": torch.ones(1), "layer1.0.w": torch.ones(1)}, tmp_path / "dino.pth")
+    with pytest.raises(InputError, match=r"a backbone \(a ResNet in torchvision's names.*expected self_classifier"):
+        load_method(tmp_path / "dino.pth")
+    torch.save(small_method().state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(InputError, match="does not say of which architecture"):
+        load_method(tmp_path / "plain.pth")
+
+
+def test_weights_of_the_same_method_are_taken_without_the_queue(tmp_path):
+    old, new = small_method(queue=6), small_method(queue=4)
+    old.queue.push(torch.rand(6, 4), torch.arange(6))
+    config = {"method": "self_classifier", "arch": "resnet18"}
+    checkpoint.save(tmp_path / "c.pt", {"model": old.state_dict(), "config": config})
+    said = start_from(new, "self_classifier", str(tmp_path / "c.pt"))
+    assert said == (
+        f"--pretrained {tmp_path}/c.pt (train.py): took backbone (120), projection_head (9), classifiers (4); "
+        "left out queue (5); fresh start for queue (5)"
+    )
+    assert torch.equal(new.backbone.conv1.weight, old.backbone.conv1.weight)
+    assert torch.equal(new.classifiers[1].weight_v, old.classifiers[1].weight_v)
+    assert not new.queue.full
+    assert not new.queue.embeddings.any()
+
+
+def test_of_another_method_only_the_backbone_is_taken(tmp_path):
+    old, new = small_method(), small_method()
+    head = new.projection_head.mlp[0].weight.clone()
+    state = {key.removeprefix("backbone."): v for key, v in old.state_dict().items() if key.startswith("backbone.")}
+    swav = {f"module.{key}": value for key, value in state.items()}
+    swav |= {"module.projection_head.0.weight": torch.rand(8, 512), "module.prototypes.weight": torch.rand(30, 4)}
+    torch.save(swav, tmp_path / "swav.pth.tar")
+    said = start_from(new, "self_classifier", str(tmp_path / "swav.pth.tar"))
+    assert said.endswith(
+        "(SwAV, DeepCluster-v2 or SeLa-v2): took backbone (120); left out projection_head (1), prototypes (1); "
+        "fresh start for projection_head (9), classifiers (4)"
+    )
+    assert torch.equal(new.backbone.layer4[1].bn2.running_var, old.backbone.layer4[1].bn2.running_var)
+    assert torch.equal(new.projection_head.mlp[0].weight, head)
+
+    torch.save({"network": {**state, "fc.weight": torch.rand(3, 512)}}, tmp_path / "obow.pth")
+    assert "left out fc (1); fresh" in start_from(new, "self_classifier", str(tmp_path / "obow.pth"))
+
+
+def test_a_backbone_that_does_not_fit_is_refused_naming_tensors(tmp_path):
+    state = {key: value for key, value in small_method().state_dict().items() if key.startswith("backbone.")}
+    changed = {**state, "backbone.conv1.weight": torch.rand(64, 1, 7, 7), "backbone.bn1.bias": torch.rand(2)}
+    torch.save(changed, tmp_path / "shapes.pth")
+    message = r"bias \(2,\) instead of \(64,\)"
+    with pytest.raises(InputError, match=r"conv1\.weight \(64, 1, 7, 7\) instead of \(64, 3, 7, 7\).*" + message):
+        start_from(small_method(), "self_classifier", str(tmp_path / "shapes.pth"))
+    del state["backbone.bn1.bias"]
+    torch.save(state, tmp_path / "missing.pth")
+    with pytest.raises(InputError, match=r"1 missing: backbone\.bn1\.bias"):
+        start_from(small_method(), "self_classifier", str(tmp_path / "missing.pth"))
