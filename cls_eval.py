@@ -2,6 +2,7 @@
 
     python cls_eval.py --checkpoint runs/digits/checkpoint.pt
     python cls_eval.py --checkpoint checkpoint.pt --data ~/pictures --output-dir what-is-in-it
+    python cls_eval.py --checkpoint checkpoint.pt --tsne 5                          # and five figures of the features
 
 The classifier is the one that training named (the lowest training loss, no label involved) unless --classifier is given.
 Without labels only the gallery is drawn.
@@ -23,7 +24,8 @@ def main() -> None:
     from src.data.loaders import single_views
     from src.data.views import build_views
     from src.evaluation.clustering import SCORES, kmeans_on_pixels, score_classifiers
-    from src.features import predict_clusters
+    from src.evaluation.tsne import choose_images, project
+    from src.features import backbone_features, predict_clusters
     from src.logs import percent, table, write_json
     from src.pretrained import load_method
     from src.run import choose_folder
@@ -39,10 +41,12 @@ def main() -> None:
         raise config.InputError(
             f"--data {source.data}: images have {data.channels} channels, the network takes {trained['channels']}"
         )
+    if options.tsne and not (data.labels >= 0).any():
+        raise config.InputError(f"--tsne colours images by label, --data {source.data} has none: drop it")
     given = Path(options.checkpoint)
     beside = given.parent if given.is_file() else Path("runs") / given.name  # of a released model's name
     folder = choose_folder(options.output_dir or str(beside), False, "")
-    num_classifiers = len(method.config.classes)
+    num_classifiers = len(method.classes)
     chosen = (
         options.classifier
         if options.classifier is not None
@@ -60,6 +64,9 @@ def main() -> None:
     batches = single_views(data, views, options.batch_size, device, options.workers)
     autocast = None if options.precision == "float32" else getattr(torch, options.precision)
     clusters, confidences = predict_clusters(method, batches, len(data), autocast)
+    if options.tsne:
+        batches = single_views(data, views, options.batch_size, device, options.workers)
+        features = backbone_features(method, batches, len(data), autocast)
     if not distributed.is_main():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +91,7 @@ def main() -> None:
         if state["history"]
         else "being the first",
         "protocol": "one central view per image, arg-max; NMI and AMI arithmetic; ACC by Hungarian matching, over-clustering rule",
-        "cluster_sizes": np.bincount(clusters[chosen], minlength=method.config.classes[chosen]).tolist(),
+        "cluster_sizes": np.bincount(clusters[chosen], minlength=method.classes[chosen]).tolist(),
     }
     gallery = folder / "gallery.png"
     if not len(labelled):
@@ -101,7 +108,7 @@ def main() -> None:
     result["mapping"] = {str(cluster): label for cluster, label in mapping.items()}
     result["classifiers"] = [{name: score[name] for name in (*SCORES, "used")} for score in scores]
     rows = [
-        [f"classifier {k}" + " (chosen)" * (k == chosen), str(method.config.classes[k]), str(scores[k]["used"])]
+        [f"classifier {k}" + " (chosen)" * (k == chosen), str(method.classes[k]), str(scores[k]["used"])]
         + [percent(scores[k][name]) for name in SCORES]
         for k in range(num_classifiers)
     ]
@@ -129,10 +136,14 @@ def main() -> None:
     figures.gallery(
         gallery, lambda i: data.picture(int(labelled[i])), confidences=confidences[chosen][labelled], **known
     )
+    for seed in range(options.tsne):
+        shown = choose_images(labels, options.tsne_classes, seed)
+        figures.scatter(folder / f"tsne_{seed}.png", project(features[shown]), labels[shown], data.classes)
     write_json(folder / "cls_eval.json", result)
     print(f"{source.data}, {options.split} split, {len(labelled)} labelled images, {len(data.classes)} classes")
     print(table(["", "clusters", "used", *(name.upper() for name in SCORES)], rows))
-    print(f"wrote cls_eval.json, confusion.png and gallery.png to {folder}")
+    drawn = ["confusion.png", "gallery.png", *(f"tsne_{seed}.png" for seed in range(options.tsne))]
+    print(f"wrote cls_eval.json, {', '.join(drawn)} to {folder}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class ViewOptions:
     local_crops_number: int = 6  # small views of every image
     local_crops_size: int = 96  # side in pixels
     local_crops_scale: tuple[float, float] = (0.05, 0.4)  # share of the image's area
-    augment: Literal["dino", "moco_v2", "crop_flip"] = "dino"  # photographs' colours: dino by view, moco_v2 all alike
+    augment: Literal["dino", "moco_v2", "crop_flip"] = "dino"  # of photographs: dino's views differ, moco_v2's do not
 
     def __post_init__(self):
         super().__post_init__()
@@ -209,6 +209,8 @@ class ClsEvalOptions(DeviceOptions, DataOptions):
     classifier: int | None = None  # which one to score; default: the one that training named
     batch_size: int = 256  # images per forward pass and rank
     pixel_kmeans: bool = False  # also score k-means on raw pixels; for small images held in memory
+    tsne: int = 0  # figures of the backbone's features by t-SNE, each of other classes, drawn at random
+    tsne_classes: int = 10  # classes in each of them; 0: all
     output_dir: str = ""  # for cls_eval.json and the figures; default: beside the checkpoint
 
     def __post_init__(self):
@@ -216,7 +218,7 @@ class ClsEvalOptions(DeviceOptions, DataOptions):
             raise InputError("--checkpoint is missing: name a file written by train.py, or a released model")
         if self.data:
             super().__post_init__()
-        require_at_least(self, batch_size=1)
+        require_at_least(self, batch_size=1, tsne=0, tsne_classes=0)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -41,3 +41,18 @@ def predict_clusters(
     if distributed.world_size() > 1:
         clusters, confidences = distributed.sum_over_ranks(clusters), distributed.sum_over_ranks(confidences)
     return clusters.numpy(), confidences.numpy()
+
+
+@torch.no_grad()
+def backbone_features(
+    method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, autocast: torch.dtype | None = None
+) -> np.ndarray:
+    """(N, F) float32 features of every image, as the backbone gives them, in evaluation mode; as in `predict_clusters`."""
+    was_training = method.training
+    method.eval()
+    features = torch.zeros(num_images, method.backbone.width)
+    for images, indices in batches:
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            features[indices] = method.backbone(images).float().cpu()
+    method.train(was_training)
+    return distributed.sum_over_ranks(features).numpy()

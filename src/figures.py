@@ -256,6 +256,43 @@ def _tile(image: NDArray, side: int, framed: bool) -> NDArray:
     return tile
 
 
+# ---- points in the plane --------------------------------------------------------------------------------------------
+
+
+def scatter(path: str | PathLike, points: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -> None:
+    """Draw points in the colours of their classes, without axes; up to 20 classes are named at the side.
+
+    Args:
+        path: PNG file to write; its folder must exist.
+        points: (N, 2), of t-SNE for instance.
+        labels: (N,) class of every point, a position in `class_names`.
+        class_names: name of each class.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if the points are not (N, 2), a class has no name, or the lengths differ.
+    """
+    points, labels = np.asarray(points), np.asarray(labels)
+    _same_length(points=points, labels=labels)
+    if points.shape != (len(points), 2):
+        raise ValueError(f"points must be (N, 2), got {points.shape}")
+    if not 0 <= labels.min() <= labels.max() < len(class_names):
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, but there are {len(class_names)} names")
+    classes = np.unique(labels)
+    with _figure(path, 6, 5, layout="constrained") as figure:
+        from matplotlib import colormaps
+
+        # The colour circle without its end, which is its beginning again.
+        colours = colormaps["hsv"](np.arange(len(classes)) / len(classes))
+        axes = figure.add_subplot()
+        for colour, name in zip(colours, classes, strict=True):
+            x, y = points[labels == name].T
+            axes.scatter(x, y, s=10, color=colour, linewidths=0, label=_shortened(class_names[name], 24))
+        axes.set_axis_off()
+        if len(classes) <= 20:
+            figure.legend(loc="outside right center", frameon=False, markerscale=1.5)
+
+
 # ---- training curves ------------------------------------------------------------------------------------------------
 
 

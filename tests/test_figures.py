@@ -247,6 +247,58 @@ def test_confusion_matrix_refuses_what_does_not_fit_together(tmp_path, labels, c
         figures.confusion_matrix(tmp_path / "c.png", labels, clusters, mapping, NAMES)
 
 
+# ---- points in the plane --------------------------------------------------------------------------------------------
+
+
+def drawn_points(monkeypatch):
+    """Name, points and colour of every class of the next figures."""
+    drawn, scatter = {}, Axes.scatter
+
+    def recorded(self, x, y, **keywords):
+        drawn[keywords["label"]] = (np.stack([x, y], axis=1).tolist(), tuple(keywords["color"]), keywords["s"])
+        return scatter(self, x, y, **keywords)
+
+    monkeypatch.setattr(Axes, "scatter", recorded)
+    return drawn
+
+
+def test_scatter_gives_each_class_its_points_and_a_colour_of_its_own(tmp_path, monkeypatch):
+    text, drawn = drawn_text(monkeypatch), drawn_points(monkeypatch)
+    points = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
+    figures.scatter(tmp_path / "s.png", points, [2, 0, 2, 0], NAMES)
+    assert {name: rows for name, (rows, _, _) in drawn.items()} == {
+        "zero": [points[1], points[3]],
+        "two": [points[0], points[2]],
+    }
+    assert drawn["zero"][1] != drawn["two"][1]
+    assert {size for _, _, size in drawn.values()} == {10}
+    assert set(text) == {"zero", "two"}  # the legend; no axes, so no numbers
+    assert pixels(tmp_path / "s.png").shape == (750, 900, 3)
+
+
+def test_scatter_of_many_classes_names_none(tmp_path, monkeypatch):
+    text, drawn = drawn_text(monkeypatch), drawn_points(monkeypatch)
+    labels = np.arange(1000).repeat(2)
+    points = np.random.default_rng(0).normal(size=(2000, 2))
+    figures.scatter(tmp_path / "s.png", points, labels, [f"class {i}" for i in range(1000)])
+    assert text == []
+    assert len({colour for _, colour, _ in drawn.values()}) > 200
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "message"),
+    [
+        ([[0, 1, 2]], [0], r"\(N, 2\), got \(1, 3\)"),
+        ([[0, 1]], [3], "labels go from 3 to 3, but there are 3 names"),
+        ([[0, 1]], [-1], "labels go from -1"),
+        ([[0, 1]], [0, 1], "expected equal lengths above zero"),
+    ],
+)
+def test_scatter_refuses_what_does_not_fit_together(tmp_path, points, labels, message):
+    with pytest.raises(ValueError, match=message):
+        figures.scatter(tmp_path / "s.png", points, labels, NAMES)
+
+
 # ---- training curves ------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +345,8 @@ def test_missing_folder_is_named(tmp_path):
         small_gallery(path)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         figures.training_curves(path, [1], {"loss": [("", [1.0])]})
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        figures.scatter(path, [[0, 1]], [0], NAMES)
 
 
 def test_drawing_twice_gives_the_same_file(tmp_path):

@@ -1,0 +1,33 @@
+"""t-SNE of a backbone's features, coloured by label: the figure of Self-Classifier's first generation (arXiv:2103.10994v1)."""
+
+import numpy as np
+
+from ..config import InputError
+
+
+def choose_images(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
+    """Positions of all images of `num_classes` classes drawn at random, in ascending order; 0: of all classes.
+
+    Args:
+        labels: (N,) class of every image, -1 where unknown; those are never chosen.
+
+    Raises:
+        InputError: if there are fewer than three.
+    """
+    classes = np.unique(labels[labels >= 0])
+    if 0 < num_classes < len(classes):
+        classes = np.random.default_rng(seed).choice(classes, num_classes, replace=False)
+    chosen = np.flatnonzero(np.isin(labels, classes))
+    if len(chosen) < 3:
+        raise InputError(f"--tsne places images by their neighbours, but there are only {len(chosen)} with a label")
+    return chosen
+
+
+def project(features: np.ndarray) -> np.ndarray:
+    """scikit-learn's t-SNE in two dimensions with random state 0, (N, F) → (N, 2).
+
+    The perplexity is 30, less for fewer than 91 images.
+    """
+    from sklearn.manifold import TSNE  # slow to import
+
+    return TSNE(perplexity=min(30.0, max((len(features) - 1) / 3, 1.0)), random_state=0).fit_transform(features)

@@ -1,0 +1,187 @@
+"""Presets against the published scripts, and docs/recipes.md against the programs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from src.config import (
+    InputError,
+    TrainOptions,
+    as_plain,
+    expand_presets,
+    parse_cls_eval,
+    parse_train,
+    read_method,
+)
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "recipes.md"
+
+
+def resolved(*words: str) -> dict:
+    """Every setting of a run, the data aside."""
+    options, _, knobs = parse_train(["--data", "somewhere", *words])
+    return {**as_plain(options), **as_plain(knobs)}
+
+
+# ---- the published rows, as the fact sheet gives them ---------------------------------------------------------------
+# Batches are per node × nodes. What a row does not name stays as in its first line's base.
+
+NODES_OF_SIX = {"batch_size": 372 * 11, "sync_bn_group": 22}
+TRAIN_100EP = {
+    **NODES_OF_SIX,
+    **{"arch": "resnet50", "epochs": 100, "lr": 4.8, "warmup_start": 0.3, "final_lr": 0.0048, "warmup_epochs": 10},
+    **{"optimizer": "lars", "momentum": 0.9, "weight_decay": 1e-6, "clip_grad": 0.0, "seed": 0},
+    **{"head_bn": True, "precision": "float32", "classes": [1000, 2000, 4000, 8000], "fixed_classifiers": False},
+    **{"queue_length": 262144, "use_neighbors": True, "dim": 128, "hidden_dim": 4096, "head_layers": 2},
+    **{"row_tau": 0.1, "col_tau": 0.05, "eps": 1e-12, "activation": "leaky_relu", "augment": "dino"},
+    **{"global_crops_number": 2, "global_crops_size": 224, "global_crops_scale": [0.4, 1.0]},
+    **{"local_crops_number": 6, "local_crops_size": 96, "local_crops_scale": [0.05, 0.4]},
+    **{"log_every": 16, "save_every": 25},
+}
+LR_OF_800 = {"lr": 3.2, "warmup_start": 0.2, "final_lr": 0.0032}
+ABLATION = {**TRAIN_100EP, "precision": "float16", "head_bn": False}
+NO_MULTICROP = {"local_crops_number": 0, "global_crops_scale": [0.14, 1.0]}
+
+SECOND = {
+    "published": {**TRAIN_100EP, "epochs": 800, **LR_OF_800, "sync_bn_group": 0},
+    "100ep": TRAIN_100EP,
+    "200ep": {**TRAIN_100EP, "epochs": 200},
+    "400ep": {**TRAIN_100EP, "epochs": 400},
+    "800ep": {**TRAIN_100EP, "epochs": 800, **LR_OF_800},
+    "100ep_ablation": ABLATION,
+    # augmentations
+    "100ep_no_multicrop": {**ABLATION, **NO_MULTICROP},
+    "100ep_no_nn": {**ABLATION, "use_neighbors": False},
+    "100ep_no_nn_no_multicrop": {**ABLATION, **NO_MULTICROP, "use_neighbors": False},
+    # classifiers_and_classes
+    "100ep_1x1k": {**ABLATION, "classes": [1000]},
+    "100ep_1x2k": {**ABLATION, "classes": [2000]},
+    "100ep_1x4k": {**ABLATION, "classes": [4000]},
+    "100ep_1x8k": {**ABLATION, "classes": [8000]},
+    "100ep_5x1k": {**ABLATION, "classes": [1000] * 5},
+    "100ep_10x1k": {**ABLATION, "classes": [1000] * 10},
+    "100ep_15x1k": {**ABLATION, "classes": [1000] * 15},
+    "100ep_fixed_cls": {**ABLATION, "fixed_classifiers": True},
+    # learning_rate
+    "100ep_base_lr_0.1": {**ABLATION, "lr": 1.6, "warmup_start": 0.1, "final_lr": 0.0016},
+    "100ep_base_lr_0.2": {**ABLATION, "lr": 3.2, "warmup_start": 0.2, "final_lr": 0.0032},
+    "100ep_base_lr_0.4": {**ABLATION, "lr": 6.4, "warmup_start": 0.4, "final_lr": 0.0064},
+    # mlp
+    "100ep_dim_256": {**ABLATION, "dim": 256},
+    "100ep_hidden_dim_8192": {**ABLATION, "hidden_dim": 8192},
+    "100ep_hidden_dim_8192_dim_256": {**ABLATION, "hidden_dim": 8192, "dim": 256},
+    "100ep_num_hidden_3": {**ABLATION, "head_layers": 3},
+    "100ep_num_hidden_3_dim_256": {**ABLATION, "head_layers": 3, "dim": 256},
+    "100ep_no_mlp": {**ABLATION, "head_layers": 0, "dim": 2048, "queue_length": 131072},
+    # queue_len
+    "100ep_q_len_128K": {**ABLATION, "queue_length": 128 * 1024, **LR_OF_800},
+    "100ep_q_len_512K": {**ABLATION, "queue_length": 512 * 1024},
+    "100ep_q_len_1M": {**ABLATION, "queue_length": 1024 * 1024},
+    # softmax_temp
+    "100ep_col_tau_3e-2_row_tau_1e-1": {**ABLATION, "col_tau": 0.03, "row_tau": 0.1},
+    "100ep_col_tau_3e-2_row_tau_7e-2": {**ABLATION, "col_tau": 0.03, "row_tau": 0.07},
+    "100ep_col_tau_5e-2_row_tau_7e-2": {**ABLATION, "col_tau": 0.05, "row_tau": 0.07},
+    # weight_decay
+    "100ep_wd_5e-6": {**ABLATION, "weight_decay": 5e-6},
+    "100ep_wd_1e-5": {**ABLATION, "weight_decay": 1e-5},
+    "100ep_wd_5e-5": {**ABLATION, "weight_decay": 5e-5},
+}
+# batch_size: nodes of four GPUs with 32 images each; float32 and batch normalisation in the head as in the main runs
+for name, nodes, group, lr, start, warmup, queue in (
+    ("100ep_bs_256", 2, 0, 0.3, 0.3, 0, 16384),
+    ("100ep_bs_512", 4, 0, 0.6, 0.3, 0, 262144),
+    ("100ep_bs_1024", 8, 16, 1.2, 0.3, 10, 262144),
+    ("100ep_bs_2048", 16, 32, 2.4, 0.3, 10, 262144),
+):
+    rates = {"lr": lr, "warmup_start": start, "warmup_epochs": warmup, "final_lr": round(lr / 1000, 6)}
+    SECOND[name] = {**TRAIN_100EP, "batch_size": 128 * nodes, "sync_bn_group": group, "queue_length": queue, **rates}
+
+TRAIN_V1 = {
+    **{"arch": "resnet50", "batch_size": 1024 * 4, "sync_bn_group": 4, "softmax_group": 256, "epochs": 800},
+    **{"lr": 3.2, "warmup_start": 0.2, "final_lr": 0.0032, "warmup_epochs": 10, "optimizer": "lars", "momentum": 0.9},
+    **{"weight_decay": 1e-4, "num_classes": 1000, "num_classifiers": 30, "learnable": False, "precision": "float16"},
+    **{"dim": 128, "hidden_dim": 4096, "head_layers": 3, "tau": 0.1, "normalize_targets": False},
+    **{"global_crops_number": 2, "local_crops_number": 0, "global_crops_size": 224, "global_crops_scale": [0.2, 1.0]},
+    **{"augment": "moco_v2", "log_every": 16, "save_every": 50},
+}
+V1_100EP = {**TRAIN_V1, "epochs": 100, "lr": 4.8, "warmup_start": 0.3, "final_lr": 0.0048}
+CIFAR = {
+    **TRAIN_V1,
+    **{"arch": "cifar_resnet18", "batch_size": 256, "sync_bn_group": 0, "softmax_group": 0, "epochs": 800},
+    **{"lr": 3.2, "final_lr": 0.032, "warmup_epochs": 0, "optimizer": "sgd", "weight_decay": 1e-6},
+    **{"num_classes": 30, "num_classifiers": 30, "dim": 64, "hidden_dim": 256, "head_layers": 3, "tau": 0.3},
+    **{"normalize_targets": True, "precision": "float32", "global_crops_size": 32},
+}
+FIRST = {
+    "published": {**TRAIN_V1, "sync_bn_group": 0},
+    "800ep": TRAIN_V1,
+    "100ep": V1_100EP,
+    **{
+        f"100ep_{k}x{c}": {**V1_100EP, "num_classifiers": k, "num_classes": c}
+        for k, c in ((1, 300), (1, 1000), (1, 3000), (30, 300), (30, 3000), (50, 1000), (100, 128))
+    },
+    "100ep_learnable_cls": {**V1_100EP, "learnable": True},
+    **{
+        f"100ep_lr_{base}": {**V1_100EP, "lr": lr, "warmup_start": base, "final_lr": final}
+        for base, lr, final in (
+            (0.05, 0.8, 0.0008),
+            (0.1, 1.6, 0.0016),
+            (0.2, 3.2, 0.0032),
+            (0.4, 6.4, 0.0064),
+            (0.5, 8.0, 0.008),
+        )
+    },
+    **{
+        f"100ep_dim_{dim}_num_hidden_{hidden}x4096": {**V1_100EP, "dim": dim, "head_layers": hidden + 1}
+        for dim, hidden in ((128, 1), (128, 3), (256, 1), (256, 2))
+    },
+    "100ep_no_mlp": {**V1_100EP, "dim": 2048, "head_layers": 0},
+    **{f"100ep_wd_{wd}": {**V1_100EP, "weight_decay": float(wd)} for wd in ("1e-3", "1e-5", "1e-6", "1e-7")},
+    "cifar10": CIFAR,
+    "cifar100-20": {**CIFAR, "num_classes": 60},
+}
+ROWS = [
+    ("self_classifier", SECOND),
+    ("self_classifier_v1", FIRST),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "row"), [(method, preset, row) for method, rows in ROWS for preset, row in rows.items()]
+)
+def test_preset_is_the_published_row(method, preset, row):
+    ours = resolved("--method", method, "--preset", preset)
+    assert {name: ours[name] for name in row} == row
+    # what the row does not speak of is as it is everywhere
+    defaults = {**as_plain(TrainOptions(data="somewhere")), **as_plain(read_method(method).config())}
+    unspoken = {name for name in ours if name not in row} - {"arch"}
+    assert {name: ours[name] for name in unspoken} == {name: defaults[name] for name in unspoken}
+
+
+@pytest.mark.parametrize(("method", "rows"), ROWS)
+def test_every_preset_has_a_row(method, rows):
+    assert set(read_method(method).presets) == {*rows, "digits"}
+
+
+def test_presets_may_build_on_earlier_ones():
+    presets = {"a": {"lr": 1.0, "dim": 2}, "b": {"base": "a", "lr": 3.0}, "c": {"base": "b", "epochs": 4}}
+    assert expand_presets(presets) == {
+        "a": {"lr": 1.0, "dim": 2},
+        "b": {"lr": 3.0, "dim": 2},
+        "c": {"lr": 3.0, "dim": 2, "epochs": 4},
+    }
+    with pytest.raises(KeyError):
+        expand_presets({"b": {"base": "a"}, "a": {}})
+
+
+def test_a_preset_is_taken_by_its_name_by_its_data_and_below_flags():
+    words = ["--method", "self_classifier_v1", "--data-root", "somewhere"]
+    for data, size in (("cifar10", 30), ("cifar100-20", 60)):
+        options, _, knobs = parse_train([*words, "--data", data])
+        assert (options.arch, knobs.num_classes) == ("cifar_resnet18", size)
+    assert resolved("--preset", "100ep_dim_256", "--dim", "64")["dim"] == 64
+    with pytest.raises(InputError, match="--preset 100ep_dim_512: self_classifier has published"):
+        parse_train(["--preset", "100ep_dim_512"])
