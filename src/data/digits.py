@@ -20,7 +20,7 @@ class DigitRecipe:
 
     size: int = 8  # output pixels
     rotation: float = 15.0  # degrees
-    stretch: float = 0.2  # of each axis on its own, as a factor 1 ± x
+    stretch: float = 0.2  # of the height, as a factor 1 ± x; not of the width: a narrow 8 is nearly a 1
     shear: float = 0.2  # horizontal shift per unit of height
     shift: float = 0.125  # of the side; 1/8 is one pixel of the original
     brightness: float = 0.3  # factor 1 ± x
@@ -45,19 +45,19 @@ class DigitViews:
 
     def _view(self, images, indices, seed, epoch, view, recipe: DigitRecipe) -> Tensor:
         pixels = recipe.size**2
-        draws = torch.from_numpy(uniforms(seed, epoch, indices, view, 7 + pixels)).float()
-        signed = (2 * draws[:, :7] - 1).to(images.device)
+        draws = torch.from_numpy(uniforms(seed, epoch, indices, view, 6 + pixels)).float()
+        signed = (2 * draws[:, :6] - 1).to(images.device)
         angle = signed[:, 0] * math.radians(recipe.rotation)
-        across, down = 1 + recipe.stretch * signed[:, 1], 1 + recipe.stretch * signed[:, 2]
-        shear = recipe.shear * signed[:, 3]
+        height = 1 + recipe.stretch * signed[:, 1]
+        shear = recipe.shear * signed[:, 2]
         cos, sin = angle.cos(), angle.sin()
         # Output coordinates to input coordinates, both in [-1, 1]: stretch, shear, turn, then shift.
-        first = torch.stack([cos * across, (cos * shear - sin) * down, 2 * recipe.shift * signed[:, 4]], dim=1)
-        second = torch.stack([sin * across, (sin * shear + cos) * down, 2 * recipe.shift * signed[:, 5]], dim=1)
+        first = torch.stack([cos, (cos * shear - sin) * height, 2 * recipe.shift * signed[:, 3]], dim=1)
+        second = torch.stack([sin, (sin * shear + cos) * height, 2 * recipe.shift * signed[:, 4]], dim=1)
         affine = torch.stack([first, second], dim=1)  # (B, 2, 3)
         grid = F.affine_grid(affine, [len(images), 1, recipe.size, recipe.size], align_corners=False)
         ink = F.grid_sample(images.float() / 255, grid, align_corners=False)  # paper outside
-        ink = ink * (1 + recipe.brightness * signed[:, 6]).view(-1, 1, 1, 1)
+        ink = ink * (1 + recipe.brightness * signed[:, 5]).view(-1, 1, 1, 1)
         # Inverse distribution function of the normal; the clamp keeps draws that round to 0 or 1 finite.
-        normal = math.sqrt(2) * torch.erfinv((2 * draws[:, 7:] - 1).clamp(-0.999999, 0.999999)).to(images.device)
+        normal = math.sqrt(2) * torch.erfinv((2 * draws[:, 6:] - 1).clamp(-0.999999, 0.999999)).to(images.device)
         return 2 * (ink + recipe.noise * normal.view_as(ink)) - 1
