@@ -2,16 +2,18 @@
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from src.config import (
+    ClsEvalOptions,
     InputError,
     TrainOptions,
     as_plain,
     expand_presets,
-    parse_cls_eval,
+    flag,
     parse_train,
     read_method,
 )
@@ -32,14 +34,39 @@ def resolved(*words: str) -> dict:
 NODES_OF_SIX = {"batch_size": 372 * 11, "sync_bn_group": 22}
 TRAIN_100EP = {
     **NODES_OF_SIX,
-    **{"arch": "resnet50", "epochs": 100, "lr": 4.8, "warmup_start": 0.3, "final_lr": 0.0048, "warmup_epochs": 10},
-    **{"optimizer": "lars", "momentum": 0.9, "weight_decay": 1e-6, "clip_grad": 0.0, "seed": 0},
-    **{"head_bn": True, "precision": "float32", "classes": [1000, 2000, 4000, 8000], "fixed_classifiers": False},
-    **{"queue_length": 262144, "use_neighbors": True, "dim": 128, "hidden_dim": 4096, "head_layers": 2},
-    **{"row_tau": 0.1, "col_tau": 0.05, "eps": 1e-12, "activation": "leaky_relu", "augment": "dino"},
-    **{"global_crops_number": 2, "global_crops_size": 224, "global_crops_scale": [0.4, 1.0]},
-    **{"local_crops_number": 6, "local_crops_size": 96, "local_crops_scale": [0.05, 0.4]},
-    **{"log_every": 16, "save_every": 25},
+    "arch": "resnet50",
+    "epochs": 100,
+    "lr": 4.8,
+    "warmup_start": 0.3,
+    "final_lr": 0.0048,
+    "warmup_epochs": 10,
+    "optimizer": "lars",
+    "momentum": 0.9,
+    "weight_decay": 1e-6,
+    "clip_grad": 0.0,
+    "seed": 0,
+    "head_bn": True,
+    "precision": "float32",
+    "classes": [1000, 2000, 4000, 8000],
+    "fixed_classifiers": False,
+    "queue_length": 262144,
+    "use_neighbors": True,
+    "dim": 128,
+    "hidden_dim": 4096,
+    "head_layers": 2,
+    "row_tau": 0.1,
+    "col_tau": 0.05,
+    "eps": 1e-12,
+    "activation": "leaky_relu",
+    "augment": "dino",
+    "global_crops_number": 2,
+    "global_crops_size": 224,
+    "global_crops_scale": [0.4, 1.0],
+    "local_crops_number": 6,
+    "local_crops_size": 96,
+    "local_crops_scale": [0.05, 0.4],
+    "log_every": 16,
+    "save_every": 25,
 }
 LR_OF_800 = {"lr": 3.2, "warmup_start": 0.2, "final_lr": 0.0032}
 ABLATION = {**TRAIN_100EP, "precision": "float16", "head_bn": False}
@@ -100,20 +127,57 @@ for name, nodes, group, lr, start, warmup, queue in (
     SECOND[name] = {**TRAIN_100EP, "batch_size": 128 * nodes, "sync_bn_group": group, "queue_length": queue, **rates}
 
 TRAIN_V1 = {
-    **{"arch": "resnet50", "batch_size": 1024 * 4, "sync_bn_group": 4, "softmax_group": 256, "epochs": 800},
-    **{"lr": 3.2, "warmup_start": 0.2, "final_lr": 0.0032, "warmup_epochs": 10, "optimizer": "lars", "momentum": 0.9},
-    **{"weight_decay": 1e-4, "num_classes": 1000, "num_classifiers": 30, "learnable": False, "precision": "float16"},
-    **{"dim": 128, "hidden_dim": 4096, "head_layers": 3, "tau": 0.1, "normalize_targets": False},
-    **{"global_crops_number": 2, "local_crops_number": 0, "global_crops_size": 224, "global_crops_scale": [0.2, 1.0]},
-    **{"augment": "moco_v2", "log_every": 16, "save_every": 50},
+    "arch": "resnet50",
+    "batch_size": 1024 * 4,
+    "sync_bn_group": 4,
+    "softmax_group": 256,
+    "epochs": 800,
+    "lr": 3.2,
+    "warmup_start": 0.2,
+    "final_lr": 0.0032,
+    "warmup_epochs": 10,
+    "optimizer": "lars",
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "num_classes": 1000,
+    "num_classifiers": 30,
+    "learnable": False,
+    "precision": "float16",
+    "dim": 128,
+    "hidden_dim": 4096,
+    "head_layers": 3,
+    "tau": 0.1,
+    "normalize_targets": False,
+    "global_crops_number": 2,
+    "local_crops_number": 0,
+    "global_crops_size": 224,
+    "global_crops_scale": [0.2, 1.0],
+    "augment": "moco_v2",
+    "log_every": 16,
+    "save_every": 50,
 }
 V1_100EP = {**TRAIN_V1, "epochs": 100, "lr": 4.8, "warmup_start": 0.3, "final_lr": 0.0048}
 CIFAR = {
     **TRAIN_V1,
-    **{"arch": "cifar_resnet18", "batch_size": 256, "sync_bn_group": 0, "softmax_group": 0, "epochs": 800},
-    **{"lr": 3.2, "final_lr": 0.032, "warmup_epochs": 0, "optimizer": "sgd", "weight_decay": 1e-6},
-    **{"num_classes": 30, "num_classifiers": 30, "dim": 64, "hidden_dim": 256, "head_layers": 3, "tau": 0.3},
-    **{"normalize_targets": True, "precision": "float32", "global_crops_size": 32},
+    "arch": "cifar_resnet18",
+    "batch_size": 256,
+    "sync_bn_group": 0,
+    "softmax_group": 0,
+    "epochs": 800,
+    "lr": 3.2,
+    "final_lr": 0.032,
+    "warmup_epochs": 0,
+    "optimizer": "sgd",
+    "weight_decay": 1e-6,
+    "num_classes": 30,
+    "num_classifiers": 30,
+    "dim": 64,
+    "hidden_dim": 256,
+    "head_layers": 3,
+    "tau": 0.3,
+    "normalize_targets": True,
+    "precision": "float32",
+    "global_crops_size": 32,
 }
 FIRST = {
     "published": {**TRAIN_V1, "sync_bn_group": 0},
@@ -185,3 +249,103 @@ def test_a_preset_is_taken_by_its_name_by_its_data_and_below_flags():
     assert resolved("--preset", "100ep_dim_256", "--dim", "64")["dim"] == 64
     with pytest.raises(InputError, match="--preset 100ep_dim_512: self_classifier has published"):
         parse_train(["--preset", "100ep_dim_512"])
+
+
+# ---- docs/recipes.md ------------------------------------------------------------------------------------------------
+# The options of the original programs, from the fact sheet.
+
+SHARED_2 = "data -a --arch -j --workers -p --print-freq --seed --save-path --pretrained "
+HEAD = "--cls-size --num-cls --dim --hidden-dim --num-hidden "
+RANKS = "--world-size --rank --dist-url --dist-backend --gpu --multiprocessing-distributed "
+RATES = "--epochs --start-epoch -b --batch-size --lr --learning-rate --cos --sgd --lars --momentum --wd --weight-decay --resume "
+TRAIN_2 = (
+    SHARED_2
+    + HEAD
+    + RANKS
+    + RATES
+    + "--warmup-epochs --start-warmup --final-lr --rm-pretrained-cls --queue-len --row-tau "
+    "--col-tau --use-amp --syncbn_process_group_size --use-lsf-env --use-bn --fixed-cls --global-crops-scale "
+    "--local-crops-number --local-crops-scale --patch-size --clip-grad --no-nn-aug --no-bias-wd --bbone-wd --eps "
+    "--subset-file --no-leaky"
+)
+ORIGINAL = {
+    "train (second generation)": TRAIN_2,
+    "train (first generation)": HEAD.replace("--hidden-dim", "").replace("--dim", "")
+    + "--tau --use-aug --subset-size --no-mlp --learnable-cls -e --evaluate --use-amp",
+    "train_cifar (first generation)": HEAD
+    + "--data --data_path -j --workers --epochs --start-epoch -b --batch-size --lr "
+    "--final-lr --momentum --wd --cos --sgd --lars --no-mlp -p --print-freq --resume --seed --pretrained --save-path --tau",
+    "cls_eval (both generations)": SHARED_2 + HEAD + "-b --batch-size --tau --use-bn --no-leaky --num-classes "
+    "--num-samples-per-class --cls-num --subset-file --model --kmeans-cls --superclass --imagenet-info-path --no-mlp",
+    "kmeans_eval (second generation)": SHARED_2 + "-b --train-batch-size --label-subset --num-classes --load-features "
+    "--kk --model --backbone-dim",
+    "lincls_eval and eval (both generations)": SHARED_2 + RANKS + RATES + "--val-batch-size --nesterov -e --evaluate "
+    "--no-freeze",
+    "knn_eval (both generations)": SHARED_2
+    + HEAD
+    + "-b --train-batch-size --val-batch-size --nb-knn --label-subset --tau "
+    "--num-classes --use-bn --no-leaky --use-mlp --load-features --use-half --subset-file --kk --subset-size",
+    "tsne_imagenet (first generation)": SHARED_2
+    + HEAD
+    + "-b --batch-size --num-plots --num-samples --num-classes --tau "
+    "--no-mlp",
+    "the detection programs": "--config-file --resume --eval-only --num-gpus --num-machines --machine-rank --dist-url",
+}
+
+
+def sections() -> dict[str, tuple[str, list[tuple[str, str]]]]:
+    """Program → (the command that replaces it, its rows (theirs, here))."""
+    found = {}
+    for part in re.split(r"^## Options of ", DOCUMENT.read_text(), flags=re.MULTILINE)[1:]:
+        title, _, text = part.partition("\n")
+        program, _, ours = title.partition(" → ")
+        rows = re.findall(r"^\| (`.+?) \| (.+?) \|$", text, flags=re.MULTILINE)
+        found[program] = (ours.strip("`"), rows)
+    return found
+
+
+def flags_of(command: str) -> set[str]:
+    """Every flag of a command such as `train.py --method self_classifier_v1`."""
+    words = command.split()
+    if words[0] == "cls_eval.py":
+        names = fields(ClsEvalOptions)
+    else:
+        method = read_method(words[2] if "--method" in words else "self_classifier")
+        names = [*fields(TrainOptions), *fields(method.config)]
+    return {text for field in names for text in (flag(field.name), flag("no_" + field.name))} | {"--method", "--preset"}
+
+
+def test_every_original_program_and_option_is_on_the_left():
+    assert set(sections()) == set(ORIGINAL)
+    for program, (_, rows) in sections().items():
+        listed = [word for theirs, _ in rows for word in re.findall(r"`([^`]+)`", theirs)]
+        assert sorted(listed) == sorted(set(ORIGINAL[program].split())), program
+
+
+def test_every_row_names_a_flag_of_ours_or_says_why_there_is_none():
+    for program, (command, rows) in sections().items():
+        for theirs, here in rows:
+            named = re.findall(r"`(--[\w-]+)", here)
+            if not named or here.startswith("not here"):
+                assert here.startswith(("not here, because ", "not here yet")), (program, theirs)
+            assert command or not named, (program, theirs)
+            unknown = set(named) - flags_of(command) if command else set()
+            assert not unknown, (program, theirs)
+
+
+def test_every_preset_is_what_its_row_says():
+    text = DOCUMENT.read_text()
+    halves = text.partition("### First generation")
+    for method, part in (("self_classifier", halves[0]), ("self_classifier_v1", halves[2])):
+        rows = re.findall(r"^\| `([\w.-]+)` \| `[^`]+` \| `(--preset [^`]+)` \|$", part, flags=re.MULTILINE)
+        assert {name for name, _ in rows} == set(read_method(method).presets) - {"published", "digits"}
+        for name, words in rows:
+            same = resolved("--method", method, *shlex.split(words))
+            assert resolved("--method", method, "--preset", name) == same, name
+
+
+def test_every_command_in_the_document_is_understood():
+    commands = re.findall(r"^python train\.py (.*?)(?: +#.*)?$", DOCUMENT.read_text(), flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        parse_train(shlex.split(command.replace('"$IMAGENET"', "somewhere")))

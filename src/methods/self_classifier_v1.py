@@ -81,11 +81,9 @@ PRESETS = {
     "100ep_wd_1e-7": {"base": "100ep", "weight_decay": 1e-7},
     # three clusters for every class
     "cifar10": {
+        "base": "published",
         "arch": "cifar_resnet18",
         "global_crops_size": 32,
-        "global_crops_scale": (0.2, 1.0),
-        "local_crops_number": 0,
-        "augment": "moco_v2",
         "num_classes": 30,
         "tau": 0.3,
         "normalize_targets": True,
@@ -97,7 +95,8 @@ PRESETS = {
         "lr": 3.2,
         "final_lr": 0.032,
         "warmup_epochs": 0,
-        "save_every": 50,
+        "weight_decay": 1e-6,
+        "precision": "float32",
     },
     "cifar100-20": {"base": "cifar10", "num_classes": 60},
     # ours
