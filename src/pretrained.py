@@ -127,8 +127,8 @@ def load_method(name: str | Path):
     """Rebuild the method that a checkpoint holds, with its weights, in evaluation mode.
 
     Args:
-        name: a path or a released model: a checkpoint of train.py, or one of the authors' (second generation), whose
-            settings are read off the shapes of its tensors.
+        name: a path or a released model: a checkpoint of train.py, or one of the authors', whose settings are read
+            off the shapes of its tensors.
 
     Returns:
         The method, on the CPU, and the rest of the checkpoint (`config`, `history`, ...). Of an authors' file the
@@ -172,12 +172,15 @@ def _authors_settings(weights) -> dict:
     from .methods import METHODS
 
     tensors = weights.tensors
+    sizes = [len(value) for key, value in tensors.items() if re.fullmatch(r"classifiers\.\d+\.weight(_g)?", key)]
     head = {key: value for key, value in tensors.items() if key.startswith("projection_head.")}
     layers = [value for key, value in head.items() if key.endswith("weight") and value.ndim == 2]
     patches = tensors.get("backbone.patch_embed.proj.weight")
-    knobs = {
-        "classes": [len(value) for key, value in tensors.items() if re.fullmatch(r"classifiers\.\d+\.weight_g", key)],
-        "dim": tensors["classifiers.0.weight_v"].shape[1],
+    knobs = {  # of both generations; each knows some of them
+        "classes": sizes,
+        "num_classifiers": len(sizes),
+        "num_classes": sizes[0],
+        "dim": next(value.shape[1] for key, value in tensors.items() if re.match(r"classifiers\.0\.weight(_v)?$", key)),
         "head_layers": len(layers),
         "head_bn": any(key.endswith("running_mean") for key in head),
         "queue_length": len(tensors.get("queue.embeddings", ())),
@@ -186,7 +189,8 @@ def _authors_settings(weights) -> dict:
         knobs["hidden_dim"] = len(layers[0])
     options = config.TrainOptions(arch=weights.arch, patch_size=patches.shape[-1] if patches is not None else 16)
     defaults = config.as_plain(METHODS[weights.method].Config())
-    settings = {**config.as_plain(options), **defaults, **knobs}
+    known = {name: value for name, value in knobs.items() if name in defaults}
+    settings = {**config.as_plain(options), **defaults, **known}
     return {**settings, "method": weights.method, "channels": 3, "data": "", "seed": None}
 
 

@@ -27,9 +27,14 @@ def small_method(classes=(3, 5), queue=0, arch="resnet18", dim=4):
     return build_method("self_classifier", knobs, arch, 3, 32, 16, 2)
 
 
-def names_of_the_authors(state):
+def names_of_the_authors(state, first_generation=False):
     """Our state dict as their file would hold it."""
     renamed = {}
+    if first_generation:
+        state = {key.replace("projection_head.mlp.", "backbone.fc."): value for key, value in state.items()}
+        return {
+            "module." + re.sub(r"classifiers\.(\d+)\.weight", r"cls_\1", key): value for key, value in state.items()
+        }
     for key, value in state.items():
         key = key.replace("projection_head.mlp.", "mlp_head.mlp.")
         renamed["module." + re.sub(r"classifiers\.(\d+)\.", r"cls_\1.", key)] = value
@@ -192,6 +197,18 @@ def test_an_authors_file_becomes_a_method(tmp_path):
     assert (record["epoch"], record["history"], record["config"]["data"]) == (100, [], "")
     assert loaded.config.queue_length == 0
     assert not loaded.training
+    images = torch.rand(2, 3, 32, 32)
+    for found, expected in zip(loaded.predict(images), method.eval().predict(images), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_an_authors_file_of_the_first_generation_becomes_a_method(tmp_path):
+    knobs = METHODS["self_classifier_v1"].Config(num_classifiers=2, num_classes=5, dim=4, hidden_dim=8)
+    method = build_method("self_classifier_v1", knobs, "small_convnet", 3, 32, 16, 2)
+    state = names_of_the_authors(method.state_dict(), first_generation=True)
+    torch.save({"state_dict": state, "arch": "small_convnet", "epoch": 800}, tmp_path / "v1.pth.tar")
+    loaded, record = load_method(tmp_path / "v1.pth.tar")
+    assert (record["config"]["method"], record["epoch"]) == ("self_classifier_v1", 800)
     images = torch.rand(2, 3, 32, 32)
     for found, expected in zip(loaded.predict(images), method.eval().predict(images), strict=True):
         assert torch.equal(found, expected)
