@@ -13,8 +13,10 @@ from src.data.photographs import (
     crop_resize,
     gaussian_blur,
     published_views,
+    uniform_views,
 )
 from src.data.randomness import uniforms
+from src.data.views import build_views
 
 
 def smooth(seed, height=40, width=52):
@@ -28,11 +30,65 @@ def tensor(image):
 
 @pytest.mark.parametrize("size", [12, 64])
 @pytest.mark.parametrize("box", [(3, 5, 30, 40), (0, 0, 40, 52), (20, 10, 7, 9)])
-def test_crop_and_resize_is_pillows(box, size):
+@pytest.mark.parametrize("bicubic", [True, False])
+def test_crop_and_resize_is_pillows(box, size, bicubic):
     image, (top, left, height, width) = smooth(0), box
-    expected = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
-    ours = crop_resize(tensor(image), np.array([box]), size)[0]
-    assert (ours - tensor(expected)[0]).abs().mean() < 0.1
+    filter = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    expected = image.crop((left, top, left + width, top + height)).resize((size, size), filter)
+    difference = (crop_resize(tensor(image), np.array([box]), size, bicubic)[0] - tensor(expected)[0]).abs()
+    assert difference.mean() < (0.1 if bicubic else 0.15)  # bilinear sums often lie half-way, where Pillow rounds up
+    assert difference.max() <= 1
+
+
+NUMBERS = (2, 1, 224, 96, (0.2, 1.0), (0.05, 0.4))  # views, their sizes and scales
+
+
+@pytest.mark.parametrize(
+    ("augment", "blurs", "solarizes", "saturation", "bicubic"),
+    [
+        ("dino", [0.1, 1.0, 0.5], [0.0, 0.2, 0.0], 0.2, True),
+        ("moco_v2", [0.5, 0.5, 0.5], [0.0, 0.0, 0.0], 0.4, False),
+    ],
+)
+def test_recipes_are_the_published_ones(augment, blurs, solarizes, saturation, bicubic):
+    """The second generation treats each view in its own way, the first both alike; fact sheet, sections 1.7 and 8.1."""
+    recipes = build_views("somewhere", None, *NUMBERS, augment).recipes
+    assert [recipe.blur for recipe in recipes] == blurs
+    assert [recipe.solarize for recipe in recipes] == solarizes
+    assert [recipe.size for recipe in recipes] == [224, 224, 96]
+    assert [recipe.scale for recipe in recipes] == [(0.2, 1.0), (0.2, 1.0), (0.05, 0.4)]
+    for r in recipes:
+        assert (r.flip, r.jitter, r.grayscale, r.blur_radius, r.bicubic) == (0.5, 0.8, 0.2, (0.1, 2.0), bicubic)
+        assert (r.brightness, r.contrast, r.saturation, r.hue) == (0.4, 0.4, saturation, 0.1)
+        assert r.ratio == (3 / 4, 4 / 3)
+
+
+def test_crop_and_flip_do_nothing_else():
+    flat = torch.full((4, 3, 40, 40), 77, dtype=torch.uint8)
+    views = build_views("somewhere", None, 2, 0, 32, 8, (0.2, 1.0), (0.05, 0.4), "crop_flip")
+    for view in views(flat, np.arange(4), 0, 0):
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std))
+        assert torch.allclose(view, ((77 / 255 - mean) / std).expand_as(view), atol=1e-6)
+    half = torch.cat(
+        [torch.zeros(500, 3, 40, 20), torch.full((500, 3, 40, 20), 200)], dim=3
+    ).byte()  # dark, then bright
+    left, right = views(half, np.arange(500), 0, 0)[0].mean(dim=(1, 2)).tensor_split(2, dim=1)
+    turned = (left.mean(dim=1) > right.mean(dim=1)).float().mean().item()
+    assert turned == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("data", "mean", "std"),
+    [
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+        ("cifar100-20", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+        ("somewhere", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_normalisation_is_the_data_sets(data, mean, std):
+    views = build_views(data, None, 2, 0, 32, 8, (0.2, 1.0), (0.05, 0.4), "moco_v2")
+    assert (tuple(views.mean), tuple(views.std)) == (mean, std)
+    assert views.recipes[0].blur_radius == (0.1, 2.0)  # on 32 pixels as well, as the authors
 
 
 @pytest.mark.parametrize("radius", [0.5, 1.0, 2.0])
@@ -81,8 +137,9 @@ def test_views_belong_to_seed_epoch_image_and_view():
     assert not torch.allclose(whole[0], views(images, np.arange(6), 1, 1)[0], atol=0.1)
 
 
-def test_files_and_memory_give_the_same_views():
-    views = PhotoViews(published_views(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+@pytest.mark.parametrize("recipes", [published_views, uniform_views])
+def test_files_and_memory_give_the_same_views(recipes):
+    views = PhotoViews(recipes(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
     image = smooth(2)
     crops = [torch.from_numpy(crop.copy())[None] for crop in views.cut(image, 5, 0, 3)]
     there = views.finish(crops, np.array([5]), 0, 3)
