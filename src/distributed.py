@@ -41,16 +41,18 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
     """What the launcher wrote into the environment; None for a single process without a launcher.
 
     Raises:
-        InputError: if a launcher's variables are only half set.
+        InputError: if a launcher's variables are only half set, or no numbers where there must be.
     """
+    environ = {name: value for name, value in environ.items() if value}  # empty is unset
     if any(name in environ for name in TORCHRUN[:3]):
         _require(environ, TORCHRUN, "torchrun")
-        return Launch(
-            *(int(environ[name]) for name in TORCHRUN[:3]), environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
+        rank, world_size, local_rank, port = (
+            _number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
         )
-    if int(environ.get("SLURM_NTASKS", 1)) > 1 or "SLURM_PROCID" in environ:
+        return _checked(Launch(rank, world_size, local_rank, environ["MASTER_ADDR"], port))
+    if _number(environ, "SLURM_NTASKS", 1) > 1 or "SLURM_PROCID" in environ:
         _require(environ, SLURM, "srun")
-        rank, world_size, local_rank = (int(environ[name]) for name in SLURM)
+        rank, world_size, local_rank = (_number(environ, name) for name in SLURM)
         if world_size == 1:
             return None
         if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ:
@@ -61,10 +63,24 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
         hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
         if not hosts and "MASTER_ADDR" not in environ:
             raise InputError("MASTER_ADDR and SLURM_STEP_NODELIST are both unset: cannot tell where rank 0 listens")
-        job, step = int(environ.get("SLURM_JOB_ID", 0)), int(environ.get("SLURM_STEP_ID", 0))
-        port = environ.get("MASTER_PORT") or 20000 + (job * 16 + step) % 20000
-        return Launch(rank, world_size, local_rank, environ.get("MASTER_ADDR") or first_host(hosts), int(port))
+        job, step = _number(environ, "SLURM_JOB_ID", 0), _number(environ, "SLURM_STEP_ID", 0)
+        port = _number(environ, "MASTER_PORT", 20000 + (job * 16 + step) % 20000)
+        return _checked(Launch(rank, world_size, local_rank, environ.get("MASTER_ADDR") or first_host(hosts), port))
     return None
+
+
+def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if default is not None and name not in environ:
+        return default
+    if not re.fullmatch("[0-9]+", environ[name]):
+        raise InputError(f"{name} is {environ[name]!r}: expected a number, as the launcher sets it")
+    return int(environ[name])
+
+
+def _checked(launch: Launch) -> Launch:
+    if launch.rank >= launch.world_size:
+        raise InputError(f"rank {launch.rank} is not among {launch.world_size} ranks, which count from 0")
+    return launch
 
 
 def _require(environ: Mapping[str, str], names: tuple[str, ...], launcher: str) -> None:
@@ -77,9 +93,9 @@ def _require(environ: Mapping[str, str], names: tuple[str, ...], launcher: str) 
 
 
 def first_host(nodelist: str) -> str:
-    """First host of a Slurm node list: "gpu[007-010,12],login1" gives "gpu007"."""
-    prefix, bracket = re.match(r"([^\[,]+)(?:\[([^\]]+)\])?", nodelist).groups()
-    return prefix + re.split("[-,]", bracket)[0] if bracket else prefix
+    """First host of a Slurm node list: "gpu[007-010,12],login1" gives "gpu007"; each bracket's first number counts."""
+    first = re.match(r"(\[[^\]]*\]|[^\[,])*", nodelist)[0]  # up to the first comma outside brackets
+    return re.sub(r"\[([^-,\]]*)[^\]]*\]", r"\1", first)
 
 
 def start(device: str = "auto") -> torch.device:

@@ -13,15 +13,22 @@ SCORES = ("acc", "nmi", "ami", "ari")
 
 
 def read_results(folders: list[str]) -> list[dict]:
-    """The evaluation of each run. Raises ValueError if a folder has none, or one without labels."""
+    """The evaluation of each run. Raises ValueError if a folder has none, a damaged one, or one without labels."""
     results = []
     for folder in folders:
         path = Path(folder) / "cls_eval.json"
         if not path.is_file():
             raise ValueError(f"{path}: no such file; run cls_eval.py on the checkpoint of {folder} first")
-        result = json.loads(path.read_text())
+        try:
+            result = json.loads(path.read_text())
+        except ValueError:
+            result = None
+        if not isinstance(result, dict):
+            raise ValueError(f"{path}: not what cls_eval.py writes; run it again")
         if "acc" not in result:
             raise ValueError(f"{path}: has no scores, its data had no labels")
+        if missing := [name for name in SCORES if name not in result]:
+            raise ValueError(f"{path}: {', '.join(missing)} missing; run cls_eval.py again")
         results.append(result)
     return results
 
