@@ -37,7 +37,7 @@ def test_crop_and_resize_is_pillows(box, size, bicubic):
     expected = image.crop((left, top, left + width, top + height)).resize((size, size), filter)
     difference = (crop_resize(tensor(image), np.array([box]), size, bicubic)[0] - tensor(expected)[0]).abs()
     assert difference.mean() < (0.1 if bicubic else 0.15)  # bilinear sums often lie half-way, where Pillow rounds up
-    assert difference.max() <= 1
+    assert difference.max() <= 2  # once in each of the two passes
 
 
 NUMBERS = (2, 1, 224, 96, (0.2, 1.0), (0.05, 0.4))  # views, their sizes and scales
