@@ -354,7 +354,8 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
         "--method", choices=method_names(), default="self_classifier", help="what to train (default: self_classifier)"
     )
     first.add_argument(
-        "--preset", help="named set of defaults (default: that of --data where there is one, else published)"
+        "--preset",
+        help="named set of defaults, listed in docs/recipes.md (default: that of --data where there is one, else published)",
     )
     first.add_argument("--data", default=TrainOptions.data)
     known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
