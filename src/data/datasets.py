@@ -85,13 +85,15 @@ class ImageFiles:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        """Decode one image as RGB.
+        """Decode one image as RGB: its first frame, transparency dropped, as torchvision's loader.
 
         Raises:
             OSError, and what else Pillow raises on a damaged file.
         """
         with Image.open(self.paths[index]) as image:
-            return image.convert("RGB")
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # the same colours; straight to RGB Pillow warns
+            return (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
 
     def picture(self, index: int) -> np.ndarray:
         return np.asarray(self.open(index))
@@ -103,6 +105,18 @@ class ImageFiles:
 Images = MemoryImages | ImageFiles
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The high bytes of a 16-bit image; Pillow itself clips at 255, which leaves nearly all of it white.
+
+    Raises:
+        OSError: if the pixels are wider, and what is black and white therefore unknown.
+    """
+    grey = np.asarray(image)
+    if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+        raise OSError(f"pixels of mode {image.mode} with values outside 16 bits: convert the image to 8 or 16 bits")
+    return Image.fromarray((grey >> 8).astype(np.uint8))
+
+
 def open_data(name: str, split: str, root: str = "", download: bool = False, subset_file: str = "") -> Images:
     """Open one split of a data set.
 
@@ -110,7 +124,7 @@ def open_data(name: str, split: str, root: str = "", download: bool = False, sub
         name: "digits", "cifar10", "cifar100-20", "stl10", or a folder (see `open_folder`).
         split: "train" or "test".
         root: where torchvision's data sets are, or are to be downloaded to.
-        subset_file: keep the classes listed there, first word of each line, numbered in its order.
+        subset_file: keep the classes listed there, one a line, numbered in its order (see `keep_classes`).
 
     Raises:
         InputError: if there is nothing to open, or a listed class does not exist.
@@ -162,6 +176,8 @@ def _from_torchvision(name: str, split: str, root: str, download: bool) -> Memor
             images, labels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(), np.asarray(source.targets)
     except (RuntimeError, OSError) as error:
         raise InputError(f"--data {name}: {error} (looked in --data-root {root}; --download fetches it)") from None
+    if not hasattr(source, "classes"):  # the one file of STL-10 whose presence torchvision does not check
+        raise InputError(f"--data {name}: class_names.txt is missing in --data-root {root}: unpack the archive again")
     classes = list(source.classes)
     if name == "cifar100-20":
         labels, classes = np.array(CIFAR100_COARSE.split(), dtype=np.int64)[labels], CIFAR100_SUPERCLASSES
@@ -182,6 +198,8 @@ def open_folder(folder: str, split: str) -> ImageFiles:
         InputError: if the folder is missing, or holds no image where one is expected.
     """
     top = Path(folder)
+    if not folder:
+        raise InputError(f"--data is empty: name a folder of images, or one of {', '.join(BUILT_IN_DATA)}")
     if not top.is_dir():
         raise InputError(f"--data {folder}: no such folder, and not one of {', '.join(BUILT_IN_DATA)}")
     splits = [name for name in ("train", "val", "test") if (top / name).is_dir()]
@@ -197,7 +215,7 @@ def open_folder(folder: str, split: str) -> ImageFiles:
             f"--data {folder}: it has {', '.join(splits)} but not {' or '.join(wanted)}/, the {split} split"
         )
     top = top / found[0]
-    classes = sorted(entry.name for entry in os.scandir(top) if entry.is_dir())
+    classes = sorted(entry.name for entry in os.scandir(top) if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         paths = sorted(_image_files(top))
         if not paths:
@@ -211,9 +229,24 @@ def open_folder(folder: str, split: str) -> ImageFiles:
 
 
 def _image_files(folder: Path) -> Iterator[str]:
-    """Paths of all images below a folder; links to folders are followed, hidden files are not listed."""
-    for parent, _, names in os.walk(folder, followlinks=True):
+    """Paths of all images below a folder; links are followed, what is hidden is not listed.
+
+    Raises:
+        InputError: if a folder cannot be read.
+    """
+    visited = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in visited:  # a link to where we have been: it may go round in circles
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in names if _is_image(name))
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"--data: {error.filename}: {error.strerror}")
 
 
 def _is_image(name: str) -> bool:
@@ -221,16 +254,24 @@ def _is_image(name: str) -> bool:
 
 
 def keep_classes(data: Images, subset_file: str) -> Images:
-    """Only the images of the classes in a file: one class a line, its name the first word; labels are their line numbers.
+    """Only the images of the classes in a file: one class a line, its name the whole line or else the first word.
+
+    The labels are the lines' numbers, empty lines not counted.
 
     Raises:
-        InputError: if the file is missing or empty, or names a class that the data set does not have.
+        InputError: if the file is missing or empty, names a class twice or one that the data set does not have, or if no
+            image is left.
     """
     try:
-        lines = Path(subset_file).read_text().splitlines()
+        lines = Path(subset_file).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"--subset-file {subset_file}: {error.strerror}") from None
-    wanted = [line.split()[0] for line in lines if line.strip()]
+    except UnicodeDecodeError:
+        raise InputError(f"--subset-file {subset_file}: not a text file: expected one class a line") from None
+    if not data.classes:
+        raise InputError(f"--subset-file {subset_file}: the images have no labels to choose by: drop it")
+    lines = [line.strip() for line in lines if line.strip()]
+    wanted = [line if line in data.classes else line.split()[0] for line in lines]
     unknown = [name for name in wanted if name not in data.classes]
     if not wanted or unknown:
         what = (
@@ -244,4 +285,6 @@ def keep_classes(data: Images, subset_file: str) -> Images:
         new_label[data.classes.index(name)] = label
     labels = new_label[data.labels.numpy()]
     rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        raise InputError(f"--subset-file {subset_file}: there is no image of the {len(wanted)} classes listed")
     return data.keep(rows, labels[rows], wanted)
