@@ -175,10 +175,14 @@ def test_the_head_is_the_authors(layers):
     hidden = max(layers - 1, 0)
     expected = {f"mlp.{3 * h + i}.weight" for h in range(hidden) for i in (0, 1)}
     assert names == expected | ({f"mlp.{3 * hidden}.weight"} if layers else set())
-    embeddings = method.embed(1e-8 * torch.randn(5, 3, 2, 2))
-    assert embeddings.norm(dim=1).tolist() == pytest.approx([1] * 5, abs=1e-5)
+    assert method.embed(torch.randn(5, 3, 2, 2)).norm(dim=1).tolist() == pytest.approx([1] * 5, abs=1e-5)
     activations = [m for m in method.projection_head.modules() if isinstance(m, nn.LeakyReLU)]
     assert len(activations) == hidden
+
+
+def test_even_tiny_features_get_unit_length():
+    head = small(head_layers=0, dim=6).projection_head
+    assert head(1e-9 * torch.randn(5, 6)).norm(dim=1).tolist() == pytest.approx([1] * 5, abs=1e-5)
 
 
 def test_the_head_starts_as_linear_layers_do():
