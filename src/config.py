@@ -292,7 +292,10 @@ def field_comments(source: str, class_name: str) -> dict[str, str]:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             for field in node.body:
                 if isinstance(field, ast.AnnAssign):
-                    _, _, comment = lines[field.end_lineno - 1][field.end_col_offset :].partition("#")
+                    end = (
+                        field.value or field
+                    )  # the value's own: the formatter may put it, and the comment, in brackets
+                    _, _, comment = lines[end.end_lineno - 1][end.end_col_offset :].partition("#")
                     found[field.target.id] = comment.strip()
     return found
 

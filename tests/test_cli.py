@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,10 @@ def test_every_flag_has_help_and_presets_name_real_flags():
     import src.config as config
 
     shared = set(config.TrainOptions.__dataclass_fields__)
+    source = Path(config.__file__).read_text()
+    for group in (*config.TrainOptions.__mro__[1:-1], config.ClsEvalOptions):
+        comments = config.field_comments(source, group.__name__)
+        assert all(comments[field] for field in group.__annotations__), group
     for name in method_names():
         method = read_method(name)
         assert all(method.comments[field] for field in method.config.__dataclass_fields__)

@@ -30,9 +30,7 @@ class Config:
     learnable: bool = False  # train the classifiers; if off, they stay as they start
     tau: float = 0.1  # temperature of both softmaxes
     normalize_targets: bool = False  # every image's targets sum to one; if off, every class's do
-    softmax_group: int = (
-        256  # images that share a column softmax, the authors' batch per GPU; 0: the batch of all ranks
-    )
+    softmax_group: int = 256  # images that share a column softmax, theirs per GPU; 0: the batch of all ranks
     dim: int = 128  # embedding size
     hidden_dim: int = 4096  # width of the head's hidden layers
     head_layers: int = 3  # linear layers in the head; 0: the backbone's features are the embedding
