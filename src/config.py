@@ -80,7 +80,7 @@ class ViewOptions:
 class BackboneOptions:
     """backbone"""
 
-    arch: str = "resnet50"  # torchvision network with .fc, cifar_resnet18/34/50, vit_tiny/small/base, or small_convnet
+    arch: str = "resnet50"  # torchvision network with .fc, cifar_resnet18/34, vit_tiny/small/base, or small_convnet
     patch_size: int = 16  # of a ViT, in pixels
 
     def __post_init__(self):
@@ -170,6 +170,15 @@ class TrainOptions(
     RunOptions, SpeedOptions, DeviceOptions, OptimizationOptions, BackboneOptions, ViewOptions, DataOptions
 ):
     """Every flag of train.py that does not belong to one method. Defaults: Self-Classifier, 800 epochs on ImageNet."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        sizes = {"global_crops_size": self.global_crops_size}
+        if self.local_crops_number:
+            sizes["local_crops_size"] = self.local_crops_size
+        for name, size in sizes.items():
+            if self.arch.startswith("vit_") and size % self.patch_size:
+                raise InputError(f"--patch-size {self.patch_size} does not divide {flag(name)} {size}")
 
 
 # What the views of a run were made with, in the order that `build_views` takes them.
@@ -419,7 +428,9 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except (InputError, RunError) as error:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # every rank fails alike, one says so
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+        ranks = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
+        if rank == "0" or ranks == "1" or isinstance(error, RunError):  # every rank fails alike on input, one says so
             message = re.sub(r"\s+", " ", str(error))
             print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None

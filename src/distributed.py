@@ -5,6 +5,7 @@ Three ways to start, all with the same flags: `python train.py` (one process), `
 and a sum or a gather over ranks returns its input.
 """
 
+import inspect
 import os
 import re
 from collections.abc import Mapping
@@ -316,7 +317,10 @@ def parallel(method: nn.Module, device: torch.device, sync_bn_group: int = 0) ->
         else:
             method = _convert_batch_norm(method, group, size)
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
+    # torch is renaming the argument
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    no_buffers = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    return DistributedDataParallel(method, device_ids=devices, **no_buffers)
 
 
 def unwrap(method: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .distributed import max_over_ranks, sum_over_ranks, world_size
 
@@ -47,33 +48,100 @@ def self_classifier_terms(
     if num_views < 2 or not 1 <= num_global <= num_views:
         raise ValueError(f"need at least two views, one of them global, got {num_views} with num_global={num_global}")
 
-    # All classifiers side by side: what follows works on columns, and a row softmax splits them again.
-    widths = [views[0].shape[-1] for views in logits]
-    z = torch.cat([torch.stack(tuple(views)) for views in logits], dim=-1)  # (V, B, sum C)
-    z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-    N = z.shape[1] * world_size()
-    C = torch.cat([z.new_full((width,), width) for width in widths])  # (sum C,) classes of the column's classifier
+    stacked = [views if isinstance(views, Tensor) else torch.stack(tuple(views)) for views in logits]
+    stacked = [z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in stacked]
+    return _PairTerms.apply(row_tau, col_tau, eps, num_global, *stacked)
 
-    p_y_given_x = torch.cat([part.softmax(dim=-1) for part in (z / row_tau).split(widths, dim=-1)], dim=-1)
-    scaled = z / col_tau
-    peak = max_over_ranks(scaled.amax(dim=1, keepdim=True))  # the softmax does not depend on it: no gradient
-    unnormalised = (scaled - peak).exp()
-    mass = sum_over_ranks(torch.stack([unnormalised.sum(dim=1), p_y_given_x.sum(dim=1)]))  # (2, V, sum C)
-    p_x_given_y = unnormalised / mass[0, :, None]  # (V, B, sum C) each class is a distribution over the N samples
 
-    target = torch.cat(
-        [part / part.sum(dim=-1, keepdim=True).clamp(min=eps) for part in p_x_given_y.split(widths, dim=-1)], dim=-1
-    )
-    log_prediction = (N / C * p_y_given_x / mass[1, :, None].clamp(min=eps) + eps).log()
+class _PairTerms(torch.autograd.Function):
+    """`self_classifier_terms` with its gradient by hand.
 
-    # A view predicts the targets of all views it is paired with, so their sum is all it needs.
-    of_globals = target[:num_global].sum(dim=0)
-    of_all = target.sum(dim=0)
-    paired = torch.cat([of_all - target[:num_global], of_globals.expand_as(target[num_global:])])
-    num_pairs = num_global * (num_views - 1) + (num_views - num_global) * num_global
+    Autograd would keep some twenty tensors of the size of the logits; this keeps two, p(x|y) and p(y|x), and goes through
+    them view by view. The notation: T are targets, q the predictions inside the logarithm, both (B, C); m the sum of
+    p(y|x) over the batch, (C,). Paired with a global view are all others, with a local view the globals.
+    """
 
-    per_column = -(paired * log_prediction).sum(dim=(0, 1)) / (z.shape[1] * num_pairs)
-    return torch.stack([part.sum() for part in per_column.split(widths)])
+    @staticmethod
+    def forward(ctx, row_tau: float, col_tau: float, eps: float, num_global: int, *logits: Tensor) -> Tensor:
+        widths = [z.shape[-1] for z in logits]
+        V, B, _ = logits[0].shape
+        N = B * world_size()
+        pairs = num_global * (V - 1) + (V - num_global) * num_global
+
+        # softmax over the batch of all ranks; its largest logit cancels, but guards the exponential
+        peak = max_over_ranks(torch.cat([z.amax(dim=1) for z in logits], dim=-1)).split(widths, dim=-1)
+        p_x_given_y = [((z - top[:, None]) / col_tau).exp_() for z, top in zip(logits, peak, strict=True)]
+        p_y_given_x = [(z / row_tau).softmax(dim=-1) for z in logits]
+        sums = [torch.cat([p.sum(dim=1) for p in ps], dim=-1) for ps in (p_x_given_y, p_y_given_x)]
+        shared = sum_over_ranks(torch.stack(sums)).split(widths, dim=-1)
+        m = [part[1, :, None].clamp(min=eps) for part in shared]
+        for p, part in zip(p_x_given_y, shared, strict=True):
+            p /= part[0, :, None]
+
+        terms = []
+        for k, (px, py) in enumerate(zip(p_x_given_y, p_y_given_x, strict=True)):
+            factor = N / widths[k] / m[k]
+            own, of_all, of_globals, log_globals, log_locals = 0, 0, 0, 0, 0
+            for v in range(V):
+                T, log_q = _target(px[v], eps), (py[v] * factor[v]).add_(eps).log_()
+                of_all = of_all + T
+                if v < num_global:
+                    own = own + (T * log_q).sum()  # a view is not paired with itself
+                    of_globals = of_globals + T
+                    log_globals = log_globals + log_q
+                else:
+                    log_locals = log_locals + log_q
+            total = (of_all * log_globals).sum() - own
+            total = total + ((of_globals * log_locals).sum() if num_global < V else 0)
+            terms.append(-total / (B * pairs))
+        ctx.save_for_backward(*p_x_given_y, *p_y_given_x, *m)
+        ctx.settings = row_tau, col_tau, eps, num_global, widths, N, pairs
+        return torch.stack(terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grads: Tensor):
+        row_tau, col_tau, eps, num_global, widths, N, pairs = ctx.settings
+        K = len(widths)
+        p_x_given_y, p_y_given_x, m = ctx.saved_tensors[:K], ctx.saved_tensors[K : 2 * K], ctx.saved_tensors[2 * K :]
+        V, B, _ = p_x_given_y[0].shape
+
+        # through the targets' normalisation, and through the logarithm: what is left are the two softmaxes
+        pulls = []
+        for k, (px, py) in enumerate(zip(p_x_given_y, p_y_given_x, strict=True)):
+            factor = N / widths[k] / m[k]
+            scale = -grads[k] / (B * pairs)
+            targets = [_target(p, eps) for p in px]
+            logs = [(py[v] * factor[v]).add_(eps).log_() for v in range(V)]
+            of_globals, log_globals = sum(targets[:num_global]), sum(logs[:num_global])
+            of_all, log_all = sum(targets), sum(logs)
+            through_target, through_log = torch.empty_like(px), torch.empty_like(py)
+            for v, (T, log_q) in enumerate(zip(targets, logs, strict=True)):
+                G = log_all - log_q if v < num_global else log_globals
+                moved = (T * G).sum(dim=-1, keepdim=True)
+                moved = torch.where(px[v].sum(dim=-1, keepdim=True) > eps, moved, 0)  # a clamped sum is a constant
+                torch.sub(G, moved, out=through_target[v]).mul_(T).mul_(scale)
+                D = of_all - T if v < num_global else of_globals
+                # d log q / d log p is q - eps over q
+                torch.mul(py[v], factor[v], out=through_log[v]).mul_(D).div_(log_q.exp()).mul_(scale)
+            pulls.append((through_target, through_log))
+        sums = [torch.cat([pull[i].sum(dim=1) for pull in pulls], dim=-1) for i in (0, 1)]
+        shared = sum_over_ranks(torch.stack(sums)).split(widths, dim=-1)
+
+        found = []
+        for k, (through_target, through_log) in enumerate(pulls):
+            of_target, of_log = shared[k][0, :, None], shared[k][1, :, None]
+            through_target.addcmul_(p_x_given_y[k], of_target, value=-1).div_(col_tau)
+            of_log = torch.where(m[k] > eps, of_log / m[k], 0)  # a clamped sum is a constant
+            through_log.addcmul_(p_y_given_x[k], of_log, value=-1)
+            through_log.addcmul_(p_y_given_x[k], through_log.sum(dim=-1, keepdim=True), value=-1)
+            found.append(through_target.add_(through_log, alpha=1 / row_tau))
+        return None, None, None, None, *found
+
+
+def _target(p_x_given_y: Tensor, eps: float) -> Tensor:
+    """Rows that sum to 1, unless p(x|y) is next to nothing for every class."""
+    return p_x_given_y / p_x_given_y.sum(dim=-1, keepdim=True).clamp(min=eps)
 
 
 def self_classifier(

@@ -308,3 +308,14 @@ def test_a_damaged_file_is_listed_and_raises_when_opened(tmp_path, kind):
     assert len(data) == 1
     with pytest.raises(OSError):  # noqa: PT011  each kind has its own message
         data.open(0)
+
+
+def test_a_class_without_test_images_does_not_shift_the_others(tmp_path):
+    for split, classes in (("train", "abc"), ("val", "acz")):
+        for name in classes:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / split / name / "1.png")
+    assert open_data(str(tmp_path), "train").classes == ["a", "b", "c"]
+    held_out = open_data(str(tmp_path), "test")
+    assert held_out.classes == ["a", "b", "c", "z"]
+    assert held_out.labels.tolist() == [0, 2, 3]

@@ -215,7 +215,7 @@ def open_folder(folder: str, split: str) -> ImageFiles:
             f"--data {folder}: it has {', '.join(splits)} but not {' or '.join(wanted)}/, the {split} split"
         )
     top = top / found[0]
-    classes = sorted(entry.name for entry in os.scandir(top) if entry.is_dir() and not entry.name.startswith("."))
+    classes = _class_names(top)
     if not classes:
         paths = sorted(_image_files(top))
         if not paths:
@@ -224,8 +224,16 @@ def open_folder(folder: str, split: str) -> ImageFiles:
     by_class = [sorted(_image_files(top / name)) for name in classes]
     if not any(by_class):
         raise InputError(f"--data {folder}: {len(classes)} folders in {found[0]}/ but no image in them")
-    labels = [label for label, paths in enumerate(by_class) for _ in paths]
-    return ImageFiles([path for paths in by_class for path in paths], torch.tensor(labels), classes)
+    # A class that lacks test images must not shift the numbers of the others.
+    names = _class_names(Path(folder) / "train") if "train" in splits else classes
+    names = names + [name for name in classes if name not in names]
+    number = {name: i for i, name in enumerate(names)}
+    labels = [number[name] for name, paths in zip(classes, by_class, strict=True) for _ in paths]
+    return ImageFiles([path for paths in by_class for path in paths], torch.tensor(labels), names)
+
+
+def _class_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _image_files(folder: Path) -> Iterator[str]:

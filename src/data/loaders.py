@@ -110,7 +110,8 @@ class TrainLoader:
         for crops, part, damaged in self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda"):
             for path, reason in damaged:
                 if path not in self.damaged:
-                    print(f"damaged image, replaced by the next one: {path} ({reason})", flush=True)
+                    readable = os.fsencode(path).decode(errors="replace")
+                    print(f"damaged image, replaced by the next one: {readable} ({reason})", flush=True)
                 self.damaged[path] = reason
             crops = [crop.to(self.device, non_blocking=True) for crop in crops]
             yield Batch(self.views.finish(crops, part, self.seed, epoch), torch.from_numpy(part).to(self.device))

@@ -32,12 +32,14 @@ def build_backbone(arch: str, in_channels: int = 3, image_size: int = 224, patch
 
 
 def _torchvision(arch: str, in_channels: int) -> nn.Module:
-    from torchvision.models import get_model, list_models  # slow to import
+    from torchvision import models  # slow to import
 
-    if arch not in list_models():
+    if arch not in models.list_models(module=models):  # without those for detection, segmentation and video
         own = ", ".join(["small_convnet", *CIFAR_RESNETS, *VITS])
         raise InputError(f"--arch {arch}: expected {own}, or a torchvision network such as resnet50")
-    backbone = get_model(arch, weights=None)
+    if arch in ("googlenet", "inception_v3"):
+        raise InputError(f"--arch {arch}: its auxiliary classifiers are not supported; take a ResNet, for instance")
+    backbone = models.get_model(arch, weights=None)
     if not isinstance(getattr(backbone, "fc", None), nn.Linear):
         raise InputError(
             f"--arch {arch}: torchvision's network has no linear layer .fc to remove; take a ResNet, for instance"

@@ -1,0 +1,222 @@
+"""Backbones and heads: shapes, numbers of parameters known by hand, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from src.config import InputError
+from src.models.backbones import build_backbone, count_parameters
+from src.models.heads import ProjectionHead, WeightNormClassifier
+
+# Published counts of the networks with a classifier of 1000 classes, less that classifier.
+TORCHVISION = {
+    "resnet18": (512, 11_689_512 - 513_000),
+    "resnet50": (2048, 25_557_032 - 2_049_000),
+    "shufflenet_v2_x0_5": (1024, 1_366_792 - 1_025_000),
+}
+
+
+@pytest.mark.parametrize("arch", TORCHVISION)
+def test_torchvision_networks_lose_their_classifier(arch):
+    width, parameters = TORCHVISION[arch]
+    backbone = build_backbone(arch).eval()
+    assert (backbone.width, count_parameters(backbone)) == (width, parameters)
+    with torch.no_grad():
+        assert backbone(torch.rand(2, 3, 64, 64)).shape == (2, width)
+
+
+# As torchvision's ResNets; the stem has 3×3 instead of 7×7 weights.
+CIFAR = {
+    "cifar_resnet18": 11_689_512 - 513_000 - 64 * 3 * (49 - 9),
+    "cifar_resnet34": 21_797_672 - 513_000 - 64 * 3 * (49 - 9),
+}
+
+
+@pytest.mark.parametrize("arch", CIFAR)
+def test_cifar_resnets_count_as_their_originals_with_a_small_stem(arch):
+    backbone = build_backbone(arch).eval()
+    assert (backbone.width, count_parameters(backbone)) == (512, CIFAR[arch])
+    with torch.no_grad():
+        assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, 512)
+        assert backbone.stem(torch.rand(2, 3, 32, 32)).shape == (2, 64, 32, 32)
+        assert backbone.stages(backbone.stem(torch.rand(2, 3, 32, 32))).shape == (2, 512, 4, 4)
+    assert count_parameters(build_backbone(arch, in_channels=1)) == CIFAR[arch] - 64 * 2 * 9
+
+
+def vit_parameters(width, image_size, patch_size, in_channels=3):
+    tokens = (image_size // patch_size) ** 2 + 1
+    block = 3 * width * (width + 1) + width * (width + 1)  # queries, keys, values; projection
+    block += 4 * width * (width + 1) + width * (4 * width + 1) + 2 * 2 * width  # MLP; two layer norms
+    patches = width * (in_channels * patch_size**2 + 1)
+    return patches + (tokens + 1) * width + 12 * block + 2 * width  # positions and class token; final layer norm
+
+
+@pytest.mark.parametrize(
+    ("arch", "width", "published"),
+    [("vit_tiny", 192, 5_717_416), ("vit_small", 384, 22_050_664), ("vit_base", 768, 86_567_656)],
+)
+def test_vit_counts_as_published(arch, width, published):
+    with torch.device("meta"):
+        backbone = build_backbone(arch)
+    without_classifier = published - 1000 * (width + 1)
+    assert backbone.width == width
+    assert count_parameters(backbone) == vit_parameters(width, 224, 16) == without_classifier
+
+
+def test_vit_takes_views_of_other_sizes():
+    backbone = build_backbone("vit_tiny", in_channels=1, image_size=32, patch_size=8).eval()
+    assert count_parameters(backbone) == vit_parameters(192, 32, 8, in_channels=1)
+    with torch.no_grad():
+        for size in (32, 16, 48):
+            assert backbone(torch.rand(2, 1, size, size)).shape == (2, 192)
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_small_convnet_from_8_to_32_pixels(in_channels):
+    backbone = build_backbone("small_convnet", in_channels).eval()
+    weights = 9 * (in_channels * 32 + 32 * 64 + 64 * 128)
+    assert count_parameters(backbone) == weights + 2 * (32 + 64 + 128)
+    assert backbone.width == 128
+    with torch.no_grad():
+        for size in (8, 12, 16, 32):
+            features = backbone(torch.rand(5, in_channels, size, size))
+            assert features.shape == (5, 128)
+            assert (features >= 0).all()
+
+
+@pytest.mark.parametrize("arch", ["small_convnet", "cifar_resnet18"])
+def test_an_image_has_its_features_whatever_its_batch(arch):
+    torch.manual_seed(0)
+    backbone = build_backbone(arch, 1).eval()
+    images = torch.rand(3, 1, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(backbone(images)[1:2], backbone(images[1:2]), atol=1e-5)
+
+
+def test_count_leaves_out_what_is_frozen():
+    backbone = build_backbone("small_convnet", 1)
+    backbone.layers[0].requires_grad_(False)
+    assert count_parameters(backbone) == 9 * (32 * 64 + 64 * 128) + 2 * (64 + 128)
+
+
+@pytest.mark.parametrize(
+    ("arch", "words", "message"),
+    [
+        ("resnet51", {}, "expected small_convnet, .*or a torchvision network"),
+        ("", {}, "expected small_convnet"),
+        ("ResNet50", {}, "expected small_convnet"),
+        ("vgg11", {}, "no linear layer .fc"),
+        ("vit_b_16", {}, "no linear layer .fc"),
+        ("googlenet", {}, "auxiliary classifiers"),
+        ("inception_v3", {}, "auxiliary classifiers"),
+        ("fasterrcnn_resnet50_fpn", {}, "expected small_convnet"),  # would fetch weights from the network
+        ("r3d_18", {}, "expected small_convnet"),  # for video
+        ("resnet18", {"in_channels": 1}, "colour images, these have 1 channel: take small_convnet"),
+        ("vit_tiny", {"image_size": 225}, "--patch-size 16 does not divide --global-crops-size 225"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_line(arch, words, message):
+    with torch.device("meta"), pytest.raises(InputError, match=message) as error:
+        build_backbone(arch, **words)
+    assert "\n" not in str(error.value)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# heads
+
+
+def head(layers, bn=False, activation="relu", **words):
+    return ProjectionHead(5, 7, 3, layers, bn, activation, **words)
+
+
+LAYOUTS = [
+    (0, False, "relu", [], 0),
+    (0, True, "relu", [], 0),
+    (1, True, "relu", [nn.Linear], 5 * 3 + 3),
+    (2, False, "relu", [nn.Linear, nn.ReLU, nn.Linear], (5 * 7 + 7) + (7 * 3 + 3)),
+    (2, True, "leaky_relu", [nn.Linear, nn.BatchNorm1d, nn.LeakyReLU, nn.Linear], (5 * 7 + 7) + 2 * 7 + (7 * 3 + 3)),
+    (
+        3,
+        True,
+        "relu",
+        [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear],
+        (5 * 7 + 7) + (7 * 7 + 7) + 2 * 2 * 7 + (7 * 3 + 3),
+    ),
+]
+
+
+@pytest.mark.parametrize(("layers", "bn", "activation", "kinds", "parameters"), LAYOUTS)
+def test_layout_of_the_projection_head(layers, bn, activation, kinds, parameters):
+    built = head(layers, bn, activation)
+    found = [type(module) for module in built.modules() if not isinstance(module, ProjectionHead | nn.Sequential)]
+    assert found == kinds
+    assert count_parameters(built) == parameters
+    embeddings = built(torch.randn(6, 5))
+    assert embeddings.shape == (6, 3 if layers else 5)
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(6), atol=1e-5)
+
+
+def test_one_layer_has_no_index_in_its_name():
+    assert set(head(1).state_dict()) == {"mlp.weight", "mlp.bias"}
+    assert set(head(2).state_dict()) == {"mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias"}
+
+
+@pytest.mark.parametrize(("activation", "slope"), [("relu", 0.0), ("leaky_relu", 0.01)])
+def test_projection_head_equals_loops(activation, slope):
+    torch.manual_seed(0)
+    built, features = head(2, activation=activation, std=None).double(), torch.randn(4, 5).double()
+    built.requires_grad_(False)
+    first, last = built.mlp[0], built.mlp[-1]
+    for x, found in zip(features, built(features), strict=True):
+        hidden = [sum(first.weight[j, i] * x[i] for i in range(5)) + first.bias[j] for j in range(7)]
+        hidden = [h if h > 0 else slope * h for h in hidden]
+        out = [sum(last.weight[k, j] * hidden[j] for j in range(7)) + last.bias[k] for k in range(3)]
+        length = math.sqrt(sum(float(o) ** 2 for o in out))
+        assert found.tolist() == pytest.approx([float(o) / length for o in out])
+
+
+def test_weights_start_normal_and_biases_at_zero():
+    torch.manual_seed(0)
+    built = ProjectionHead(200, 300, 100, 2, True, "relu", std=0.05)
+    for linear in (built.mlp[0], built.mlp[3]):
+        assert linear.weight.std().item() == pytest.approx(0.05, rel=0.02)
+        assert not linear.bias.any()
+    assert ProjectionHead(200, 300, 100, 2, True, "relu", std=None).mlp[0].bias.any()
+
+
+def test_zero_features_stay_finite():
+    assert not head(0)(torch.zeros(2, 5)).any()
+    assert head(0)(torch.full((1, 4), 1e-9)).tolist()[0] == pytest.approx([1e-2] * 4)  # divided by eps
+
+
+def test_weight_normalised_classifier_equals_loops():
+    torch.manual_seed(0)
+    classifier, embeddings = WeightNormClassifier(4, 3).double(), torch.randn(5, 4).double()
+    assert classifier.weight_g.tolist() == [[1.0]] * 3
+    assert classifier.weight_v.abs().max() <= 0.5  # 1 / sqrt(4)
+    with torch.no_grad():
+        classifier.weight_g.copy_(torch.tensor([[0.5], [1.0], [-2.0]]))
+    logits = classifier(embeddings)
+    for b in range(5):
+        for c in range(3):
+            v, g = classifier.weight_v[c].tolist(), classifier.weight_g[c].item()
+            dot = sum(e * w for e, w in zip(embeddings[b].tolist(), v, strict=True))
+            assert logits[b, c].item() == pytest.approx(g * dot / math.sqrt(sum(w * w for w in v)))
+
+
+def test_weight_normalised_classifier_ignores_the_length_of_v():
+    torch.manual_seed(0)
+    classifier, embeddings = WeightNormClassifier(4, 3), torch.randn(5, 4)
+    before = classifier(embeddings)
+    with torch.no_grad():
+        classifier.weight_v.mul_(torch.tensor([[0.1], [10.0], [3.0]]))
+    assert torch.allclose(classifier(embeddings), before, atol=1e-6)
+    classifier(embeddings).sum().backward()
+    assert classifier.weight_g.grad.shape == (3, 1)
+
+
+@pytest.mark.parametrize(("fixed", "parameters"), [(False, 3 * 4 + 3), (True, 0)])
+def test_a_fixed_classifier_is_not_trained(fixed, parameters):
+    assert count_parameters(WeightNormClassifier(4, 3, fixed)) == parameters
