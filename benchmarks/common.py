@@ -1,6 +1,8 @@
 """What the benchmarks share: the machine in words, sides that take turns, peak memory, JSON."""
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -58,6 +60,8 @@ def spread(values: list[float], digits: int = 4) -> str:
 
 def peak_memory(run: Callable[[], object]) -> int:
     """Bytes by which this process grew at most during a run. Linux only."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier runs freed: it would be reused unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")
     run()

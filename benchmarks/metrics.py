@@ -8,10 +8,6 @@ Both sides get the same label arrays and include their own contingency table. Th
 slows both down.
 """
 
-import argparse
-import json
-import os
-import platform
 import sys
 import time
 import warnings
@@ -19,12 +15,11 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import scipy
-import sklearn
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as theirs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import in_words, machine, parse, parser, spread, write
 from src import metrics as ours
 
 
@@ -118,29 +113,9 @@ def compare(score, labels, clusters, budget):
     }
 
 
-def machine():
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "not set"),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "scikit-learn": sklearn.__version__,
-    }
-
-
-def spread(seconds):
-    return f"{median(seconds):9.4f} ({min(seconds):.4f}-{max(seconds):.4f})"
-
-
 def main(arguments):
-    where = machine()
-    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    where = machine("numpy", "scipy", "scikit-learn")
+    print(in_words(where), flush=True)
     warnings.simplefilter("ignore")  # scikit-learn takes many classes for a sign of a regression target
 
     small, large, K = (5_000, 60_000, 100) if arguments.quick else (50_000, 1_281_167, 1000)
@@ -175,16 +150,10 @@ def main(arguments):
         all_four = [timed(ours.clustering_scores, labels, clusters)[0] for _ in range(5)]
         print(f"all  {spread(all_four)}  (clustering_scores)", flush=True)
         results.append({"case": title, "N": N, "K": K, **sizes, "scores": rows, "clustering_scores_seconds": all_four})
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n")
+    write(arguments.json, where, results)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="smaller data, for a look at the table")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers, every run, to this file")
-    parser.add_argument("--budget", type=float, default=60, help="no further runs of a score after so many seconds")
-    arguments = parser.parse_args()
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        parser.error(f"--json {arguments.json}: its folder does not exist")
-    main(arguments)
+    made = parser(__doc__)
+    made.add_argument("--budget", type=float, default=60, help="no further runs of a score after so many seconds")
+    main(parse(made))

@@ -1,0 +1,73 @@
+"""LARS on all tensors at once against the same rule tensor by tensor, on ResNet-50's parameters, side by side in one run.
+
+    python benchmarks/optimizer.py
+
+Tensor by tensor is how the rule is usually written: two norms per tensor are read by the host, which decides. Both sides
+get the same gradients and end with the same weights.
+"""
+
+import sys
+from pathlib import Path
+from statistics import median
+
+import torch
+from torchvision.models import resnet50
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
+from src.optim import LARS
+
+LR, MOMENTUM, DECAY, TRUST, EPS = 3.2, 0.9, 1e-6, 0.001, 1e-8
+
+
+class PerTensor:
+    """The rule as a loop."""
+
+    def __init__(self, params):
+        self.params = params
+        self.momentum = [torch.zeros_like(p) for p in params]
+
+    @torch.no_grad()
+    def step(self):
+        for p, buffer in zip(self.params, self.momentum, strict=True):
+            grad, norm, grad_norm = p.grad, p.norm(), p.grad.norm()
+            if norm != 0 and grad_norm != 0:
+                ratio = TRUST * norm / (grad_norm + DECAY * norm + EPS)
+                grad = ratio * (grad + DECAY * p)
+            buffer.mul_(MOMENTUM).add_(grad)
+            p.add_(buffer, alpha=-LR)
+
+
+def main():
+    arguments = parse(parser(__doc__))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = machine("torch")
+    print(in_words(where), flush=True)
+    torch.manual_seed(0)
+    params = [[torch.nn.Parameter(p.detach().clone().to(device)) for p in resnet50().parameters()]]
+    params.append([torch.nn.Parameter(p.detach().clone()) for p in params[0]])
+    for mine, yours in zip(*params, strict=True):
+        mine.grad = 0.01 * torch.randn_like(mine)
+        yours.grad = mine.grad.clone()
+    sides = {
+        "all at once": LARS(params[0], LR, MOMENTUM, DECAY, TRUST, EPS).step,
+        "tensor by tensor": PerTensor(params[1]).step,
+    }
+    turns = 5 if arguments.quick else 30
+    finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds = seconds_in_turns(sides, turns, finish)
+    difference = max(
+        ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in zip(*params, strict=True)
+    )
+    count = sum(p.numel() for p in params[0])
+    print(f"{len(params[0])} tensors, {count:,} parameters, {device}; milliseconds: median (range) of {turns} steps")
+    for name, values in seconds.items():
+        print(f"{name:18}{spread([1000 * value for value in values], 2)}")
+    ratio = median(seconds["tensor by tensor"]) / median(seconds["all at once"])
+    print(f"{ratio:.2f} times as fast; largest relative difference of a tensor after all steps {difference:.0e}")
+    row = {"device": str(device), "seconds": seconds, "ratio": ratio, "difference": difference}
+    write(arguments.json, where, [row])
+
+
+if __name__ == "__main__":
+    main()
