@@ -83,7 +83,7 @@ class _PairTerms(torch.autograd.Function):
             factor = N / widths[k] / m[k]
             own, of_all, of_globals, log_globals, log_locals = 0, 0, 0, 0, 0
             for v in range(V):
-                T, log_q = _target(px[v], eps), (py[v] * factor[v]).add_(eps).log_()
+                T, log_q = _target(px[v], eps), _log_prediction(py[v], factor[v], eps)
                 of_all = of_all + T
                 if v < num_global:
                     own = own + (T * log_q).sum()  # a view is not paired with itself
@@ -111,12 +111,12 @@ class _PairTerms(torch.autograd.Function):
         for k, (px, py) in enumerate(zip(p_x_given_y, p_y_given_x, strict=True)):
             factor = N / widths[k] / m[k]
             scale = -grads[k] / (B * pairs)
-            targets = [_target(p, eps) for p in px]
-            logs = [(py[v] * factor[v]).add_(eps).log_() for v in range(V)]
-            of_globals, log_globals = sum(targets[:num_global]), sum(logs[:num_global])
-            of_all, log_all = sum(targets), sum(logs)
+            of_globals, log_globals = _sum_over_views(px[:num_global], py[:num_global], factor[:num_global], eps)
+            of_locals, log_locals = _sum_over_views(px[num_global:], py[num_global:], factor[num_global:], eps)
+            of_all, log_all = of_globals + of_locals, log_globals + log_locals
             through_target, through_log = torch.empty_like(px), torch.empty_like(py)
-            for v, (T, log_q) in enumerate(zip(targets, logs, strict=True)):
+            for v in range(V):
+                T, log_q = _target(px[v], eps), _log_prediction(py[v], factor[v], eps)
                 G = log_all - log_q if v < num_global else log_globals
                 moved = (T * G).sum(dim=-1, keepdim=True)
                 moved = torch.where(px[v].sum(dim=-1, keepdim=True) > eps, moved, 0)  # a clamped sum is a constant
@@ -142,6 +142,21 @@ class _PairTerms(torch.autograd.Function):
 def _target(p_x_given_y: Tensor, eps: float) -> Tensor:
     """Rows that sum to 1, unless p(x|y) is next to nothing for every class."""
     return p_x_given_y / p_x_given_y.sum(dim=-1, keepdim=True).clamp(min=eps)
+
+
+def _log_prediction(p_y_given_x: Tensor, factor: Tensor, eps: float) -> Tensor:
+    """log( N/C * p(y|x) / sum_x p(y|x) ), where factor is N/C over the sum, a row vector."""
+    return (p_y_given_x * factor).add_(eps).log_()
+
+
+def _sum_over_views(
+    p_x_given_y: Tensor, p_y_given_x: Tensor, factor: Tensor, eps: float
+) -> tuple[Tensor | int, Tensor | int]:
+    """Sums of the targets and of the logarithms; 0 of no views."""
+    targets, logs = 0, 0
+    for px, py, f in zip(p_x_given_y, p_y_given_x, factor, strict=True):
+        targets, logs = targets + _target(px, eps), logs + _log_prediction(py, f, eps)
+    return targets, logs
 
 
 def self_classifier(
