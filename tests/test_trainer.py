@@ -83,13 +83,14 @@ def test_stopping_at_any_step_changes_no_bit(optimizer, stop_at, tmp_path):
         assert all(torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])) for key in a)
 
 
-def test_bfloat16_resumes_bit_for_bit_too():
-    straight, first = make_trainer(autocast=torch.bfloat16), make_trainer(autocast=torch.bfloat16)
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_resumes_bit_for_bit_too(precision):
+    straight, first = make_trainer(autocast=precision), make_trainer(autocast=precision)
     straight.train_epoch(quiet())
     first.stop_request = StopAfter(first, 2)
     with pytest.raises(Interrupted):
         first.train_epoch(quiet())
-    second = make_trainer(autocast=torch.bfloat16)
+    second = make_trainer(autocast=precision)
     second.load_state_dict(first.state_dict())
     second.train_epoch(quiet())
     expected = straight.state_dict()["model"]
