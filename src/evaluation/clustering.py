@@ -33,7 +33,7 @@ def kmeans_on_pixels(train: np.ndarray, test: np.ndarray, num_clusters: int, see
     from sklearn.cluster import KMeans  # slow to import
 
     flat = [images.reshape(len(images), -1).astype(np.float64) for images in (train, test)]
-    return KMeans(num_clusters, n_init=10, random_state=seed).fit(flat[0]).predict(flat[1])
+    return KMeans(num_clusters, n_init=20, random_state=seed).fit(flat[0]).predict(flat[1])
 
 
 def evaluate(
