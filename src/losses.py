@@ -70,7 +70,7 @@ class _PairTerms(torch.autograd.Function):
 
         # softmax over the batch of all ranks; its largest logit cancels, but guards the exponential
         peak = max_over_ranks(torch.cat([z.amax(dim=1) for z in logits], dim=-1)).split(widths, dim=-1)
-        p_x_given_y = [((z - top[:, None]) / col_tau).exp_() for z, top in zip(logits, peak, strict=True)]
+        p_x_given_y = [(z - top[:, None]).div_(col_tau).exp_() for z, top in zip(logits, peak, strict=True)]
         p_y_given_x = [(z / row_tau).softmax(dim=-1) for z in logits]
         sums = [torch.cat([p.sum(dim=1) for p in ps], dim=-1) for ps in (p_x_given_y, p_y_given_x)]
         shared = sum_over_ranks(torch.stack(sums)).split(widths, dim=-1)

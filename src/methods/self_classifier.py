@@ -185,7 +185,9 @@ class SelfClassifier(ClassifierMethod):
 
         # all views through each classifier at once
         stacked = torch.cat(embeddings)
-        logits = [classifier(stacked).chunk(len(embeddings)) for classifier in self.classifiers]  # K × V × (B, C_k)
+        logits = [
+            classifier(stacked).unflatten(0, (len(embeddings), -1)) for classifier in self.classifiers
+        ]  # K × V × (B, C_k)
         terms = self_classifier_terms(
             logits, self.config.row_tau, self.config.col_tau, self.config.eps, self.num_global
         )
