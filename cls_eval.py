@@ -25,7 +25,7 @@ def main() -> None:
     from src.data.views import build_views
     from src.evaluation.clustering import SCORES, kmeans_on_pixels, score_classifiers
     from src.evaluation.tsne import choose_images, project
-    from src.features import backbone_features, predict_clusters
+    from src.features import extract, predict_clusters
     from src.logs import percent, table, write_json
     from src.pretrained import load_method
     from src.run import choose_folder
@@ -65,8 +65,9 @@ def main() -> None:
     autocast = None if options.precision == "float32" else getattr(torch, options.precision)
     clusters, confidences = predict_clusters(method, batches, len(data), autocast)
     if options.tsne:
-        batches = single_views(data, views, options.batch_size, device, options.workers)
-        features = backbone_features(method, batches, len(data), autocast)
+        features = extract(
+            method, data, options.split, views, "backbone", options.batch_size, device, options.workers, autocast
+        ).numpy()
     if not distributed.is_main():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,24 @@
 """Run a trained method over a data set, every image once, results placed by the image's index."""
 
+import hashlib
+import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import distributed
+from .config import InputError
+from .data.datasets import Images, MemoryImages
+from .data.loaders import Views, single_views
+from .logs import Progress
+
+LAYERS = ("backbone", "head")
+VERSION = 1  # of the files in a features cache and of how their contents are computed; another one is another key
+PIECE = 1 << 26  # bytes of features that travel between ranks at once
 
 
 @torch.no_grad()
@@ -43,16 +55,173 @@ def predict_clusters(
     return clusters.numpy(), confidences.numpy()
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# features, which k-NN, probes and k-means share
+
+
 @torch.no_grad()
-def backbone_features(
-    method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, autocast: torch.dtype | None = None
-) -> np.ndarray:
-    """(N, F) float32 features of every image, as the backbone gives them, in evaluation mode; as in `predict_clusters`."""
+def extract(
+    method,
+    data: Images,
+    split: str,
+    views: Views,
+    layer: str,
+    batch_size: int,
+    device: torch.device,
+    workers: int = -1,
+    autocast: torch.dtype | None = None,
+    cache: str | Path = "",
+) -> Tensor:
+    """The features of every image's evaluation view, in evaluation mode. To be called on all ranks.
+
+    Args:
+        method: on `device`. Layer "backbone" is `method.backbone(images)`, "head" is `method.embed(images)`.
+        split: what to call this part of the data in messages and file names; it chooses nothing.
+        batch_size: images per forward pass and rank.
+        autocast: half precision to run the network in; None: float32.
+        cache: folder in which features are looked for, and left for the next evaluation of the same checkpoint; "": none.
+            What names a file there is computed from the weights and the images themselves.
+
+    Returns:
+        (N, F) float32 on the CPU, on every rank, of whatever length they are; row i belongs to image i of `data`.
+
+    Raises:
+        InputError: if an image cannot be read, or the cache folder cannot be written to.
+    """
+    if layer not in LAYERS:
+        raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {layer}")
+    progress = Progress(len(data), 0, enabled=distributed.is_main())
+    file = features = None
+    try:
+        if cache and distributed.is_main():
+            key = cache_key(method, data, views, layer, device, autocast)
+            name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+            file = _open_folder(Path(cache)) / f"{split}_{layer}_{name}.pt"
+            features = _read(file, key, progress)
+        found = distributed.from_main(features is not None)
+        if not found:
+            batches = single_views(data, views, batch_size, device, workers)
+            features = _run(method, batches, len(data), layer, autocast, progress, f"features, {split}")
+        features = _sum_rows(features, len(data))
+        if file and not found:
+            _write(file, key, features, progress)
+        return features
+    finally:
+        progress.close()
+
+
+def _run(method, batches, num_images: int, layer: str, autocast, progress: Progress, what: str) -> Tensor | None:
+    """This rank's rows of the (N, F) features, zeros elsewhere; None if this rank has no image."""
+    forward = method.backbone if layer == "backbone" else method.embed
     was_training = method.training
     method.eval()
-    features = torch.zeros(num_images, method.backbone.width)
+    features = None
     for images, indices in batches:
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            features[indices] = method.backbone(images).float().cpu()
+            rows = forward(images).float().cpu()
+        if features is None:
+            features = torch.zeros(num_images, rows.shape[1])
+        features[indices] = rows
+        progress.count(len(rows) * distributed.world_size(), what)
     method.train(was_training)
-    return distributed.sum_over_ranks(features).numpy()
+    return features
+
+
+def _sum_rows(features: Tensor | None, num_images: int) -> Tensor:
+    """Sum of every rank's (N, F) features, in place and piece by piece: a second copy of a large bank might not fit."""
+    if distributed.world_size() == 1:
+        return features
+    width = int(distributed.max_over_ranks(torch.tensor(0 if features is None else features.shape[1])))
+    if features is None:
+        features = torch.zeros(num_images, width)
+    for rows in features.split(max(PIECE // (4 * width), 1)):
+        rows.copy_(distributed.sum_over_ranks(rows))
+    return features
+
+
+# ---- the cache ------------------------------------------------------------------------------------------------------
+
+
+def cache_key(method, data: Images, views: Views, layer: str, device: torch.device, autocast) -> dict[str, str | int]:
+    """Everything that features depend on. Labels are not among it.
+
+    Weights and images in memory enter by their contents, image files by their paths below their common folder, sizes and
+    times of change: reading a million of them would cost as much as the features.
+    """
+    network = method.backbone if layer == "backbone" else method
+    return {
+        "version": VERSION,
+        "layer": layer,
+        "weights": _digest_weights(network),
+        "images": _digest_images(data),
+        "view": f"{type(views).__name__} {vars(views)}",
+        "precision": str(autocast or torch.float32),
+        "device": device.type,  # the last digits differ
+    }
+
+
+def _digest_weights(network: nn.Module) -> str:
+    digest = hashlib.sha256(str(network).encode())  # parts without weights, such as activations
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _digest_images(data: Images) -> str:
+    digest = hashlib.sha256()
+    if isinstance(data, MemoryImages):
+        digest.update(str(tuple(data.images.shape)).encode())
+        digest.update(_bytes(data.images))
+        return digest.hexdigest()
+    top = os.path.dirname(data.paths[0]) if len(data) == 1 else os.path.commonpath(data.paths)
+    for path in data.paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        digest.update(os.fsencode(os.path.relpath(path, top)) + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _open_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--features-cache {folder}: {error.strerror}, expected a folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--features-cache {folder}: no permission to write in it")
+    return folder
+
+
+def _read(file: Path, key: dict, progress: Progress) -> Tensor | None:
+    """The features in a file of the cache, or None if there is none or it is damaged, which is said."""
+    if not file.exists():
+        return None
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        features = content["features"]
+        if content["key"] != key or content["sha256"] != hashlib.sha256(_bytes(features)).hexdigest():
+            raise ValueError("other contents than were written")
+    except Exception as error:  # arbitrary bytes can make the reader stumble in any way
+        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        progress.say(f"features cache: {file} is damaged ({detail}): computing it again")
+        return None
+    progress.say(f"features of {len(features):,} images taken from {file}")
+    return features
+
+
+def _write(file: Path, key: dict, features: Tensor, progress: Progress) -> None:
+    """Write aside, then rename: the file is whole or not there. Without room for it the evaluation goes on."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        content = {"key": key, "sha256": hashlib.sha256(_bytes(features)).hexdigest(), "features": features}
+        torch.save(content, aside)
+        os.replace(aside, file)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+        aside.unlink(missing_ok=True)
+        progress.say(f"features cache: {file} was not written ({error}): going on without")

@@ -27,12 +27,27 @@ class Progress:
             self.bar.update(images)
             if loss is not None:
                 self.bar.set_postfix_str(f"epoch {epoch}, loss {loss:.3f}", refresh=False)
-        elif self.enabled and loss is not None and time.monotonic() - self.printed >= self.seconds:
-            self.printed = time.monotonic()
-            rate = (self.done - self.first) / (self.printed - self.began)
-            left = (self.total - self.done) / rate
-            share = self.done / self.total
-            self.say(f"epoch {epoch}  {share:4.0%}  loss {loss:.3f}  {rate:,.0f} images/s  {clock(left)} left")
+        elif loss is not None and (pace := self._pace()):
+            self.say(f"epoch {epoch}  {pace[0]}  loss {loss:.3f}  {pace[1]}")
+
+    def count(self, images: int, what: str) -> None:
+        """Count images of work other than training."""
+        images = min(images, self.total - self.done)  # ranks may have one image less than others
+        self.done += images
+        if self.bar is not None:
+            self.bar.set_description_str(what, refresh=False)
+            self.bar.update(images)
+        elif pace := self._pace():
+            self.say(f"{what}  {'  '.join(pace)}")
+
+    def _pace(self) -> tuple[str, str] | None:
+        """The share that is done, and how fast it goes, if it is time for another line."""
+        if not self.enabled or time.monotonic() - self.printed < self.seconds:
+            return None
+        self.printed = time.monotonic()
+        rate = (self.done - self.first) / (self.printed - self.began)
+        left = (self.total - self.done) / rate
+        return f"{self.done / self.total:4.0%}", f"{rate:,.0f} images/s  {clock(left)} left"
 
     def say(self, line: str) -> None:
         """Print a line without tearing the bar."""

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "queues": {"distributed"},
     "logs": set(),
     "data": GROUND,
-    "features": GROUND | {"logs"},
+    "features": GROUND | {"data", "logs"},
     "checkpoint": {"config", "foreign"},
     "foreign": {"config"},
     "downloads": {"config"},

@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from src.config import InputError
 from src.evaluation.tsne import choose_images, project
-from src.features import backbone_features
 
 
 def test_images_of_randomly_chosen_classes_are_shown_the_same_for_the_same_seed():
@@ -41,26 +38,3 @@ def test_images_that_are_alike_land_together(size):
         centres = points.reshape(3, size, 2).mean(axis=1)
         distances = np.linalg.norm(points[:, None] - centres, axis=2)
         assert (distances.argmin(axis=1) == np.arange(3).repeat(size)).all()
-
-
-class Doubling(nn.Module):
-    """A backbone that doubles pixels while it is evaluated."""
-
-    width = 3
-
-    def forward(self, images):
-        return images.new_zeros(len(images), 3) if self.training else 2 * images
-
-
-class Method(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = Doubling()
-
-
-def test_features_are_the_backbones_placed_by_index():
-    method = Method().train()
-    images = torch.arange(15.0).view(5, 3)
-    batches = [(images[part], part) for part in (np.array([4, 0]), np.array([2, 1, 3]))]
-    assert np.array_equal(backbone_features(method, batches, 5), 2 * images.numpy())
-    assert method.backbone.training
