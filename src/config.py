@@ -230,6 +230,101 @@ class ClsEvalOptions(DeviceOptions, DataOptions):
         require_at_least(self, batch_size=1, tsne=0, tsne_classes=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinclsEvalOptions(DeviceOptions, DataOptions):
+    """linear classifier"""
+
+    checkpoint: str = ""  # file of train.py or of the authors, or a name of `python -m src.pretrained list`
+    preset: Literal["self_classifier", "swav", "swav_semi_10", "swav_semi_1", "digits"] = (
+        "self_classifier"  # named set of defaults, listed in docs/recipes.md; of digits it is digits
+    )
+    arch: str = ""  # of a released backbone, where its file does not say; default: resnet50
+    epochs: int = 100  # passes over the labelled training images
+    batch_size: int = 4096  # images per step over all ranks; the last batch of an epoch is smaller
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"  # lars is SGD with layer-wise rates
+    lr: float = 0.8  # learning rate of the linear layer, absolute
+    backbone_lr: float | None = None  # learning rate of the backbone with --finetune; default: --lr
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # of the learning rates, set at the start of each epoch
+    decay_epochs: tuple[int, ...] = (60, 80)  # of the step schedule
+    gamma: float = 0.1  # what the rates are multiplied with there
+    momentum: float = 0.9  # of lars and sgd
+    nesterov: bool = False  # Nesterov's momentum; of sgd
+    weight_decay: float = 0.0  # on every trained parameter
+    augment: bool = True  # random resized crop and flip, of digits their own views; if off, the evaluation view
+    finetune: bool = False  # train the backbone too
+    train_bn: bool = (
+        False  # with --finetune, batch normalisation takes the batch's statistics instead of the learned ones
+    )
+    train_share: float = 1.0  # of each class's training images that are labelled: 0.01 or 0.1, drawn by --seed
+    train_list: str = ""  # file of the labelled training images, one a line: CLASS/NAME or NAME, or positions in memory
+    fast: bool = False  # fit on features computed once: several rates and decays together, the best on held-out images
+    fast_lrs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates that it tries
+    fast_weight_decays: tuple[float, ...] = (0.0, 1e-5, 1e-4, 1e-3)  # weight decays that it tries with each
+    held_out: float = 0.2  # share of the training images that it chooses on
+    features_cache: str = ""  # folder of features, for --fast; those found there are taken, others left there
+    val_batch_size: int = 256  # images per forward pass and rank when scoring
+    seed: int = 0  # of the linear layer, the order, the views and the draws
+    fresh: bool = False  # drop an unfinished probe that is in the folder
+    log_every: int = 16  # steps between looks at the loss on a GPU
+    output_dir: str = ""  # for lincls_eval.json and the probe's weights; default: beside the checkpoint
+
+    def __post_init__(self):
+        if not self.checkpoint:
+            raise InputError("--checkpoint is missing: name a file written by train.py, or a released model")
+        if self.data:
+            super().__post_init__()
+        require_at_least(self, epochs=1, batch_size=1, val_batch_size=1, weight_decay=0, gamma=0, seed=0, log_every=1)
+        require_positive(self, "lr", "train_share", "held_out")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"--momentum is {self.momentum}: expected 0 <= momentum < 1")
+        if self.train_share > 1:
+            raise InputError(f"--train-share is {self.train_share}: expected a fraction, 0.01 for 1 %")
+        if self.train_share < 1 and self.train_list:
+            raise InputError("--train-share and --train-list both choose the labelled images: drop one")
+        if self.held_out >= 1:
+            raise InputError(f"--held-out is {self.held_out}: expected a fraction below 1")
+        if self.fast and self.finetune:
+            raise InputError("--fast fits on features of a frozen backbone, --finetune trains it: drop one")
+        if not self.finetune:
+            for name in ("backbone_lr", "train_bn"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"{flag(name)} is for --finetune; without it the backbone stays as it is: drop one"
+                    )
+        if self.backbone_lr is not None:
+            require_positive(self, "backbone_lr")
+        if not self.fast_lrs or min(self.fast_lrs) <= 0:
+            raise InputError(f"--fast-lrs is {' '.join(map(str, self.fast_lrs))}: expected numbers above 0")
+        if not self.fast_weight_decays or min(self.fast_weight_decays) < 0:
+            found = " ".join(map(str, self.fast_weight_decays))
+            raise InputError(f"--fast-weight-decays is {found}: expected numbers of at least 0")
+
+
+# Named sets of defaults of lincls_eval.py.
+LINCLS_PRESETS = {
+    # Self-Classifier, arXiv:2103.10994v3: the authors' scripts/lincls_eval.sh
+    "self_classifier": {},
+    # SwAV, arXiv:2006.09882: linear classification on ImageNet, and semi-supervised learning with 1 % and 10 % of the labels
+    "swav": {"optimizer": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 1e-6},
+    "swav_semi_10": {
+        "optimizer": "sgd",
+        "batch_size": 256,
+        "epochs": 20,
+        "lr": 0.2,
+        "backbone_lr": 0.01,
+        "schedule": "step",
+        "decay_epochs": (12, 16),
+        "gamma": 0.2,
+        "finetune": True,
+        "train_bn": True,
+        "train_share": 0.1,
+    },
+    "swav_semi_1": {"base": "swav_semi_10", "lr": 5.0, "backbone_lr": 0.02, "train_share": 0.01},
+    # ours, for seconds on a CPU
+    "digits": {"optimizer": "sgd", "batch_size": 128, "epochs": 30, "lr": 1.0, "augment": False},
+}
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # checks
 
@@ -402,6 +497,37 @@ def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:
         defaults = {"data": ""} if group is DataOptions else {}  # that of the checkpoint
         add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
     return collect(ClsEvalOptions, parser.parse_args(argv))
+
+
+def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict | None = None) -> LinclsEvalOptions:
+    """The command line of lincls_eval.py.
+
+    Args:
+        trained: the configuration of the checkpoint, once it is known; its data are the default, and the default preset
+            follows the data.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = OneLineParser(add_help=False, allow_abbrev=False, prog="lincls_eval.py")
+    first.add_argument("--preset", choices=LINCLS_PRESETS)
+    first.add_argument("--data", default="")
+    known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    data = {"data": ""}
+    if trained and not known.data:
+        if not trained["data"]:
+            raise InputError("--data is missing: the checkpoint does not say what it was trained on")
+        data = {name: trained[name] for name in ("data", "data_root", "subset_file")}
+    preset = known.preset or ("digits" if (known.data or data["data"]) == "digits" else "self_classifier")
+
+    parser = OneLineParser(
+        prog="lincls_eval.py",
+        allow_abbrev=False,
+        description="Score a backbone by a linear classifier on its features.",
+    )
+    source = Path(__file__).read_text()
+    defaults = {**expand_presets(LINCLS_PRESETS)[preset], **data, "preset": preset}
+    for group in (LinclsEvalOptions, DataOptions, DeviceOptions):
+        add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
+    return collect(LinclsEvalOptions, parser.parse_args(argv))
 
 
 def data_of(trained: dict, given: DataOptions) -> DataOptions:

@@ -167,6 +167,42 @@ def load_method(name: str | Path):
     return method.eval(), state
 
 
+def load_backbone(name: str | Path, arch: str = ""):
+    """The backbone of any file this project reads, with its weights, in evaluation mode.
+
+    Args:
+        name: a path or a released model.
+        arch: what it is, where the file does not say; resnet50 if "".
+
+    Returns:
+        The backbone, on the CPU, and the rest of the checkpoint as in `load_method`. Of a file that is not train.py's the
+        configuration does not name the data.
+
+    Raises:
+        InputError: if there is no backbone in it, or one that does not fit the architecture.
+    """
+    from . import checkpoint
+    from .methods import METHODS, build_backbone
+
+    weights = checkpoint.read_weights(resolve(name))
+    known = weights.arch or arch or "resnet50"
+    if arch and arch != known:
+        raise InputError(f"--arch {arch}: checkpoint {name} holds {known}: drop --arch")
+    if weights.method in METHODS and weights.arch:
+        method, state = load_method(name)
+        return method.backbone, state
+    tensors = {key.removeprefix("backbone."): v for key, v in weights.tensors.items() if key.startswith("backbone.")}
+    if not tensors:
+        raise InputError(f"checkpoint {name}: no backbone in it, but {_count(weights.tensors)}")
+    patches = tensors.get("patch_embed.proj.weight")
+    options = config.TrainOptions(arch=known, patch_size=patches.shape[-1] if patches is not None else 16)
+    settings = {**config.as_plain(options), "method": weights.source, "channels": 3, "data": "", "seed": None}
+    settings |= weights.record.get("config", {})
+    backbone = build_backbone(known, settings["channels"], settings["global_crops_size"], settings["patch_size"])
+    checkpoint.load_into(backbone, tensors, f"checkpoint {name} ({weights.source}, --arch {known})")
+    return backbone.eval(), {"history": [], **weights.record, "config": settings}
+
+
 def _authors_settings(weights) -> dict:
     """The configuration that an authors' checkpoint implies. The activation leaves no trace; theirs was LeakyReLU."""
     from .methods import METHODS

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "downloads": {"config"},
     "methods": GROUND | {"losses", "queues", "models", "logs"},
     "trainer": GROUND | {"logs", "methods", "models", "optim"},
-    "evaluation": GROUND | {"features", "metrics", "models", "data", "logs"},
+    "evaluation": GROUND | {"checkpoint", "data", "features", "logs", "metrics", "models", "optim", "trainer"},
     "pretrained": {"checkpoint", "config", "downloads", "methods"},
     "run": GROUND | {"checkpoint", "logs", "trainer"},
 }

@@ -57,19 +57,30 @@ class TrainLoader:
 
     Args:
         batch_size: images per step over all ranks.
+        keep_last: keep it instead, shared out as evenly as possible, unless some rank would get no image of it.
         workers: processes that decode image files; -1 takes the cores this process may use, shared with the other
             ranks of this host.
 
     Attributes:
+        images: how many an epoch has, over all ranks.
         damaged: path → reason, of the files that could not be decoded so far. Each was replaced by the next one that could.
 
     Raises:
         InputError: if the batch is larger than the data set or not divisible by the ranks.
     """
 
-    def __init__(self, data: Images, views: Views, batch_size: int, seed: int, device: torch.device, workers: int = -1):
+    def __init__(
+        self,
+        data: Images,
+        views: Views,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        workers: int = -1,
+        keep_last: bool = False,
+    ):
         ranks = distributed.world_size()
-        if batch_size > len(data):
+        if batch_size > len(data) and not keep_last:
             raise InputError(f"--batch-size {batch_size} is larger than the data set ({len(data)} images): lower it")
         if batch_size % ranks:
             raise InputError(
@@ -77,12 +88,15 @@ class TrainLoader:
             )
         self.data, self.views, self.seed, self.device = data, views, seed, device
         self.batch_size, self.per_rank = batch_size, batch_size // ranks
+        self.images = (
+            len(data) if keep_last and len(data) % batch_size >= ranks else len(data) // batch_size * batch_size
+        )
         self.damaged: dict[str, str] = {}
         self._files = _FileBatches(data, views, seed, workers) if isinstance(data, ImageFiles) else None
 
     def __len__(self) -> int:
         """Steps per epoch."""
-        return len(self.data) // self.batch_size
+        return -(-self.images // self.batch_size)
 
     @property
     def too_many_damaged(self) -> bool:
@@ -91,8 +105,8 @@ class TrainLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from its step `start` on."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
-        first = distributed.rank() * self.per_rank
-        parts = [order[s * self.batch_size + first :][: self.per_rank] for s in range(start, len(self))]
+        batches = [order[: self.images][s * self.batch_size :][: self.batch_size] for s in range(start, len(self))]
+        parts = [np.array_split(batch, distributed.world_size())[distributed.rank()] for batch in batches]
         return self._from_files(parts, epoch) if self._files else self._from_memory(parts, epoch)
 
     def close(self) -> None:
