@@ -1,4 +1,4 @@
-"""Scores of a clustering against human labels: labels in, numbers out.
+"""Scores against human labels: of a clustering, labels in, numbers out; of features, by their nearest neighbours.
 
 Legend: N images, C classes that occur in the labels, K clusters that occur in the prediction. `counts` is the (C, K)
 table of how many images of a class are in a cluster, dense or SciPy sparse; `contingency` makes it.
@@ -10,11 +10,15 @@ over-clustering and superclass rules is that of the authors' evaluation of Self-
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array, csr_array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Counts = NDArray | csr_array
 
@@ -317,3 +321,62 @@ def _sparse(counts: Counts) -> csr_array:
 
 def _slices(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
+
+
+# ---- from features --------------------------------------------------------------------------------------------------
+
+
+def knn_top(
+    bank: "Tensor",
+    bank_labels: "Tensor",
+    queries: "Tensor",
+    query_labels: "Tensor",
+    ks: Sequence[int],
+    tau: float,
+    query_chunk: int = 2048,
+    bank_chunk: int = 16384,
+) -> dict[int, tuple[float, float]]:
+    """How often the k nearest labelled images vote for the right class, for several k from one exact search.
+
+    Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv:1805.01978: similarity
+    is the dot product, each neighbour's vote weighs exp(similarity / tau). Ties, which the authors' code leaves to
+    chance: of equally similar images the earlier is nearer, of equally many votes the smaller class wins.
+
+    Args:
+        bank: (N, F) features of the labelled images, usually of unit length; float64, float32, bfloat16 or float16.
+        bank_labels: (N,) class of each, integers >= 0.
+        queries: (Q, F) features of the images to be classified; the work is done on their device.
+        query_labels: (Q,) class of each, integers >= 0; need not occur in the bank.
+        ks: numbers of neighbours, each at least 1 and at most N.
+        tau: temperature above 0.
+        query_chunk, bank_chunk: rows that are compared at once; memory beyond the arguments grows with their product.
+
+    Returns:
+        {k: (top1, top5)}: fractions in [0, 1] of the queries whose class has the most votes, or is among the five with the
+        most. Classes without a vote count as well, so with at most five classes top5 is 1.
+
+    Raises:
+        ValueError: if shapes, labels, ks or tau are not as above, or a feature is not finite.
+    """
+    import torch  # slow to import, and not needed for the rest
+
+    from .neighbors import count_hits
+
+    bank, queries = torch.as_tensor(bank), torch.as_tensor(queries)
+    bank_labels, query_labels = torch.as_tensor(bank_labels), torch.as_tensor(query_labels)
+    for name, rows, labels in (("bank", bank, bank_labels), ("queries", queries, query_labels)):
+        if rows.ndim != 2 or rows.shape[1] != bank.shape[1] or 0 in rows.shape or not rows.is_floating_point():
+            raise ValueError(
+                f"{name} must be floating-point rows of one width, not empty, got {rows.dtype} {tuple(rows.shape)}"
+                + f" beside a bank of {tuple(bank.shape)}" * (name == "queries")
+            )
+        if labels.shape != rows.shape[:1] or labels.is_floating_point() or labels.min() < 0:
+            raise ValueError(f"labels of the {name} must be {len(rows)} integers >= 0, got {tuple(labels.shape)}")
+        if not all(part.isfinite().all() for part in rows.split(bank_chunk)):
+            raise ValueError(f"{name} must be finite, got infinite features or NaN")
+    if not ks or not all(1 <= k <= len(bank) for k in ks):
+        raise ValueError(f"ks must be from 1 to {len(bank)}, the size of the bank, got {list(ks)}")
+    if not tau > 0:
+        raise ValueError(f"tau must be above 0, got {tau}")
+    hits = count_hits(bank, bank_labels, queries, query_labels, ks, tau, query_chunk, bank_chunk)
+    return {k: (first / len(queries), five / len(queries)) for k, (first, five) in hits.items()}

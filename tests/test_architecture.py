@@ -13,7 +13,8 @@ GROUND = {"config", "distributed"}
 MAY_IMPORT = {
     "config": set(),
     "distributed": {"config"},
-    "metrics": set(),
+    "metrics": {"neighbors"},
+    "neighbors": set(),
     "figures": set(),
     "optim": {"config"},
     "results": set(),
@@ -28,7 +29,8 @@ MAY_IMPORT = {
     "downloads": {"config"},
     "methods": GROUND | {"losses", "queues", "models", "logs"},
     "trainer": GROUND | {"logs", "methods", "models", "optim"},
-    "evaluation": GROUND | {"checkpoint", "data", "features", "logs", "metrics", "models", "optim", "trainer"},
+    "evaluation": GROUND
+    | {"checkpoint", "data", "features", "logs", "metrics", "models", "neighbors", "optim", "trainer"},
     "pretrained": {"checkpoint", "config", "downloads", "methods"},
     "run": GROUND | {"checkpoint", "logs", "trainer"},
 }

@@ -1,0 +1,195 @@
+"""Weighted nearest-neighbour votes: the authors' numbers, plain loops in float64, and what must not matter."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from src.evaluation.knn import unit_rows
+from src.metrics import knn_top
+from src.neighbors import nearest
+
+
+def unit(generator, rows, width, dtype=torch.float64):
+    x = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(x, dim=1).to(dtype)
+
+
+def case(seed=0, bank=60, queries=40, width=6, classes=7, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    labels = [torch.randint(classes, (n,), generator=generator) for n in (bank, queries)]
+    centres = unit(generator, classes, width)
+    rows = [unit(generator, len(y), width) + 0.7 * centres[y] for y in labels]
+    rows = [torch.nn.functional.normalize(x, dim=1).to(dtype) for x in rows]
+    return rows[0], labels[0], rows[1], labels[1]
+
+
+def by_loops(bank, bank_labels, queries, query_labels, ks, tau):
+    """The definition, one query and one neighbour at a time."""
+    classes = sorted({*bank_labels.tolist(), *query_labels.tolist()})
+    result = {}
+    for k in ks:
+        first = five = 0
+        for query, target in zip(queries.double().tolist(), query_labels.tolist(), strict=True):
+            similarity = [sum(a * b for a, b in zip(row, query, strict=True)) for row in bank.double().tolist()]
+            order = sorted(range(len(similarity)), key=lambda row: (-similarity[row], row))[:k]
+            votes = dict.fromkeys(classes, 0.0)
+            for row in order:
+                votes[bank_labels[row].item()] += math.exp(similarity[row] / tau)
+            ranking = sorted(classes, key=lambda name: (-votes[name], name))
+            first += ranking[0] == target
+            five += target in ranking[:5]
+        result[k] = (first / len(queries), five / len(queries))
+    return result
+
+
+def test_authors_numbers(golden):
+    data = golden("knn.npz")
+    for i in range(int(data["num_knn"])):
+        part = {
+            name: data[f"knn{i}_{name}"] for name in ("train_features", "train_labels", "test_features", "test_labels")
+        }
+        tensors = [torch.from_numpy(value) for value in part.values()]
+        ks = data[f"knn{i}_nb_knn"].tolist()
+        expected = data[f"knn{i}_results"] / 100
+        for dtype, column in ((torch.float64, 1), (torch.float32, 3)):
+            rows = [x.to(dtype) if x.is_floating_point() else x for x in tensors]
+            found = knn_top(*rows, ks, float(data[f"knn{i}_tau"]))
+            for k, line in zip(ks, expected, strict=True):
+                assert found[k][0] == pytest.approx(line[column], abs=1e-6)
+                lowest, highest = line[5:7]  # theirs leaves the order of classes without votes to chance
+                assert lowest - 1e-6 <= found[k][1] <= highest + 1e-6
+                if lowest == highest:
+                    assert found[k][1] == pytest.approx(line[column + 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("tau", [0.02, 0.1, 5.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_loops_in_float64_say_the_same(seed, tau):
+    data = case(seed)
+    ks = [1, 3, 10, 60]
+    expected = by_loops(*data, ks, tau)
+    assert 0.1 < expected[3][0] < expected[3][1] < 1  # neither trivial nor hopeless
+    assert knn_top(*data, ks, tau) == expected
+    assert knn_top(*(x.float() if x.is_floating_point() else x for x in data), ks, tau) == expected
+
+
+def test_closeness_weighs_and_more_so_at_low_temperature():
+    """Three neighbours at 0.6 against one at 1: e^(1/tau) against 3 e^(0.6/tau), equal at tau = 0.4 / ln 3 = 0.364."""
+    bank = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [0.6, 0.8]])
+    data = (bank, torch.tensor([4, 2, 2, 2]), torch.tensor([[1.0, 0.0]]), torch.tensor([4]))
+    assert knn_top(*data, [4], 0.36)[4][0] == 1
+    assert knn_top(*data, [4], 0.37)[4][0] == 0
+    assert knn_top(*data, [4, 1], 0.37) == {4: (0.0, 1.0), 1: (1.0, 1.0)}
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (3, 7), (1000, 4), (7, 1000), (40, 60)])
+def test_chunks_do_not_matter(chunks):
+    """Similarities are whole numbers, with many ties, so that rounding cannot either."""
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randint(-2, 3, (n, 3), generator=generator).double() for n in (60, 40))
+    labels = [torch.randint(9, (n,), generator=generator) for n in (60, 40)]
+    data = (bank, labels[0], queries, labels[1])
+    ks = [1, 2, 5, 23, 60]
+    expected = by_loops(*data, ks, 2.0)
+    assert knn_top(*data, ks, 2.0, query_chunk=chunks[0], bank_chunk=chunks[1]) == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
+def test_of_equals_the_earlier_is_nearer(chunk):
+    bank = torch.tensor([1.0, 3, 2, 3, 2, 2, 3, 2, 1, 2])[:, None]
+    similarities, rows = nearest(bank, torch.ones(1, 1), 6, chunk)
+    assert rows.tolist() == [[1, 3, 6, 2, 4, 5]]
+    assert similarities.tolist() == [[3, 3, 3, 2, 2, 2]]
+    assert nearest(bank, -torch.ones(2, 1), 2, chunk)[1].tolist() == [[0, 8], [0, 8]]
+
+
+def test_of_equal_votes_the_smaller_class_wins():
+    bank = torch.ones(4, 1)
+    data = (bank, torch.tensor([8, 3, 3, 8]), torch.ones(2, 1), torch.tensor([3, 8]))
+    assert knn_top(*data, [4], 0.1) == {4: (0.5, 1.0)}
+    # a query whose class has no vote: 1, 2, 3 and 4 have none either and come before 5, which is the sixth
+    data = (bank, torch.tensor([0, 0, 0, 0]), torch.ones(5, 1), torch.tensor([1, 2, 3, 4, 5]))
+    assert knn_top(*data, [4], 0.1) == {4: (0.0, 0.8)}
+
+
+def test_with_three_classes_all_are_among_five():
+    data = case(classes=3)
+    found = knn_top(*data, [1, 20], 0.1)
+    assert found == by_loops(*data, [1, 20], 0.1)
+    assert 0 < found[20][0] < found[20][1] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_at_a_low_temperature(dtype):
+    """exp(1 / 0.05) is 5e8, far beyond float16's 65504; infinite votes would all tie."""
+    data = case(dtype=dtype)
+    expected = by_loops(*data, [5, 60], 0.05)  # of the rounded features
+    assert knn_top(*data, [5, 60], 0.05) == expected
+    assert knn_top(*data, [60], 1e-4)[60][0] == knn_top(*data, [1], 0.1)[1][0]  # the nearest decides, and no NaN
+    full = by_loops(*(x.double() if x.is_floating_point() else x for x in case()), [5, 60], 0.05)
+    assert expected[5][0] == pytest.approx(full[5][0], abs=0.1)
+
+
+def test_large_similarities_and_labels_far_apart_cost_nothing():
+    bank, bank_labels, queries, query_labels = case()
+    expected = knn_top(bank, bank_labels, queries, query_labels, [5], 0.1)
+    far = (bank_labels * 10**12, query_labels * 10**12)
+    assert knn_top(bank * 1e6, far[0], queries * 1e6, far[1], [5], 0.1 * 1e12) == expected
+
+
+def test_numpy_arrays_are_taken_as_well():
+    data = case()
+    assert knn_top(*(np.asarray(x) for x in data), [5], 0.1) == knn_top(*data, [5], 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ks": [61]}, "1 to 60, the size of the bank, got .61."),
+        ({"ks": [0]}, "1 to 60"),
+        ({"ks": []}, "1 to 60"),
+        ({"tau": 0.0}, "tau"),
+        ({"tau": math.nan}, "tau"),
+        ({"queries": torch.ones(40, 5)}, r"queries .*\(40, 5\) beside a bank of \(60, 6\)"),
+        ({"queries": torch.ones(0, 6), "query_labels": torch.ones(0, dtype=torch.long)}, "not empty"),
+        ({"bank_labels": torch.ones(59, dtype=torch.long)}, "60 integers"),
+        ({"query_labels": torch.full((40,), -1)}, "40 integers >= 0"),
+        ({"query_labels": torch.ones(40)}, "40 integers"),
+        ({"bank": torch.full((60, 6), math.nan)}, "bank must be finite"),
+        ({"queries": torch.full((40, 6), -math.inf)}, "queries must be finite"),
+        ({"bank": torch.ones(60, 6, dtype=torch.long)}, "floating-point"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change, message):
+    names = ("bank", "bank_labels", "queries", "query_labels")
+    usual = {**dict(zip(names, case(), strict=True)), "ks": [5], "tau": 0.1}
+    with pytest.raises(ValueError, match=message):
+        knn_top(**{**usual, **change})
+
+
+def test_rows_are_brought_to_unit_length():
+    features = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-6, 0.0]])
+    expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [1.0, 0.0]])
+    assert torch.allclose(unit_rows(features.clone(), torch.float32), expected)
+    half = unit_rows(features.clone(), torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert torch.allclose(half.float(), expected, atol=0.01)
+
+
+def test_ranks_share_the_queries(run_ranks):
+    code = """
+        import sys; sys.path.insert(0, "tests")
+        from test_knn import case
+        from src.evaluation.knn import knn_scores
+        torch.save([knn_scores(*case(queries=n), (1, 9), 0.1, torch.device("cpu")) for n in (40, 2)], out / f"{rank}.pt")
+    """
+    expected = []
+    for n in (40, 2):
+        found = knn_top(*case(queries=n), [1, 9], 0.1)
+        expected.append(
+            {k: {"top1": pytest.approx(first), "top5": pytest.approx(five)} for k, (first, five) in found.items()}
+        )
+    for found in run_ranks(3, code):
+        assert found == expected
