@@ -7,6 +7,7 @@ stand on their own, next to the code that uses them.
 
 import argparse
 import ast
+import json
 import os
 import re
 import sys
@@ -478,6 +479,15 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
     )
     for action in first._actions[:2]:
         parser._add_action(action)
+    parser.add_argument(
+        "--base-lr",
+        type=float,
+        help="learning rate per 256 images instead of --lr, which becomes this × batch size / 256; --warmup-start "
+        "becomes this, --final-lr keeps the preset's share of --lr (default: --lr as it is)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration as JSON and exit, checking flags only"
+    )
     changed = method.presets[preset]
     source = Path(__file__).read_text()
     for group in reversed(TrainOptions.__mro__[1:-1]):
@@ -486,7 +496,44 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_explain_unknown(unknown, known.method))
-    return collect(TrainOptions, values), known.method, collect(method.config, values)
+    published = {**as_plain(TrainOptions(data="somewhere")), **changed}
+    given = {word.split("=")[0] for word in argv if word.startswith("--")}
+    if values.base_lr is not None:
+        _apply_base_lr(values, published, given)
+    elif known.preset and "--lr" not in given:
+        _check_lr_fits(values.batch_size, published, known.preset)
+    options, knobs = collect(TrainOptions, values), collect(method.config, values)
+    if values.dry_run:
+        settings = {"method": known.method, **as_plain(options), **as_plain(knobs)}
+        print("{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(settings[name])}" for name in settings) + "\n}")
+        raise SystemExit(0)
+    return options, known.method, knobs
+
+
+def _apply_base_lr(values: argparse.Namespace, published: dict, given: set[str]) -> None:
+    """The rule behind the published rates: lr = base × batch / 256, warmed up from base, down to a fixed share of lr."""
+    if "--lr" in given:
+        raise InputError("--base-lr and --lr both name the learning rate: drop one")
+    require_positive(values, "base_lr")
+    values.lr = values.base_lr * values.batch_size / 256
+    if "--warmup-start" not in given:
+        values.warmup_start = values.base_lr
+    if "--final-lr" not in given:
+        values.final_lr = values.lr * published["final_lr"] / published["lr"]
+
+
+def _check_lr_fits(batch_size: int, published: dict, preset: str) -> None:
+    """A preset's learning rate is that of its batch: with another one it would be silently wrong.
+
+    Up to 1 % apart passes: the published rates are those of 4096 images, their batch was 66 × 62 = 4092.
+    """
+    lr, batch = published["lr"], published["batch_size"]
+    if abs(batch_size / batch - 1) > 0.01:
+        base = f"{lr * 256 / batch:.2g}"
+        raise InputError(
+            f"--batch-size {batch_size}: the learning rate {lr} of --preset {preset} is for {batch} images; "
+            f"--base-lr {base} scales it with the batch, --lr sets it"
+        )
 
 
 def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:

@@ -16,6 +16,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo", "squeue", "scancel
 # A user's PATH often lacks the folders of daemons.
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 
+# The GPUs are only numbers: no device stands behind them, so that scripts can ask for some.
 # Slurm names 127.0.0.1 and 127.0.0.2 like a cluster's hosts, by a bracketed list, and yet they can be resolved without
 # an entry in /etc/hosts: so a rank finds rank 0 as it would on a cluster.
 NODES = ("0x7f000001", "0x7f000002")
@@ -39,9 +40,10 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 SlurmdParameters=config_overrides
 MpiDefault=none
+GresTypes=gpu
 FirstJobId={first_job}
-NodeName={nodes[0]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2
-NodeName={nodes[1]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2
+NodeName={nodes[0]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:2
+NodeName={nodes[1]} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:2
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -126,6 +128,7 @@ class SlurmCluster:
             folder=self.folder, ports=_free_ports(3), nodes=NODES, first_job=random.randrange(1, 10**6)
         )
         (self.folder / "slurm.conf").write_text(text + self.extra)
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         munge_files = {name: self.folder / f"munge.{name}" for name in ("socket", "pid", "seed", "log")}
         words = [f"--{name}{'' if name == 'socket' else '-file'}={path}" for name, path in munge_files.items()]
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", *words)

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=sc_800ep_tsne --nodes=1 --gpus-per-node=4 --cpus-per-gpu=16 --mem=64G --time=00:10:00
+#SBATCH --requeue --open-mode=append
+# Self-Classifier, first generation, 800 epochs: t-SNE of the features of ten classes, five times.
+# published: none (figures)   ours: not run
+# cost: at most 0.7 GPU hours per start (1 x 4 GPUs, 00:10:00)
+. "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
+    { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
+launch python cls_eval.py --data "$DATASET_PATH" \
+    --checkpoint "${PRETRAINED_PATH:-$EXPERIMENT_PATH/first_generation/sc_800ep_train$RUN/checkpoint.pt}" --tsne 5 --tsne-classes 10 "$@"

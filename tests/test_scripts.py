@@ -1,0 +1,266 @@
+"""Every script under scripts/: what it asks Slurm for, what it starts, and on a real Slurm what becomes of that."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import ROOT
+from test_recipes import DOCUMENT, FIRST, SECOND
+
+from src.config import InputError, as_plain, parse_cls_eval, parse_train
+
+SCRIPTS = {str(path.relative_to(ROOT / "scripts")): path for path in sorted((ROOT / "scripts").rglob("*.sh"))}
+COMMON = SCRIPTS.pop("common.sh")
+EVALUATIONS = {name for name in SCRIPTS if name.endswith(("cls_eval.sh", "tsne_imagenet.sh"))}
+TRAININGS = sorted(SCRIPTS.keys() - EVALUATIONS)
+
+# ---- the published scripts, as the fact sheet gives them ------------------------------------------------------------
+
+GROUPS = {
+    "augmentations": "no_multicrop no_nn no_nn_no_multicrop",
+    "batch_size": "bs_256 bs_512 bs_1024 bs_2048",
+    "classifiers_and_classes": "1x1k 1x2k 1x4k 1x8k 5x1k 10x1k 15x1k fixed_cls",
+    "learning_rate": "base_lr_0.1 base_lr_0.2 base_lr_0.4",
+    "mlp": "dim_256 hidden_dim_8192 hidden_dim_8192_dim_256 num_hidden_3 num_hidden_3_dim_256 no_mlp",
+    "queue_len": "q_len_128K q_len_512K q_len_1M",
+    "softmax_temp": "col_tau_3e-2_row_tau_1e-1 col_tau_3e-2_row_tau_7e-2 col_tau_5e-2_row_tau_7e-2",
+    "weight_decay": "wd_5e-6 wd_1e-5 wd_5e-5",
+}
+GROUPS_V1 = {
+    "classifiers_and_classes": "1x300 1x1000 1x3000 30x300 30x3000 50x1000 100x128 learnable_cls",
+    "learning_rate": "lr_0.05 lr_0.1 lr_0.2 lr_0.4 lr_0.5",
+    "mlp": "dim_128_num_hidden_1x4096 dim_128_num_hidden_3x4096 dim_256_num_hidden_1x4096 dim_256_num_hidden_2x4096 no_mlp",
+    "weight_decay": "wd_1e-3 wd_1e-5 wd_1e-6 wd_1e-7",
+}
+# script: the row of its options, then nodes, GPUs on each, CPUs for each, memory of a node, time limit
+ROWS = {f"train_{n}ep.sh": (SECOND[f"{n}ep"], 11, 6, 16, "64G", "48:00:00") for n in (100, 200, 400, 800)}
+ROWS["train.sh"] = ROWS["train_800ep.sh"]
+ROWS["ablation/train_100ep.sh"] = (SECOND["100ep_ablation"], 11, 6, 16, "64G", "6:00:00")
+for group, names in GROUPS.items():
+    for name in names.split():
+        nodes = {"bs_256": (2, 4), "bs_512": (4, 4), "bs_1024": (8, 4), "bs_2048": (16, 4)}.get(name, (11, 6))
+        row = (SECOND[f"100ep_{name}"], *nodes, 16, "64G", "6:00:00")
+        ROWS[f"ablation/{group}/train_100ep_{name}.sh"] = row
+ROWS["first_generation/train.sh"] = (FIRST["800ep"], 4, 4, 16, "64G", "48:00:00")
+ROWS["first_generation/ablation/train_100ep.sh"] = (FIRST["100ep"], 4, 4, 16, "64G", "6:00:00")
+for group, names in GROUPS_V1.items():
+    for name in names.split():
+        row = (FIRST[f"100ep_{name}"], 4, 4, 16, "64G", "6:00:00")
+        ROWS[f"first_generation/ablation/{group}/train_100ep_{name}.sh"] = row
+for data in ("cifar10", "cifar100-20"):
+    ROWS[f"first_generation/train_{data}.sh"] = (FIRST[data], 1, 1, 16, "32G", "6:00:00")
+for name in ("cls_eval.sh", "unsupervised_cls_eval/cls_eval.sh"):
+    ROWS[name] = ({"split": "test", "classifier": None}, 1, 1, 64, "64G", "00:10:00")
+# theirs: one task of four GPUs and 64 CPUs
+for name, figures in (("cls_eval.sh", 0), ("tsne_imagenet.sh", 5)):
+    ROWS[f"first_generation/{name}"] = ({"tsne": figures, "tsne_classes": 10}, 1, 4, 16, "64G", "00:10:00")
+
+
+def header(path) -> dict[str, str]:
+    """What a script asks Slurm for."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("#SBATCH ")]
+    words = [word.lstrip("-").partition("=") for line in lines for word in shlex.split(line)[1:]]
+    return {name: value for name, _, value in words}
+
+
+# ---- without Slurm --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Run a script with an srun that only prints its words."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit ${SRUN_EXITS:-0}\n')
+    for name in ("scontrol", "scancel"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+    for path in programs.iterdir():
+        path.chmod(0o755)
+    mine = {"DATASET_PATH": "/data sets/imagenet", "EXPERIMENT_PATH": "/experiments"}
+
+    def run(name: str, *words: str, cwd=ROOT, **environ: str | None) -> subprocess.CompletedProcess:
+        copy = tmp_path / "slurm_script"  # as sbatch does
+        copy.write_text((ROOT / "scripts" / name).read_text())
+        outer = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "PRETRAINED_PATH"))}
+        together = {**outer, **mine, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", **environ}
+        together = {k: v for k, v in together.items() if v is not None}
+        return subprocess.run(["bash", copy, *words], cwd=cwd, env=together, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def command(done: subprocess.CompletedProcess) -> list[str]:
+    """The program that srun was to start, and its words."""
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()
+    return words[words.index("python") + 1 :]
+
+
+def test_the_scripts_are_the_published_ones():
+    assert SCRIPTS.keys() == ROWS.keys()
+    text = DOCUMENT.read_text().partition("\n## Options of")[0].partition("### First generation")
+    listed = []
+    for folder, part in (("", text[0]), ("first_generation/", text[2])):
+        found = re.findall(r"^\| `[\w.-]+` \| `(?:\(missing\) )?([^`]+\.sh)` \|", part, flags=re.MULTILINE)
+        listed += [folder + name for name in found]
+    assert set(listed) == set(TRAININGS) - {"train.sh"}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_asks_for_the_published_resources_and_starts_the_published_run(name, run_script):
+    text = SCRIPTS[name].read_text()
+    row, nodes, gpus, cpus, memory, limit = ROWS[name]
+    asked = header(SCRIPTS[name])
+    assert (asked["nodes"], asked["gpus-per-node"], asked["cpus-per-gpu"]) == (str(nodes), str(gpus), str(cpus))
+    assert (asked["mem"], asked["time"]) == (memory, limit)
+    assert "requeue" in asked
+    assert asked.get("signal") == ("B:USR1@120" if name in TRAININGS else None)
+    hours, minutes, _ = map(int, limit.split(":"))
+    cost = float(re.search(r"^# cost: at most ([\d.,]+) GPU hours", text, flags=re.MULTILINE)[1].replace(",", ""))
+    assert cost == pytest.approx(nodes * gpus * (hours + minutes / 60), abs=0.05)
+    assert re.search(r"^# published: .+   ours: not run$", text, flags=re.MULTILINE)
+    assert text.endswith(' "$@"\n')
+    assert text.count("launch ") == 1
+
+    program, *words = command(run_script(name, SLURM_NNODES=str(nodes), SLURM_GPUS_ON_NODE=str(gpus)))
+    if name in EVALUATIONS:
+        assert program == "cls_eval.py"
+        options, found = parse_cls_eval(words), {}
+        assert options.checkpoint.startswith("/experiments/")
+        found = as_plain(options)
+        assert options.data == "/data sets/imagenet"
+    else:
+        assert program == "train.py"
+        options, method, knobs = parse_train(words)
+        assert method == ("self_classifier_v1" if name.startswith("first_generation/") else "self_classifier")
+        found = {**as_plain(options), **as_plain(knobs)}
+        assert "/data sets/imagenet" in (options.data, options.data_root)
+        job = asked["job-name"]
+        folder = "first_generation/" if name.startswith("first_generation/") else ""
+        assert options.output_dir == f"/experiments/{folder}{job}"
+    assert {key: found[key] for key in row} == row
+
+
+def test_no_two_trainings_share_a_folder_unless_they_are_the_same():
+    folders = [re.search(r'--output-dir "(.*)\$RUN"', SCRIPTS[name].read_text())[1] for name in TRAININGS]
+    assert len(set(folders)) == len(folders) - 1  # train.sh and train_800ep.sh
+
+
+@pytest.mark.parametrize("path", [COMMON, *SCRIPTS.values()], ids=["common.sh", *SCRIPTS])
+def test_bash_can_read_it(path):
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.access(path, os.X_OK) or path == COMMON
+
+
+def test_one_task_for_each_gpu_of_what_was_allocated(run_script):
+    given = {"SLURM_NNODES": "3", "SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_ON_NODE": "96", "SLURM_CPUS_PER_GPU": "16"}
+    words = run_script("train.sh", **given).stdout.splitlines()
+    assert {"--ntasks=24", "--ntasks-per-node=8", "--cpus-per-task=12"} <= set(words)
+    # without GPUs one task per node, which then has all cores
+    given = {"SLURM_NNODES": "2", "SLURM_CPUS_ON_NODE": "4", "SLURM_GPUS_PER_NODE": "0"}
+    words = run_script("train.sh", **given).stdout.splitlines()
+    assert {"--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=4"} <= set(words)
+
+
+def test_flags_behind_the_script_win_and_may_hold_blanks(run_script):
+    _, *words = command(run_script("train_100ep.sh", "--epochs", "30", "--output-dir", "/some where"))
+    options, _, _ = parse_train(words)
+    assert (options.epochs, options.output_dir, options.data) == (30, "/some where", "/data sets/imagenet")
+
+
+def test_a_task_of_an_array_has_its_own_seed_and_folder(run_script):
+    task = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "74"}
+    options, _, _ = parse_train(command(run_script("train.sh", **task))[1:])
+    assert (options.seed, options.output_dir) == (3, "/experiments/sc_800ep_train/seed_3")
+    options = parse_cls_eval(command(run_script("cls_eval.sh", **task))[1:])
+    assert options.checkpoint == "/experiments/sc_800ep_train/seed_3/checkpoint.pt"
+
+
+def test_a_released_model_may_be_scored(run_script):
+    options = parse_cls_eval(command(run_script("cls_eval.sh", PRETRAINED_PATH="/models/it.pth.tar"))[1:])
+    assert options.checkpoint == "/models/it.pth.tar"
+
+
+def test_a_container_is_put_before_python(run_script):
+    done = run_script("train.sh", CONTAINER="apptainer exec --nv it.sif")
+    assert "\napptainer\nexec\n--nv\nit.sif\npython\ntrain.py\n" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["DATASET_PATH", "EXPERIMENT_PATH"])
+@pytest.mark.parametrize("name", ["train.sh", "cls_eval.sh", "first_generation/train_cifar10.sh"])
+def test_a_path_that_is_not_set_is_one_line_and_status_2(name, missing, run_script):
+    for value in (None, ""):
+        done = run_script(name, **{missing: value})
+        assert (done.returncode, done.stdout) == (2, "")
+        assert re.fullmatch(rf"\S+: {missing} is not set: export {missing}=the folder .+\n", done.stderr)
+
+
+def test_submitted_from_elsewhere_it_says_what_to_do(run_script, tmp_path):
+    done = run_script("train.sh", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "submit from the repository's folder, or export REPOSITORY=that folder"
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "common.sh").write_text(COMMON.read_text())
+    done = run_script("train.sh", cwd=tmp_path, SLURM_JOB_NAME="sc_800ep_train")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"sc_800ep_train: no train.py in {tmp_path}: submit from the repository's folder")
+    assert command(run_script("train.sh", cwd=tmp_path, REPOSITORY=str(ROOT)))
+    assert command(run_script("train.sh", cwd=tmp_path, SLURM_SUBMIT_DIR=str(ROOT)))
+
+
+@pytest.mark.parametrize("status", ["1", "2", "137", "143"])
+def test_a_step_that_fails_without_a_signal_is_not_requeued(status, run_script):
+    # 143 as well: the other tasks of one that failed end with it
+    done = run_script("train.sh", SLURM_JOB_ID="7", SRUN_EXITS=status)
+    assert done.returncode == int(status)
+    assert "scontrol" not in done.stdout
+
+
+# ---- the learning rate of another batch -----------------------------------------------------------------------------
+
+
+def rates(*words: str) -> tuple:
+    options, _, _ = parse_train(["--data", "somewhere", *words])
+    return options.lr, options.warmup_start, options.final_lr
+
+
+@pytest.mark.parametrize("batch", [1024, 2048])
+def test_base_lr_gives_the_published_rates_of_other_batches(batch):
+    scaled = rates("--preset", "100ep", "--batch-size", str(batch), "--base-lr", "0.3")
+    assert scaled == pytest.approx(rates("--preset", f"100ep_bs_{batch}"), rel=1e-12)
+
+
+def test_base_lr_gives_the_published_learning_rates():
+    for base in ("0.1", "0.2", "0.4"):
+        scaled = rates("--preset", "100ep_ablation", "--batch-size", "4096", "--base-lr", base)
+        assert scaled == pytest.approx(rates("--preset", f"100ep_base_lr_{base}"), rel=1e-12)
+    words = ("--preset", "100ep", "--base-lr", "0.2", "--warmup-start", "0", "--final-lr", "0.5", "--batch-size", "256")
+    assert rates(*words) == (0.2, 0, 0.5)
+
+
+def test_another_batch_without_a_learning_rate_is_refused():
+    message = r"--batch-size 1024: the learning rate 4.8 of --preset 100ep is for 4092 images; --base-lr 0.3 scales it"
+    with pytest.raises(InputError, match=message):
+        rates("--preset", "100ep", "--batch-size", "1024")
+    with pytest.raises(InputError, match=r"--base-lr 3\.2 "):
+        rates("--method", "self_classifier_v1", "--preset", "cifar10", "--batch-size=512")
+    assert rates("--preset", "100ep", "--batch-size", "4096") == (4.8, 0.3, 0.0048)
+    assert rates("--preset", "100ep", "--batch-size", "1024", "--lr=1") == (1, 0.3, 0.0048)
+    with pytest.raises(InputError, match="--base-lr and --lr"):
+        rates("--base-lr", "1", "--lr", "1")
+    with pytest.raises(InputError, match=r"--base-lr is 0\.0"):
+        rates("--base-lr", "0")
+
+
+def test_dry_run_prints_the_configuration_without_torch(run_python):
+    done = run_python("-X", "importtime", "train.py", "--preset", "100ep_dim_256", "--data", "x", "--dry-run")
+    assert done.returncode == 0
+    assert " torch\n" not in done.stderr
+    printed = json.loads(done.stdout)
+    options, method, knobs = parse_train(["--preset", "100ep_dim_256", "--data", "x"])
+    assert printed == {"method": method, **as_plain(options), **as_plain(knobs)}
+    assert run_python("train.py", "--dry-run", "--lr", "-1").returncode == 2
