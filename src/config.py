@@ -301,6 +301,37 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
             raise InputError(f"--fast-weight-decays is {found}: expected numbers of at least 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class KnnEvalOptions(DeviceOptions, DataOptions):
+    """nearest neighbours"""
+
+    checkpoint: str = ""  # file of train.py or of others, or a name of `python -m src.pretrained list`
+    arch: str = ""  # of a released backbone, where its file does not say; default: resnet50
+    layer: Literal["backbone", "head"] = "backbone"  # whose output is compared; head: the embedding behind it
+    k: tuple[int, ...] = (10, 20, 100, 200)  # numbers of neighbours; all of them from one search
+    tau: float = 0.1  # temperature: a neighbour's vote weighs exp(similarity / tau); 0.07 is also common
+    bank_share: float = 1.0  # of each class's training images that are searched: 0.01 or 0.1, drawn by --seed
+    bank_list: str = ""  # file of those images instead, one a line: CLASS/NAME or NAME, or positions in memory
+    features_cache: str = ""  # folder of features; those found there are taken, others left there
+    batch_size: int = 256  # images per forward pass and rank
+    seed: int = 0  # of the draw
+    output_dir: str = ""  # for knn_eval.json; default: beside the checkpoint
+
+    def __post_init__(self):
+        if not self.checkpoint:
+            raise InputError("--checkpoint is missing: name a file written by train.py, or a released model")
+        if self.data:
+            super().__post_init__()
+        require_at_least(self, batch_size=1, seed=0)
+        require_positive(self, "tau", "bank_share")
+        if min(self.k) < 1:
+            raise InputError(f"--k is {' '.join(map(str, self.k))}: expected numbers of neighbours of at least 1")
+        if self.bank_share > 1:
+            raise InputError(f"--bank-share is {self.bank_share}: expected a fraction, 0.01 for 1 %")
+        if self.bank_share < 1 and self.bank_list:
+            raise InputError("--bank-share and --bank-list both choose the labelled images: drop one")
+
+
 # Named sets of defaults of lincls_eval.py.
 LINCLS_PRESETS = {
     # Self-Classifier, arXiv:2103.10994v3: the authors' scripts/lincls_eval.sh
@@ -544,6 +575,18 @@ def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:
         defaults = {"data": ""} if group is DataOptions else {}  # that of the checkpoint
         add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
     return collect(ClsEvalOptions, parser.parse_args(argv))
+
+
+def parse_knn_eval(argv: Sequence[str] | None = None) -> KnnEvalOptions:
+    """The command line of knn_eval.py."""
+    parser = OneLineParser(
+        prog="knn_eval.py", allow_abbrev=False, description="Score features by the votes of their nearest neighbours."
+    )
+    source = Path(__file__).read_text()
+    for group in (KnnEvalOptions, DataOptions, DeviceOptions):
+        defaults = {"data": ""} if group is DataOptions else {}  # that of the checkpoint
+        add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
+    return collect(KnnEvalOptions, parser.parse_args(argv))
 
 
 def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict | None = None) -> LinclsEvalOptions:
