@@ -5,11 +5,15 @@ import os
 import re
 import shlex
 import subprocess
+import time
 
 import pytest
+import torch
 from conftest import ROOT
+from slurm import SlurmCluster, why_not
 from test_recipes import DOCUMENT, FIRST, SECOND
 
+from src import checkpoint
 from src.config import InputError, as_plain, parse_cls_eval, parse_train
 
 SCRIPTS = {str(path.relative_to(ROOT / "scripts")): path for path in sorted((ROOT / "scripts").rglob("*.sh"))}
@@ -264,3 +268,138 @@ def test_dry_run_prints_the_configuration_without_torch(run_python):
     options, method, knobs = parse_train(["--preset", "100ep_dim_256", "--data", "x"])
     assert printed == {"method": method, **as_plain(options), **as_plain(knobs)}
     assert run_python("train.py", "--dry-run", "--lr", "-1").returncode == 2
+
+
+# ---- on a real Slurm ------------------------------------------------------------------------------------------------
+
+on_slurm = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+EPOCHS = 8
+DIGITS = f"--preset digits --epochs {EPOCHS} --warmup-epochs 1 --classes 10 10 20 --dim 16 --hidden-dim 32 --device cpu"
+
+
+def fit(nodes: int) -> list[str]:
+    """What the test cluster has."""
+    return [f"--nodes={nodes}", "--gpus-per-node=1", "--cpus-per-gpu=1", "--mem=1"]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with SlurmCluster(ROOT) as running:
+        yield running
+    assert not running.processes()
+
+
+@pytest.fixture
+def submit(cluster, tmp_path):
+    """Submit a script; returns the job's number. Runs lie in the test's folder, and so does log.txt."""
+
+    def submit(nodes: int, *words: str, folder=tmp_path) -> str:
+        paths = {"DATASET_PATH": "digits", "EXPERIMENT_PATH": str(folder)}
+        fixed = ("sbatch", "--parsable", f"--output={folder / 'log.txt'}", *fit(nodes))
+        done = cluster.run(*fixed, *words, **paths)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return submit
+
+
+def field(cluster, job: str, name: str) -> str:
+    shown = cluster.run("scontrol", "show", "job", job).stdout
+    return re.search(rf"\b{name}=(\S+)", shown)[1]
+
+
+def wait_until(condition, complaint, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, complaint()
+        time.sleep(0.05)
+
+
+def wait_for_end(cluster, job: str, folder) -> str:
+    """The state in which a job ended."""
+    over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    log = folder / "log.txt"
+    wait_until(lambda: field(cluster, job, "JobState") in over, lambda: log.read_text() if log.exists() else "no log")
+    return field(cluster, job, "JobState")
+
+
+@pytest.fixture(scope="module")
+def trained(cluster, tmp_path_factory):
+    """The folder of the experiments in which train.sh was run to its end, and cls_eval.sh behind it."""
+    folder = tmp_path_factory.mktemp("whole")
+    environ = {"DATASET_PATH": "digits", "EXPERIMENT_PATH": str(folder)}
+    sbatch = ("sbatch", "--parsable", f"--output={folder / 'log.txt'}")
+    train = cluster.run(*sbatch, *fit(2), "scripts/train.sh", *DIGITS.split(), **environ).stdout.strip()
+    behind = f"--dependency=afterok:{train}"
+    score = cluster.run(*sbatch, *fit(1), behind, "scripts/cls_eval.sh", "--device", "cpu", **environ).stdout.strip()
+    for job in (train, score):
+        assert wait_for_end(cluster, job, folder) == "COMPLETED", (folder / "log.txt").read_text()
+    return folder
+
+
+def assert_ended_with_the_weights_of(trained, folder):
+    one, two = (checkpoint.load(each / "checkpoint.pt") for each in (trained / "sc_800ep_train", folder))
+    assert (one["epoch"], two["epoch"]) == (EPOCHS, EPOCHS)
+    assert one["model"].keys() == two["model"].keys()
+    assert all(torch.equal(value, two["model"][name]) for name, value in one["model"].items())
+
+
+class TestOnSlurm:
+    pytestmark = on_slurm
+
+    @pytest.mark.parametrize("name", SCRIPTS)
+    def test_slurm_takes_the_script(self, cluster, name):
+        done = cluster.run("sbatch", "--test-only", *fit(2), f"scripts/{name}")
+        assert done.returncode == 0, done.stderr
+        assert " using 2 processors on nodes " in done.stderr
+
+    def test_two_nodes_train_and_the_dependent_job_scores(self, trained):
+        log = (trained / "log.txt").read_text()
+        assert "64 images on each of 2 x cpu" in log
+        scores = json.loads((trained / "sc_800ep_train" / "cls_eval.json").read_text())
+        assert all(0 < scores[name] < 1 for name in ("acc", "nmi", "ami", "ari"))
+        assert scores["acc"] > 0.3
+        assert (scores["epochs"], scores["images"]) == (EPOCHS, 360)
+
+    def test_the_signal_ahead_of_the_limit_saves_and_requeues_and_the_weights_are_the_same(
+        self, cluster, trained, submit, tmp_path
+    ):
+        job = submit(2, "--array=0", "scripts/train.sh", *DIGITS.split()) + "_0"
+        folder = tmp_path / "sc_800ep_train" / "seed_0"
+        wait_until((folder / "checkpoint.pt").exists, lambda: (tmp_path / "log.txt").read_text())
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+        wait_until(lambda: field(cluster, job, "Restarts") == "1", lambda: (tmp_path / "log.txt").read_text())
+        cluster.run("scontrol", "update", f"job={job}", "StartTime=now")  # Slurm holds a requeued job back for a while
+        assert wait_for_end(cluster, job, tmp_path) == "COMPLETED"
+        log = (tmp_path / "log.txt").read_text()
+        step = int(re.search(r"stopped by SIGTERM: saved .* at step (\d+)", log)[1])
+        assert f"going on from step {step} " in log
+        assert_ended_with_the_weights_of(trained, folder)
+
+    def test_requeued_by_hand_in_the_middle_it_goes_on(self, cluster, trained, submit, tmp_path):
+        job = submit(2, "scripts/train.sh", *DIGITS.split())
+        folder = tmp_path / "sc_800ep_train"
+        wait_until((folder / "checkpoint.pt").exists, lambda: (tmp_path / "log.txt").read_text())
+        cluster.run("scontrol", "requeue", job)
+        wait_until(lambda: field(cluster, job, "JobState") == "PENDING", lambda: field(cluster, job, "JobState"))
+        cluster.run("scontrol", "update", f"job={job}", "StartTime=now")
+        assert wait_for_end(cluster, job, tmp_path) == "COMPLETED"
+        assert "going on from step " in (tmp_path / "log.txt").read_text()
+        assert_ended_with_the_weights_of(trained, folder)
+
+    def test_a_job_that_fails_is_not_requeued(self, cluster, submit, tmp_path):
+        job = submit(2, "scripts/train.sh", "--lr", "-1")
+        assert wait_for_end(cluster, job, tmp_path) == "FAILED"
+        assert (field(cluster, job, "ExitCode"), field(cluster, job, "Restarts")) == ("2:0", "0")
+        assert "--lr is -1.0: expected a number above 0" in (tmp_path / "log.txt").read_text()
+
+    def test_every_task_of_an_array_has_its_seed(self, cluster, submit, tmp_path):
+        paths = {"DATASET_PATH": "somewhere", "EXPERIMENT_PATH": str(tmp_path)}
+        output = f"--output={tmp_path}/%a.txt"
+        sbatch = ("sbatch", "--wait", "--array=1-2", output, *fit(1))
+        done = cluster.run(*sbatch, "scripts/ablation/mlp/train_100ep_dim_256.sh", "--dry-run", **paths)
+        assert done.returncode == 0
+        for seed in (1, 2):
+            printed = (tmp_path / f"{seed}.txt").read_text()
+            assert f'"seed": {seed},' in printed
+            assert f'"output_dir": "{tmp_path}/sc_100ep_train_dim_256/seed_{seed}"' in printed
