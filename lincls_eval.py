@@ -66,7 +66,7 @@ def main() -> None:
     device = distributed.start(options.device)
     torch.manual_seed(options.seed)
     central = build_views(options.data, test, *(trained[name] for name in config.VIEW_SETTINGS))
-    views = linear.training_views(options.data, train, trained["global_crops_size"], central, options.augment)
+    views = linear.training_views(options.data, train, trained["global_crops_size"], central, options.crop_flip)
     autocast = None if options.precision == "float32" else getattr(torch, options.precision)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     probe = linear.LinearProbe(backbone, len(train.classes), options.finetune, options.train_bn)
@@ -216,7 +216,7 @@ def describe(options: config.LinclsEvalOptions) -> str:
     return (
         f"{what}, {share}preset {options.preset}: {options.optimizer}, batch {options.batch_size}, lr {options.lr:g}, "
         f"weight decay {options.weight_decay:g}, momentum {options.momentum:g}, {options.epochs} epochs, {options.schedule} "
-        f"per epoch, {'augmented' if options.augment else 'unaugmented'}; test: central view, best epoch on the test split"
+        f"per epoch, {'augmented' if options.crop_flip else 'unaugmented'}; test: central view, best epoch on the test split"
     )
 
 

@@ -251,7 +251,7 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
     momentum: float = 0.9  # of lars and sgd
     nesterov: bool = False  # Nesterov's momentum; of sgd
     weight_decay: float = 0.0  # on every trained parameter
-    augment: bool = True  # random resized crop and flip, of digits their own views; if off, the evaluation view
+    crop_flip: bool = True  # train on a random resized crop, flipped at random (digits: their own views); if off, on the central view
     finetune: bool = False  # train the backbone too
     train_bn: bool = (
         False  # with --finetune, batch normalisation takes the batch's statistics instead of the learned ones
@@ -353,7 +353,7 @@ LINCLS_PRESETS = {
     },
     "swav_semi_1": {"base": "swav_semi_10", "lr": 5.0, "backbone_lr": 0.02, "train_share": 0.01},
     # ours, for seconds on a CPU
-    "digits": {"optimizer": "sgd", "batch_size": 128, "epochs": 30, "lr": 1.0, "augment": False},
+    "digits": {"optimizer": "sgd", "batch_size": 128, "epochs": 30, "lr": 1.0, "crop_flip": False},
 }
 
 

@@ -229,7 +229,9 @@ class ProbeTrainer:
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**14, enabled=autocast is torch.float16)
         self.epoch = 0  # finished epochs
         self.done = 0  # finished steps of the current epoch
-        self.total = torch.zeros((), device=device)  # sum of the loss over this rank's images of these steps
+        self.total = torch.zeros(
+            2, device=device
+        )  # sum of the loss over this rank's images of these steps, and their number
 
     def train_epoch(self, progress: Progress) -> dict[str, float | int]:
         """Run to the end of the current epoch; returns its number, mean loss and learning rate.
@@ -264,16 +266,16 @@ class ProbeTrainer:
             self.scaler.scale(loss * (ranks / together)).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.total += loss.detach()
+            self.total += torch.stack([loss.detach(), loss.new_tensor(len(labels))])
             self.done += 1
             progress.advance(together, self.epoch + 1, loss.item() * ranks / together if look else None)
             if look:
                 unchecked.clear()
             if stop:
                 raise Interrupted(stop)
-        loss = distributed.sum_over_ranks(self.total).item() / self.loader.images
+        loss, images = distributed.sum_over_ranks(self.total).tolist()
         self.epoch, self.done, self.total = self.epoch + 1, 0, torch.zeros_like(self.total)
-        return {"epoch": self.epoch, "loss": loss, "lr": self.optimizer.param_groups[0]["lr"]}
+        return {"epoch": self.epoch, "loss": loss / images, "lr": self.optimizer.param_groups[0]["lr"]}
 
     def _agree(self, losses: list[Tensor]) -> int:
         """Whether any rank must end the run now (raises on all of them) or after this step (returns the signal)."""
