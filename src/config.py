@@ -251,7 +251,9 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
     momentum: float = 0.9  # of lars and sgd
     nesterov: bool = False  # Nesterov's momentum; of sgd
     weight_decay: float = 0.0  # on every trained parameter
-    crop_flip: bool = True  # train on a random resized crop, flipped at random (digits: their own views); if off, on the central view
+    crop_flip: bool = (
+        True  # train on a random resized crop, flipped at random (digits: their own views); if off, on the central view
+    )
     finetune: bool = False  # train the backbone too
     train_bn: bool = (
         False  # with --finetune, batch normalisation takes the batch's statistics instead of the learned ones
@@ -600,6 +602,7 @@ def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict | None = 
     first = OneLineParser(add_help=False, allow_abbrev=False, prog="lincls_eval.py")
     first.add_argument("--preset", choices=LINCLS_PRESETS)
     first.add_argument("--data", default="")
+    first.add_argument("--train-list", default="")
     known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     data = {"data": ""}
     if trained and not known.data:
@@ -615,6 +618,8 @@ def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict | None = 
     )
     source = Path(__file__).read_text()
     defaults = {**expand_presets(LINCLS_PRESETS)[preset], **data, "preset": preset}
+    if known.train_list:
+        defaults["train_share"] = 1.0  # a list takes the place of a preset's draw
     for group in (LinclsEvalOptions, DataOptions, DeviceOptions):
         add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
     return collect(LinclsEvalOptions, parser.parse_args(argv))

@@ -136,6 +136,7 @@ def test_presets_are_the_published_protocols():
         assert options["preset"] == preset
     assert of().preset == "self_classifier"
     assert of("--lr", "2", "--preset", "swav").lr == 2
+    assert of("--preset", "swav_semi_1", "--train-list", "1percent.txt").train_share == 1
     trained = {"data": "digits", "data_root": "", "subset_file": "s.txt"}
     assert parse_lincls_eval(["--checkpoint", "x"], trained).preset == "digits"
     assert parse_lincls_eval(["--checkpoint", "x"], trained).subset_file == "s.txt"
@@ -179,6 +180,15 @@ def test_a_frozen_backbone_keeps_every_bit_and_a_changed_one_is_noticed():
             linear.check_unchanged(probe.backbone, before)
         value[0] = kept
     linear.check_unchanged(probe.backbone, before)
+
+
+def test_an_epoch_has_every_image_once_the_last_batch_included():
+    _, trainer, _ = digits_probe(rows=39)
+    batches = [step.indices for step in trainer.loader.epoch(1)]
+    assert [len(indices) for indices in batches] == [16, 16, 7]
+    assert len(trainer.loader) == 3
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(39))
+    assert torch.equal(torch.cat([step.indices for step in trainer.loader.epoch(1, start=2)]), batches[2])
 
 
 @pytest.mark.parametrize("train_bn", [False, True])

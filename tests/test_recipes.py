@@ -10,6 +10,8 @@ import pytest
 from src.config import (
     ClsEvalOptions,
     InputError,
+    KnnEvalOptions,
+    LinclsEvalOptions,
     TrainOptions,
     as_plain,
     expand_presets,
@@ -307,8 +309,9 @@ def sections() -> dict[str, tuple[str, list[tuple[str, str]]]]:
 def flags_of(command: str) -> set[str]:
     """Every flag of a command such as `train.py --method self_classifier_v1`."""
     words = command.split()
-    if words[0] == "cls_eval.py":
-        names = fields(ClsEvalOptions)
+    scripts = {"cls_eval.py": ClsEvalOptions, "knn_eval.py": KnnEvalOptions, "lincls_eval.py": LinclsEvalOptions}
+    if words[0] in scripts:
+        names = fields(scripts[words[0]])
     else:
         method = read_method(words[2] if "--method" in words else "self_classifier")
         names = [*fields(TrainOptions), *fields(method.config)]
