@@ -28,7 +28,7 @@ def main() -> None:
     from src.features import extract, predict_clusters
     from src.logs import percent, table, write_json
     from src.pretrained import load_method
-    from src.run import choose_folder
+    from src.run import choose_folder, make_folder
 
     # the method, and the data it was trained on unless other data is given
     method, state = load_method(options.checkpoint)
@@ -43,6 +43,10 @@ def main() -> None:
         )
     if options.tsne and not (data.labels >= 0).any():
         raise config.InputError(f"--tsne colours images by label, --data {source.data} has none: drop it")
+    if options.pixel_kmeans and not isinstance(data, MemoryImages):
+        raise config.InputError(
+            f"--pixel-kmeans needs small images held in memory, --data {source.data} is a folder: drop it"
+        )
     given = Path(options.checkpoint)
     beside = given.parent if given.is_file() else Path("runs") / given.name  # of a released model's name
     folder = choose_folder(options.output_dir or str(beside), False, "")
@@ -70,7 +74,7 @@ def main() -> None:
         ).numpy()
     if not distributed.is_main():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     labels = data.labels.numpy()
     labelled = np.flatnonzero(labels >= 0)
@@ -98,9 +102,8 @@ def main() -> None:
     if not len(labelled):
         figures.gallery(gallery, data.picture, None, clusters[chosen], confidences[chosen], None, None)
         write_json(folder / "cls_eval.json", result)
-        print(
-            f"{len(data)} images in {len(np.unique(clusters[chosen]))} clusters; no labels, so no scores: see {gallery}"
-        )
+        used = len(np.unique(clusters[chosen]))
+        print(f"{len(data)} images in {used} cluster{'s' * (used > 1)}; no labels, so no scores: see {gallery}")
         return
 
     scores = score_classifiers(labels, clusters)
@@ -114,10 +117,6 @@ def main() -> None:
         for k in range(num_classifiers)
     ]
     if options.pixel_kmeans:
-        if not isinstance(data, MemoryImages):
-            raise config.InputError(
-                f"--pixel-kmeans needs small images held in memory, --data {source.data} is a folder: drop it"
-            )
         train = open_data(source.data, "train", source.data_root, False, source.subset_file)
         found = kmeans_on_pixels(train.images.numpy(), data.images[labelled].numpy(), len(data.classes))
         baseline = score_classifiers(labels[labelled], found[None])[0]

@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import re
+import shutil
 import struct
 import subprocess
 import warnings
@@ -16,7 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from .config import InputError
+from .config import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"
@@ -24,13 +25,23 @@ VERSION = 1
 
 
 def save(path: Path, state: dict) -> None:
-    """Write a checkpoint so that the file is at any time either the old one or the new one, whole."""
+    """Write a checkpoint so that the file is at any time either the old one or the new one, whole.
+
+    Raises:
+        RunError: if it cannot be written, for want of space for instance; the old one is kept.
+    """
     aside = path.with_name(f".{path.name}.part")
-    with open(aside, "wb") as file:
-        torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        aside.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free // 2**20
+        reason = error.strerror if isinstance(error, OSError) else f"the disk has {free} MiB left"
+        raise RunError(f"{path} cannot be written ({reason}); the last checkpoint is kept") from None
 
 
 def load(path: str | Path) -> dict:

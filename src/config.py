@@ -7,7 +7,9 @@ stand on their own, next to the code that uses them.
 
 import argparse
 import ast
+import errno
 import json
+import math
 import os
 import re
 import sys
@@ -370,13 +372,13 @@ def flag(name: str) -> str:
 
 def require_positive(config: object, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
+        if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{flag(name)} is {getattr(config, name)}: expected a number above 0")
 
 
 def require_at_least(config: object, **bounds: float) -> None:
     for name, bound in bounds.items():
-        if not getattr(config, name) >= bound:
+        if not bound <= getattr(config, name) < math.inf:
             raise InputError(f"{flag(name)} is {getattr(config, name)}: expected at least {bound}")
 
 
@@ -647,11 +649,16 @@ def _explain_unknown(words: list[str], method: str) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Run an entry script: what was expected to go wrong becomes one line and exit status 2 (input) or 1 (later)."""
     try:
-        main()
+        try:
+            main()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise RunError(f"no space left on the disk, writing {error.filename or 'a file'}") from None
     except (InputError, RunError) as error:
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
         ranks = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-        if rank == "0" or ranks == "1" or isinstance(error, RunError):  # every rank fails alike on input, one says so
+        if rank == "0" or ranks == "1":  # every rank fails alike, one says so
             message = re.sub(r"\s+", " ", str(error))
             print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None

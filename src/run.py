@@ -29,6 +29,14 @@ def choose_folder(output_dir: str, fresh: bool, name: str) -> Path:
     return folder
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder for results. Raises InputError if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output-dir {folder}: cannot be created ({error.strerror}); give another") from None
+
+
 def _first_free(folder: Path) -> Path:
     candidate, number = folder, 2
     while candidate.exists():
@@ -71,11 +79,8 @@ class Run:
         self.revision = checkpoint.code_revision()
         self.log = None
         if distributed.is_main():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / "config.json", config)
-            except OSError as error:
-                raise InputError(f"--output-dir {folder}: {error.strerror}") from None
+            make_folder(folder)
+            write_json(folder / "config.json", config)
             self.log = EpochLog(folder)
             self.log.keep_until(len(self.history))
 

@@ -11,7 +11,7 @@ from conftest import GOLDEN
 from torch import nn
 
 from src import checkpoint
-from src.config import InputError
+from src.config import InputError, RunError
 from src.queues import NearestNeighborQueue
 
 
@@ -238,3 +238,20 @@ def test_every_tensor_of_another_shape_is_named_with_both():
     for i in range(4):
         assert f"{i}.weight (5, 2) instead of (2, 2)" in str(refused.value)
         assert f"{i}.bias (5,) instead of (2,)" in str(refused.value)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 25895168")])
+def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_nothing_half_written(tmp_path, monkeypatch, error):
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, {"config": {}})
+    before = path.read_bytes()
+
+    def fail(state, file):
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RunError, match=r"checkpoint.pt cannot be written \(.*\); the last checkpoint is kept"):
+        checkpoint.save(path, {"config": {}})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert path.read_bytes() == before

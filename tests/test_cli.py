@@ -57,6 +57,13 @@ def test_preset_follows_the_data_and_flags_win():
         (["--warmup-epochs", "100"], "--epochs"),
         (["--download"], "--data is digits"),
         (["--row-tau", "-1"], "--row-tau"),
+        (["--col-tau", "inf"], "--col-tau is inf"),
+        (["--lr", "nan"], "--lr is nan"),
+        (["--warmup-start", "inf"], "--warmup-start is inf"),
+        (
+            ["--arch", "vit_tiny", "--global-crops-size", "32", "--local-crops-size", "20"],
+            "--patch-size 16 does not divide",
+        ),
         (["--local-crops-scale", "0.5", "0.1"], "--local-crops-scale"),
     ],
 )
