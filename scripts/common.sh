@@ -39,15 +39,18 @@ save_and_requeue() {
 }
 
 # Run a command as one task per GPU, or one per node where there are none, on what was allocated and not what the header
-# says: --nodes and --gpus-per-node may have been given to sbatch. If one task fails, the others are not waited for.
+# says: --nodes and --gpus-per-node may have been given to sbatch.
 launch() {
-    local per_node=${SLURM_GPUS_ON_NODE:-1} nodes=${SLURM_NNODES:-1} stopping='' status step
+    local per_node=${SLURM_GPUS_ON_NODE:-1} nodes=${SLURM_NNODES:-1} stopping='' alone=0 status step
     # srun reads these too; the one contradicts what is computed here, the other, if 0, is refused
     unset SLURM_CPUS_PER_GPU
     [ -n "${SLURM_GPUS_ON_NODE:-}" ] || unset SLURM_GPUS_PER_NODE
+    # The tasks of a training end together. If one has ended, the others wait for it in vain, and are ended after a minute;
+    # at once (--kill-on-bad-exit) they would not get to say why. In an evaluation the first may go on drawing for long.
+    [ "$2" != train.py ] || alone=60
     trap save_and_requeue USR1
     # In the background, because bash lets a signal wait for the command in front.
-    srun --kill-on-bad-exit=1 --label --ntasks=$((nodes * per_node)) --ntasks-per-node="$per_node" \
+    srun --label --wait="$alone" --ntasks=$((nodes * per_node)) --ntasks-per-node="$per_node" \
         --cpus-per-task=$((${SLURM_CPUS_ON_NODE:-$per_node} / per_node)) ${CONTAINER:-} "$@" &
     step=$!
     wait "$step"

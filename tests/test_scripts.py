@@ -170,6 +170,11 @@ def test_one_task_for_each_gpu_of_what_was_allocated(run_script):
     assert {"--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=4"} <= set(words)
 
 
+def test_the_last_task_of_a_training_is_waited_for_a_minute_of_an_evaluation_for_ever(run_script):
+    assert "--wait=60" in run_script("train.sh").stdout.splitlines()
+    assert "--wait=0" in run_script("first_generation/tsne_imagenet.sh").stdout.splitlines()
+
+
 def test_flags_behind_the_script_win_and_may_hold_blanks(run_script):
     _, *words = command(run_script("train_100ep.sh", "--epochs", "30", "--output-dir", "/some where"))
     options, _, _ = parse_train(words)
@@ -270,6 +275,24 @@ def test_dry_run_prints_the_configuration_without_torch(run_python):
     assert run_python("train.py", "--dry-run", "--lr", "-1").returncode == 2
 
 
+# ---- docs/cluster.md ------------------------------------------------------------------------------------------------
+
+
+def test_every_submission_in_the_document_is_understood(run_script):
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    submissions = [words for words in lines if words[:1] == ["sbatch"]]
+    assert len(submissions) >= 5
+    for words in submissions:
+        path = next(word for word in words if word.startswith("scripts/"))
+        program, *given = command(run_script(path.removeprefix("scripts/"), *words[words.index(path) + 1 :]))
+        (parse_cls_eval if program == "cls_eval.py" else parse_train)(given)
+    assert set(re.findall(r"`(scripts/[\w./-]+\.(?:sh|def))`", text)) <= {
+        str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.*")
+    }
+
+
 # ---- on a real Slurm ------------------------------------------------------------------------------------------------
 
 on_slurm = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
@@ -308,7 +331,7 @@ def field(cluster, job: str, name: str) -> str:
     return re.search(rf"\b{name}=(\S+)", shown)[1]
 
 
-def wait_until(condition, complaint, seconds: float = 120) -> None:
+def wait_until(condition, complaint, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, complaint()
@@ -361,30 +384,29 @@ class TestOnSlurm:
         assert scores["acc"] > 0.3
         assert (scores["epochs"], scores["images"]) == (EPOCHS, 360)
 
-    def test_the_signal_ahead_of_the_limit_saves_and_requeues_and_the_weights_are_the_same(
+    def test_cut_off_by_the_signal_and_by_a_requeue_it_ends_with_the_weights_of_an_undisturbed_run(
         self, cluster, trained, submit, tmp_path
     ):
+        # of an array, whose tasks are told apart by more than SLURM_JOB_ID
         job = submit(2, "--array=0", "scripts/train.sh", *DIGITS.split()) + "_0"
-        folder = tmp_path / "sc_800ep_train" / "seed_0"
-        wait_until((folder / "checkpoint.pt").exists, lambda: (tmp_path / "log.txt").read_text())
-        cluster.run("scancel", "--batch", "--signal=USR1", job)
-        wait_until(lambda: field(cluster, job, "Restarts") == "1", lambda: (tmp_path / "log.txt").read_text())
-        cluster.run("scontrol", "update", f"job={job}", "StartTime=now")  # Slurm holds a requeued job back for a while
-        assert wait_for_end(cluster, job, tmp_path) == "COMPLETED"
-        log = (tmp_path / "log.txt").read_text()
-        step = int(re.search(r"stopped by SIGTERM: saved .* at step (\d+)", log)[1])
-        assert f"going on from step {step} " in log
-        assert_ended_with_the_weights_of(trained, folder)
+        folder, log = tmp_path / "sc_800ep_train" / "seed_0", tmp_path / "log.txt"
 
-    def test_requeued_by_hand_in_the_middle_it_goes_on(self, cluster, trained, submit, tmp_path):
-        job = submit(2, "scripts/train.sh", *DIGITS.split())
-        folder = tmp_path / "sc_800ep_train"
-        wait_until((folder / "checkpoint.pt").exists, lambda: (tmp_path / "log.txt").read_text())
+        def start_again(restarts: int) -> None:
+            state = lambda: (field(cluster, job, "JobState"), field(cluster, job, "Restarts"))  # noqa: E731
+            wait_until(lambda: state() == ("PENDING", str(restarts)), log.read_text)
+            cluster.run("scontrol", "update", f"job={job}", "StartTime=now")  # else Slurm holds it back for two minutes
+
+        wait_until((folder / "checkpoint.pt").exists, lambda: log.exists() and log.read_text())
+        cluster.run("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1 does ahead of the limit
+        start_again(1)
+        step = int(re.search(r"stopped by SIGTERM: saved .* at step (\d+)", log.read_text())[1])
+        saved = (folder / "checkpoint.pt").stat().st_mtime_ns
+        wait_until(lambda: (folder / "checkpoint.pt").stat().st_mtime_ns > saved, log.read_text)
+        assert f"going on from step {step} " in log.read_text()
         cluster.run("scontrol", "requeue", job)
-        wait_until(lambda: field(cluster, job, "JobState") == "PENDING", lambda: field(cluster, job, "JobState"))
-        cluster.run("scontrol", "update", f"job={job}", "StartTime=now")
+        start_again(2)
         assert wait_for_end(cluster, job, tmp_path) == "COMPLETED"
-        assert "going on from step " in (tmp_path / "log.txt").read_text()
+        assert log.read_text().count("going on from step ") == 2
         assert_ended_with_the_weights_of(trained, folder)
 
     def test_a_job_that_fails_is_not_requeued(self, cluster, submit, tmp_path):
@@ -396,10 +418,10 @@ class TestOnSlurm:
     def test_every_task_of_an_array_has_its_seed(self, cluster, submit, tmp_path):
         paths = {"DATASET_PATH": "somewhere", "EXPERIMENT_PATH": str(tmp_path)}
         output = f"--output={tmp_path}/%a.txt"
-        sbatch = ("sbatch", "--wait", "--array=1-2", output, *fit(1))
-        done = cluster.run(*sbatch, "scripts/ablation/mlp/train_100ep_dim_256.sh", "--dry-run", **paths)
-        assert done.returncode == 0
+        sbatch = ("sbatch", "--parsable", "--array=1-2", output, *fit(1))
+        job = cluster.run(*sbatch, "scripts/ablation/mlp/train_100ep_dim_256.sh", "--dry-run", **paths).stdout.strip()
         for seed in (1, 2):
+            assert wait_for_end(cluster, f"{job}_{seed}", tmp_path) == "COMPLETED"
             printed = (tmp_path / f"{seed}.txt").read_text()
             assert f'"seed": {seed},' in printed
             assert f'"output_dir": "{tmp_path}/sc_100ep_train_dim_256/seed_{seed}"' in printed
