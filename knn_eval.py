@@ -28,7 +28,7 @@ def main() -> None:
     from src.features import extract
     from src.logs import percent, table, write_json
     from src.pretrained import load_backbone, load_method
-    from src.run import choose_folder
+    from src.run import choose_folder, make_folder
 
     # the network, and the data it was trained on unless other data is given
     if options.layer == "head":
@@ -101,7 +101,7 @@ def main() -> None:
             f"{len(rows)} training images ({which}) by dot product, votes weighted exp(similarity / {options.tau:g})",
             "k": {str(k): scores[k] for k in options.k},
         }
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_json(folder / "knn_eval.json", result)
         print(
             f"{source.data}, test split, {len(queries):,} images, {len(queries.classes)} classes; {len(rows):,} training "

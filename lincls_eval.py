@@ -27,7 +27,7 @@ def main() -> None:
     from src.features import extract
     from src.logs import Progress, percent, table, write_json
     from src.pretrained import load_backbone
-    from src.run import choose_folder
+    from src.run import choose_folder, make_folder
     from src.trainer import Interrupted, StopRequest
 
     # the backbone; the data it was trained on, unless other data is given
@@ -88,7 +88,7 @@ def main() -> None:
             **recipe,
         )
         linear.check_unchanged(probe.backbone, before)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         result |= {"protocol": describe(options), "options": config.as_plain(options), **found}
         write_json(folder / "lincls_eval.json", result)
         rows = [
@@ -126,7 +126,7 @@ def main() -> None:
         trainer.load_state_dict(found)
         history, best = found["history"], found["best"]
     if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def save(name: str) -> None:
         content = {"config": settings, "history": history, "best": best, **trainer.state_dict()}

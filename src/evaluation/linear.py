@@ -45,7 +45,7 @@ def open_labelled(name: str, root: str = "", download: bool = False, subset_file
     train, test = (open_data(name, split, root, download, subset_file) for split in ("train", "test"))
     for split, data in (("train", train), ("test", test)):
         if not (data.labels >= 0).any():
-            raise InputError(f"--data {name}: the {split} split has no labels; a linear classifier needs them in both")
+            raise InputError(f"--data {name}: the {split} split has no labels; they are needed in both")
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))
         raise InputError(
@@ -229,9 +229,8 @@ class ProbeTrainer:
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**14, enabled=autocast is torch.float16)
         self.epoch = 0  # finished epochs
         self.done = 0  # finished steps of the current epoch
-        self.total = torch.zeros(
-            2, device=device
-        )  # sum of the loss over this rank's images of these steps, and their number
+        # of these steps, over this rank's images: the sum of their losses, and their number
+        self.total = torch.zeros(2, device=device)
 
     def train_epoch(self, progress: Progress) -> dict[str, float | int]:
         """Run to the end of the current epoch; returns its number, mean loss and learning rate.
@@ -250,11 +249,8 @@ class ProbeTrainer:
             images, labels = batch.views[0], self.labels[batch.indices]
             together = min(self.loader.batch_size, self.loader.images - self.done * self.loader.batch_size)
             if inner.train_bn:  # shared statistics need as many rows on every rank
-                images, labels, together = (
-                    images[: together // ranks],
-                    labels[: together // ranks],
-                    together // ranks * ranks,
-                )
+                each = together // ranks
+                images, labels, together = images[:each], labels[:each], each * ranks
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 logits = self.probe(images)
             loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -308,10 +304,8 @@ class ProbeTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done = state["epoch"], state["done"]
-        mine = (
-            state["total"] if distributed.is_main() else torch.zeros_like(state["total"])
-        )  # of all ranks, counted once
-        self.total = mine.to(self.device)
+        total = state["total"].to(self.device)
+        self.total = total if distributed.is_main() else torch.zeros_like(total)  # of all ranks, counted once
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -456,9 +450,8 @@ def search(
         InputError: if no image would be held out, or none left to fit on.
     """
     chosen_on = draw_share(train_labels.numpy(), held_out, seed)
-    chosen_on = chosen_on[
-        torch.bincount(train_labels)[train_labels[chosen_on]].numpy() > 1
-    ]  # an only image is fitted on
+    sizes = torch.bincount(train_labels)[train_labels[chosen_on]].numpy()
+    chosen_on = chosen_on[sizes > 1]  # the only image of a class is fitted on
     fitted_on = np.setdiff1d(np.arange(len(train)), chosen_on)
     if not len(chosen_on) or not len(fitted_on):
         raise InputError(
