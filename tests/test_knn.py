@@ -132,6 +132,14 @@ def test_half_precision_at_a_low_temperature(dtype):
     assert expected[5][0] == pytest.approx(full[5][0], abs=0.1)
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float16, torch.float16), (torch.bfloat16, torch.float32)])
+def test_products_of_half_precision_are_not_rounded_to_it(dtypes):
+    """1 and 1 + 1/4096 are one number in float16, and the earlier row would win."""
+    bank = torch.tensor([[1.0, 0.0], [1.0, 2.0**-12]]).to(dtypes[0])
+    data = (bank, torch.tensor([0, 1]), torch.ones(1, 2).to(dtypes[1]), torch.tensor([1]))
+    assert knn_top(*data, [1], 0.1)[1][0] == 1
+
+
 def test_large_similarities_and_labels_far_apart_cost_nothing():
     bank, bank_labels, queries, query_labels = case()
     expected = knn_top(bank, bank_labels, queries, query_labels, [5], 0.1)
