@@ -47,7 +47,7 @@ def main() -> None:
             f"--accumulate {options.accumulate} does not divide the {loader.per_rank} images per rank and step"
         )
     num_views = options.global_crops_number + options.local_crops_number
-    METHODS[name].check_data(knobs, options.batch_size, len(data), num_views)
+    METHODS[name].check_data(knobs, options.batch_size, len(data), num_views, options.epochs * len(loader))
     held_out = None
     if options.eval_every:
         held_out = open_data(options.data, "test", options.data_root, options.download, options.subset_file)

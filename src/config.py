@@ -66,7 +66,9 @@ class ViewOptions:
     local_crops_number: int = 6  # small views of every image
     local_crops_size: int = 96  # side in pixels
     local_crops_scale: tuple[float, float] = (0.05, 0.4)  # share of the image's area
-    augment: Literal["dino", "moco_v2", "crop_flip"] = "dino"  # of photographs: dino's views differ, moco_v2's do not
+    augment: Literal["dino", "moco_v2", "swav", "crop_flip"] = (
+        "dino"  # recipe for photographs; only dino's views differ
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -380,6 +382,22 @@ def require_at_least(config: object, **bounds: float) -> None:
     for name, bound in bounds.items():
         if not bound <= getattr(config, name) < math.inf:
             raise InputError(f"{flag(name)} is {getattr(config, name)}: expected at least {bound}")
+
+
+def require_sizes(config: object, name: str) -> None:
+    """Numbers of classes or clusters, one for each classifier."""
+    sizes = getattr(config, name)
+    if not sizes or min(sizes) < 2:
+        raise InputError(f"{flag(name)} is {' '.join(map(str, sizes))}: expected sizes of at least 2")
+
+
+def require_views(config: object, name: str) -> None:
+    """Positions of views, each once."""
+    views = getattr(config, name)
+    if not views or min(views) < 0 or len(set(views)) < len(views):
+        raise InputError(
+            f"{flag(name)} is {' '.join(map(str, views))}: expected positions of views from 0 on, each once"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Legend: B samples on this rank, N over all ranks, V views, C_k classes of classi
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -230,3 +231,43 @@ def self_classifier_v1(
 ) -> Tensor:
     """The first generation's objective: the mean of `self_classifier_v1_terms` over the classifiers."""
     return self_classifier_v1_terms(logits, tau, normalize_targets, group, eps).mean()
+
+
+def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor:
+    """SwAV's loss of one view: cross-entropy between another view's codes and its own prediction.
+
+    arXiv:2006.09882v5, equation 2.
+
+    Args:
+        scores: (B, K), cosines of this view's embeddings and the prototypes.
+        codes: (B, K) of another view of the same images, rows of which sum to 1; constants.
+
+    Returns:
+        Mean over the local rows, in nats; ln K for uniform scores.
+    """
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    return -(codes * torch.log_softmax(scores / temperature, dim=1)).sum(dim=1).mean()
+
+
+IGNORED = -100  # label of an image that belongs to no cluster
+
+
+def assigned_cross_entropy(scores: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy with given clusters, in DeepCluster-v2 and SeLa-v2: every view predicts the cluster of its image.
+
+    arXiv:2006.09882v5, appendix D.
+
+    Args:
+        scores: (V, B, K) of V views.
+        labels: (B,) long; `IGNORED` rows do not count.
+
+    Returns:
+        Scalar whose mean over ranks is the mean over all counted rows of all ranks; 0 if there are none.
+    """
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    V = len(scores)
+    total = F.cross_entropy(
+        (scores / temperature).flatten(0, 1), labels.repeat(V), ignore_index=IGNORED, reduction="sum"
+    )
+    counted = sum_over_ranks((labels != IGNORED).sum())
+    return total * world_size() / (V * counted.clamp(min=1))

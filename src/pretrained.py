@@ -163,6 +163,7 @@ def load_method(name: str | Path):
         settings["patch_size"],
         settings["global_crops_number"],
     )
+    method.make_room(weights.tensors)
     checkpoint.load_into(method, weights.tensors, f"checkpoint {name}")
     return method.eval(), state
 

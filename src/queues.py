@@ -8,27 +8,23 @@ from .distributed import gather_no_grad
 CHUNK = 32768  # rows of the queue that are compared at once
 
 
-class NearestNeighborQueue(nn.Module):
-    """The last `length` embeddings of the data set, first in first out, with a nearest-neighbour look-up.
+class EmbeddingQueue(nn.Module):
+    """The last `length` embeddings of all ranks, first in first out.
 
-    Self-Classifier, arXiv:2103.10994v3: a view may be replaced by the nearest past embedding of *another* image. Every
-    rank holds the same queue: what is pushed is gathered in rank order.
+    Every rank holds the same queue: what is pushed is gathered in rank order. So it can be continued on another number of
+    ranks.
 
     Attributes (buffers, so that a checkpoint holds them):
         embeddings: (Q, D) float32, zeros until written.
-        indices: (Q,) position in the data set of the image behind each row.
-        labels: (Q,) long, human labels for monitoring, -1 where none was given.
         pointer: next row to be written.
-        full: whether every row was written once; look-ups make sense only then.
+        full: whether every row was written once.
     """
 
     def __init__(self, length: int, dim: int):
         super().__init__()
-        if length < 2:
-            raise ValueError(f"a queue needs at least 2 rows, got {length}")
+        if length < 1:
+            raise ValueError(f"a queue needs at least one row, got {length}")
         self.register_buffer("embeddings", torch.zeros(length, dim))
-        self.register_buffer("indices", torch.zeros(length, dtype=torch.long))
-        self.register_buffer("labels", torch.full((length,), -1, dtype=torch.long))
         self.register_buffer("_pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("_full", torch.zeros((), dtype=torch.bool))
         # Mirrors on the host, so that a step does not wait for the device to learn where to write.
@@ -39,24 +35,50 @@ class NearestNeighborQueue(nn.Module):
         self.pointer, self.full = int(self._pointer), bool(self._full)
 
     @torch.no_grad()
-    def push(self, embeddings: Tensor, indices: Tensor, labels: Tensor | None = None) -> None:
-        """Append this step's (B, D) embeddings of every rank, overwriting the oldest rows.
+    def push(self, embeddings: Tensor) -> Tensor:
+        """Append this step's (B, D) embeddings of every rank, overwriting the oldest rows. Returns which rows those were.
 
         Raises:
             ValueError: if the ranks together push more rows than the queue has.
         """
-        embeddings, indices = gather_no_grad(embeddings), gather_no_grad(indices)
+        embeddings = gather_no_grad(embeddings)
         length, count = len(self.embeddings), len(embeddings)
         if count > length:
             raise ValueError(f"{count} embeddings do not fit into a queue of {length}")
         rows = torch.arange(self.pointer, self.pointer + count, device=self.embeddings.device) % length
         self.embeddings[rows] = embeddings.to(self.embeddings.dtype)
-        self.indices[rows] = indices
-        self.labels[rows] = gather_no_grad(labels).long() if labels is not None else -1
         self.full = self.full or self.pointer + count >= length
         self.pointer = (self.pointer + count) % length
         self._pointer.fill_(self.pointer)
         self._full.fill_(self.full)
+        return rows
+
+
+class NearestNeighborQueue(EmbeddingQueue):
+    """A queue that knows which image each row shows, with a nearest-neighbour look-up.
+
+    Self-Classifier, arXiv:2103.10994v3: a view may be replaced by the nearest past embedding of *another* image. Look-ups
+    make sense once the queue is full.
+
+    Attributes (buffers, besides those of every queue):
+        indices: (Q,) position in the data set of the image behind each row.
+        labels: (Q,) long, human labels for monitoring, -1 where none was given.
+    """
+
+    def __init__(self, length: int, dim: int):
+        if length < 2:
+            raise ValueError(f"a queue needs at least 2 rows, got {length}")
+        super().__init__(length, dim)
+        self.register_buffer("indices", torch.zeros(length, dtype=torch.long))
+        self.register_buffer("labels", torch.full((length,), -1, dtype=torch.long))
+
+    @torch.no_grad()
+    def push(self, embeddings: Tensor, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Append this step's (B, D) embeddings with their (B,) indices; see `EmbeddingQueue.push`."""
+        rows = super().push(embeddings)
+        self.indices[rows] = gather_no_grad(indices)
+        self.labels[rows] = gather_no_grad(labels).long() if labels is not None else -1
+        return rows
 
     @torch.no_grad()
     def nearest_rows(self, embeddings: Tensor, indices: Tensor) -> Tensor:
@@ -88,3 +110,38 @@ class NearestNeighborQueue(nn.Module):
         """Embeddings (B, D) and labels (B,) of the nearest stored rows; see `nearest_rows`."""
         rows = self.nearest_rows(embeddings, indices)
         return self.embeddings[rows], self.labels[rows]
+
+
+class MemoryBank(nn.Module):
+    """The last embedding of every image of a data set, one bank for each of several views, and the clusters made of them.
+
+    DeepCluster-v2, arXiv:2006.09882v5, appendix D. Every rank holds all of it. It starts without room for any image.
+
+    Attributes (buffers):
+        embeddings: (A, N, D) float32, A banks.
+        written: (N,) bool, which images have embeddings that count.
+        clusters: (H, N) long, the cluster of every image for each of H heads, -100 for none.
+    """
+
+    def __init__(self, num_banks: int, num_heads: int, dim: int):
+        super().__init__()
+        self.register_buffer("embeddings", torch.zeros(num_banks, 0, dim))
+        self.register_buffer("written", torch.zeros(0, dtype=torch.bool))
+        self.register_buffer("clusters", torch.zeros(num_heads, 0, dtype=torch.long))
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+    def make_room(self, num_images: int) -> None:
+        (num_banks, _, dim), num_heads = self.embeddings.shape, len(self.clusters)
+        self.embeddings = self.embeddings.new_zeros(num_banks, num_images, dim)
+        self.written = self.written.new_zeros(num_images)
+        self.clusters = self.clusters.new_full((num_heads, num_images), -100)
+
+    @torch.no_grad()
+    def write(self, embeddings: Tensor, indices: Tensor) -> None:
+        """Store (A, B, D) embeddings of this rank's (B,) images, and likewise those of the other ranks."""
+        indices = gather_no_grad(indices)
+        together = gather_no_grad(embeddings.transpose(0, 1)).transpose(0, 1)
+        self.embeddings[:, indices] = together.to(self.embeddings.dtype)
+        self.written[indices] = True

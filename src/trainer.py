@@ -98,9 +98,9 @@ class Trainer:
                 `log_every` more on a GPU.
         """
         method = distributed.unwrap(self.method)
+        self._training_mode()
         if self.done == 0:
             method.prepare_epoch(self.epoch, self.loader)
-        self._training_mode()
         unchecked: list[Tensor] = []
         for batch in self._timed(self.loader.epoch(self.epoch, start=self.done)):
             for group in self.optimizer.param_groups:
@@ -252,7 +252,9 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        distributed.unwrap(self.method).load_state_dict(state["model"])
+        method = distributed.unwrap(self.method)
+        method.make_room(state["model"])
+        method.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]

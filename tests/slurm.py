@@ -16,6 +16,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo", "squeue", "scancel
 # A user's PATH often lacks the folders of daemons.
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 
+# A requeued job is held back until the credentials of its first start have expired, by default two minutes.
 # The GPUs are only numbers: no device stands behind them, so that scripts can ask for some.
 # Slurm names 127.0.0.1 and 127.0.0.2 like a cluster's hosts, by a bracketed list, and yet they can be resolved without
 # an entry in /etc/hosts: so a rank finds rank 0 as it would on a cluster.
@@ -27,7 +28,7 @@ SlurmctldHost=localhost
 SlurmctldPort={ports[0]}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -37,6 +38,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2
 ReturnToService=2
 SlurmdParameters=config_overrides
 MpiDefault=none

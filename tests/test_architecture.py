@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "results": set(),
     "models": {"config"},
     "losses": {"distributed"},
+    "assignments": {"distributed"},
     "queues": {"distributed"},
     "logs": set(),
     "data": GROUND,
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "checkpoint": {"config", "foreign"},
     "foreign": {"config"},
     "downloads": {"config"},
-    "methods": GROUND | {"losses", "queues", "models", "logs"},
+    "methods": GROUND | {"assignments", "losses", "queues", "models", "logs"},
     "trainer": GROUND | {"logs", "methods", "models", "optim"},
     "evaluation": GROUND
     | {"checkpoint", "data", "features", "logs", "metrics", "models", "neighbors", "optim", "trainer"},

@@ -391,20 +391,22 @@ class TestOnSlurm:
         job = submit(2, "--array=0", "scripts/train.sh", *DIGITS.split()) + "_0"
         folder, log = tmp_path / "sc_800ep_train" / "seed_0", tmp_path / "log.txt"
 
-        def start_again(restarts: int) -> None:
+        def shown() -> str:
+            return log.read_text() + cluster.run("scontrol", "show", "job", job).stdout
+
+        def started_again(restarts: int) -> None:
             state = lambda: (field(cluster, job, "JobState"), field(cluster, job, "Restarts"))  # noqa: E731
-            wait_until(lambda: state() == ("PENDING", str(restarts)), log.read_text)
-            cluster.run("scontrol", "update", f"job={job}", "StartTime=now")  # else Slurm holds it back for two minutes
+            wait_until(lambda: state() == ("RUNNING", str(restarts)), shown)
 
         wait_until((folder / "checkpoint.pt").exists, lambda: log.exists() and log.read_text())
         cluster.run("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1 does ahead of the limit
-        start_again(1)
+        started_again(1)
         step = int(re.search(r"stopped by SIGTERM: saved .* at step (\d+)", log.read_text())[1])
         saved = (folder / "checkpoint.pt").stat().st_mtime_ns
-        wait_until(lambda: (folder / "checkpoint.pt").stat().st_mtime_ns > saved, log.read_text)
+        wait_until(lambda: (folder / "checkpoint.pt").stat().st_mtime_ns > saved, shown)
         assert f"going on from step {step} " in log.read_text()
         cluster.run("scontrol", "requeue", job)
-        start_again(2)
+        started_again(2)
         assert wait_for_end(cluster, job, tmp_path) == "COMPLETED"
         assert log.read_text().count("going on from step ") == 2
         assert_ended_with_the_weights_of(trained, folder)

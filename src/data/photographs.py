@@ -19,6 +19,14 @@ from torch import Tensor
 from .randomness import uniforms
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SWAV_STD = (0.228, 0.224, 0.225)  # so in the authors' code, and in all weights they released
+SWAV = {
+    "brightness": 0.8,
+    "contrast": 0.8,
+    "saturation": 0.8,
+    "hue": 0.2,
+}  # arXiv:2006.09882v5, A.2: SimCLR's, strength 1
+PLAIN = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # crop and flip alone
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
 ORDERS = np.array(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
 TRIES = 10  # boxes drawn before the central crop is taken, as torchvision
@@ -77,16 +85,16 @@ def uniform_views(
     local_size: int,
     global_scale: tuple[float, float],
     local_scale: tuple[float, float],
-    photometric: bool = True,
+    **changes,
 ) -> list[PhotoRecipe]:
-    """One recipe for all views: that of the first generation, which is MoCo v2's; crop and flip alone if not `photometric`.
+    """One recipe for all views: that of the first generation, which is MoCo v2's, with `changes`.
 
     The authors flip last, which makes no difference: every other operation treats left and right alike. The blur keeps its
     radius on small images, as on their 32 pixels.
     """
-    off = {} if photometric else {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
     views = [(global_size, global_scale)] * num_global + [(local_size, local_scale)] * num_local
-    return [PhotoRecipe(size=size, scale=scale, bicubic=False, saturation=0.4, **off) for size, scale in views]
+    changes = {"saturation": 0.4, **changes}
+    return [PhotoRecipe(size=size, scale=scale, bicubic=False, **changes) for size, scale in views]
 
 
 class PhotoViews:

@@ -6,7 +6,17 @@ from functools import partial
 from .datasets import Images, MemoryImages
 from .digits import DigitRecipe, DigitViews
 from .loaders import Views
-from .photographs import PhotoRecipe, PhotoViews, published_views, uniform_views
+from .photographs import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PLAIN,
+    SWAV,
+    SWAV_STD,
+    PhotoRecipe,
+    PhotoViews,
+    published_views,
+    uniform_views,
+)
 
 CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training images
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
@@ -33,9 +43,8 @@ def build_views(
         return DigitViews([DigitRecipe(size=global_size)] * num_global + [DigitRecipe(size=local_size)] * num_local)
     recipes = photo_recipes(augment)(num_global, num_local, global_size, local_size, global_scale, local_scale)
     small = isinstance(data, MemoryImages) or global_size <= 64
-    return PhotoViews(
-        recipes, global_size if small else round(global_size * 256 / 224), *CIFAR_STATISTICS.get(name, ())
-    )
+    statistics = CIFAR_STATISTICS.get(name, (IMAGENET_MEAN, SWAV_STD if augment == "swav" else IMAGENET_STD))
+    return PhotoViews(recipes, global_size if small else round(global_size * 256 / 224), *statistics)
 
 
 def photo_recipes(augment: str) -> Callable[..., list[PhotoRecipe]]:
@@ -43,6 +52,7 @@ def photo_recipes(augment: str) -> Callable[..., list[PhotoRecipe]]:
     recipes = {
         "dino": published_views,
         "moco_v2": uniform_views,
-        "crop_flip": partial(uniform_views, photometric=False),
+        "swav": partial(uniform_views, **SWAV),
+        "crop_flip": partial(uniform_views, **PLAIN),
     }
     return recipes[augment]

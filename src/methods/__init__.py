@@ -2,12 +2,18 @@
 
 from ..models.backbones import build_backbone
 from .base import Method, Step
+from .deepcluster_v2 import DeepClusterV2
+from .sela_v2 import SeLaV2
 from .self_classifier import SelfClassifier
 from .self_classifier_v1 import SelfClassifierV1
+from .swav import SwAV
 
 METHODS: dict[str, type[Method]] = {
     "self_classifier": SelfClassifier,
     "self_classifier_v1": SelfClassifierV1,
+    "swav": SwAV,
+    "deepcluster_v2": DeepClusterV2,
+    "sela_v2": SeLaV2,
 }
 
 

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..config import InputError
 from ..logs import table
+from ..models.heads import ProjectionHead, Prototypes
 
 
 class Step(NamedTuple):
@@ -35,11 +37,15 @@ class Method(nn.Module):
     classes: tuple[int, ...] = ()  # the size of each classifier
 
     @staticmethod
-    def check_data(config, batch_size: int, num_images: int, num_views: int = 2) -> None:
-        """Refuse, with an InputError, knobs that do not go with the views, the batch (over all ranks) or the data set."""
+    def check_data(config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None) -> None:
+        """Refuse, with an InputError, knobs that do not go with the views, the batch (over all ranks), the data set or the
+        number of steps of the whole run."""
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Before this state is loaded: give what depends on the data set the size that it has there."""
 
     def prepare_epoch(self, epoch: int, loader) -> None:
-        """Before an epoch: k-means, Sinkhorn over the data set, neighbour mining."""
+        """Before an epoch, in training mode: k-means, Sinkhorn over the data set, neighbour mining."""
 
     def forward(self, batch) -> Step:
         """The training step; called exactly once per step, through DistributedDataParallel's wrapper if there is one."""
@@ -101,6 +107,20 @@ class ClassifierMethod(Method):
     def embed(self, images: Tensor) -> Tensor:
         return self.projection_head(self.backbone(images))
 
+    def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
+        """Unit embeddings of V views, V × (B, D). Batch normalisation in the backbone sees views of one size together, in
+        the head all of them."""
+        if idle:
+            with torch.no_grad():
+                first = self.embed_views(views[:idle])
+            return first + self.embed_views(views[idle:])
+        features, first = [], 0
+        for i in range(1, len(views) + 1):
+            if i == len(views) or views[i].shape[-1] != views[first].shape[-1]:
+                features.append(self.backbone(torch.cat(views[first:i])))
+                first = i
+        return list(self.projection_head(torch.cat(features)).chunk(len(views)))
+
     def predict(self, images: Tensor) -> list[Tensor]:
         embeddings = self.embed(images)
         return [classifier(embeddings) for classifier in self.classifiers]
@@ -153,3 +173,49 @@ class ClassifierMethod(Method):
                 "smaller --lr, a larger --batch-size, or fewer classes."
             )
         return None
+
+
+class PrototypeMethod(ClassifierMethod):
+    """What SwAV, DeepCluster-v2 and SeLa-v2 share: a head of two layers and unit prototypes, one set for each head.
+
+    arXiv:2006.09882v5. A subclass passes its number of prototypes for each head. Its config has `temperature`, `dim`, `hidden_dim`,
+    `head_bn`, `assign_views`, and `freeze_prototypes` if prototypes learn.
+    """
+
+    def __init__(self, backbone: nn.Module, config, prototypes: tuple[int, ...]):
+        super().__init__()
+        self.config = config
+        self.classes, self.temperature = tuple(prototypes), config.temperature
+        self.backbone = backbone
+        self.projection_head = ProjectionHead(
+            *(backbone.width, config.hidden_dim, config.dim, 2, config.head_bn, "relu"), std=None, eps=1e-12
+        )
+        self.classifiers = nn.ModuleList(Prototypes(config.dim, number) for number in prototypes)
+
+    @staticmethod
+    def check_data(config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None) -> None:
+        if max(config.assign_views) >= num_views:
+            raise InputError(
+                f"--assign-views names view {max(config.assign_views)}, but there are only views 0 to {num_views - 1}"
+            )
+        frozen = getattr(config, "freeze_prototypes", 0)
+        if steps is not None and frozen >= steps:
+            raise InputError(
+                f"--freeze-prototypes {frozen} is not less than the {steps} steps of the run: they would never be trained"
+            )
+
+    def scores(self, embeddings: list[Tensor]) -> list[Tensor]:
+        """Cosines with each head's prototypes, H × (V, B, K_h), of V views."""
+        stacked = torch.cat(embeddings)
+        return [prototypes(stacked).unflatten(0, (len(embeddings), -1)) for prototypes in self.classifiers]
+
+    def after_backward(self, step: int) -> None:
+        """Prototypes keep their start for a while: neither gradient nor momentum nor decay."""
+        if step < getattr(self.config, "freeze_prototypes", 0):
+            for parameter in self.classifiers.parameters():
+                parameter.grad = None
+
+    def after_step(self, batch) -> None:
+        for prototypes in self.classifiers:
+            if prototypes.weight.requires_grad:
+                prototypes.normalize_()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config import InputError, require_at_least, require_positive
+from ..config import InputError, require_at_least, require_positive, require_sizes
 from ..losses import self_classifier_terms
 from ..models.heads import ProjectionHead, WeightNormClassifier
 from ..queues import NearestNeighborQueue
@@ -43,8 +43,7 @@ class Config:
     def __post_init__(self):
         require_positive(self, "row_tau", "col_tau", "eps")
         require_at_least(self, dim=1, hidden_dim=1, head_layers=0, queue_length=0)
-        if not self.classes or min(self.classes) < 2:
-            raise InputError(f"--classes is {' '.join(map(str, self.classes))}: expected sizes of at least 2")
+        require_sizes(self, "classes")
         if self.queue_length == 1:
             raise InputError(
                 "--queue-length is 1: expected 0 (no queue) or at least 2, the best and the second best match"
@@ -161,7 +160,9 @@ class SelfClassifier(ClassifierMethod):
         self._couples_images = any(isinstance(module, _BatchNorm) for module in self.modules())
 
     @staticmethod
-    def check_data(config: Config, batch_size: int, num_images: int, num_views: int = 2) -> None:
+    def check_data(
+        config: Config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
+    ) -> None:
         length = config.queue_length
         if length and length < batch_size:
             raise InputError(f"--queue-length {length} is shorter than --batch-size {batch_size}: lengthen the queue")
@@ -198,17 +199,3 @@ class SelfClassifier(ClassifierMethod):
         other views' gradient flows into view 0 as well."""
         replaced = self.queue is not None and self.queue.full and self.config.use_neighbors
         return int(replaced and not self._couples_images)
-
-    def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
-        """Unit embeddings of V views, V × (B, D). Batch normalisation in the backbone sees views of one size together, in
-        the head all of them."""
-        if idle:
-            with torch.no_grad():
-                first = self.embed_views(views[:idle])
-            return first + self.embed_views(views[idle:])
-        features, first = [], 0
-        for i in range(1, len(views) + 1):
-            if i == len(views) or views[i].shape[-1] != views[first].shape[-1]:
-                features.append(self.backbone(torch.cat(views[first:i])))
-                first = i
-        return list(self.projection_head(torch.cat(features)).chunk(len(views)))

@@ -143,7 +143,9 @@ class SelfClassifierV1(ClassifierMethod):
         self.group = config.softmax_group  # images per column softmax; 0 until the first batch tells
 
     @staticmethod
-    def check_data(config: Config, batch_size: int, num_images: int, num_views: int = 2) -> None:
+    def check_data(
+        config: Config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
+    ) -> None:
         if num_views != 2:
             raise InputError(
                 f"self_classifier_v1 compares two views, --global-crops-number and --local-crops-number make {num_views}"

@@ -85,3 +85,23 @@ class CosineClassifier(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         return F.linear(embeddings, F.normalize(self.weight, dim=1))
+
+
+class Prototypes(nn.Module):
+    """Scores of K unit vectors, cosines for unit embeddings, (B, D) → (B, K); no bias.
+
+    SwAV, arXiv:2006.09882v5. The vectors are parameters, brought back to unit length by `normalize_` after each step.
+    """
+
+    def __init__(self, dim: int, number: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(number, dim))
+        nn.init.uniform_(self.weight, -(dim**-0.5), dim**-0.5)  # nn.Linear's own start
+        self.normalize_()
+
+    @torch.no_grad()
+    def normalize_(self) -> None:
+        self.weight.copy_(F.normalize(self.weight, dim=1))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return F.linear(embeddings, self.weight)

@@ -1,0 +1,216 @@
+"""Sinkhorn and k-means against the authors' numbers, loops in float64, and what they must satisfy; over ranks as well."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from src.assignments import balanced_labels, sinkhorn, spherical_kmeans
+
+
+def plain_sinkhorn(scores, epsilon, iterations):
+    """The published formula, entry by entry, in float64."""
+    B, K = scores.shape
+    Q = [[math.exp(float(scores[i, k]) / epsilon) for k in range(K)] for i in range(B)]
+    for _ in range(iterations):
+        for k in range(K):
+            column = sum(Q[i][k] for i in range(B))
+            for i in range(B):
+                Q[i][k] /= column * K
+        for i in range(B):
+            row = sum(Q[i])
+            Q[i] = [q / (row * B) for q in Q[i]]
+    return torch.tensor(Q, dtype=torch.float64) * B
+
+
+def cosines(B, K, dim=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.nn.functional.normalize(torch.randn(n, dim, generator=generator), dim=1) for n in (B, K))
+    return a @ b.T
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 10])
+def test_sinkhorn_is_the_published_formula(iterations):
+    scores = cosines(24, 7)
+    codes = sinkhorn(scores, 0.05, iterations)
+    torch.testing.assert_close(codes.double(), plain_sinkhorn(scores, 0.05, iterations), rtol=2e-5, atol=1e-7)
+
+
+def test_sinkhorn_by_hand():
+    """Two images that prefer the same of two prototypes by the same margin share both evenly; opposite ones do not."""
+    assert sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), 0.1, 5).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    codes = sinkhorn(torch.tensor([[0.1, 0.0], [0.0, 0.1]]), 0.1, 1)
+    e = math.exp(1)
+    torch.testing.assert_close(codes, torch.tensor([[e, 1], [1, e]]) / (1 + e))
+
+
+def test_authors_sinkhorn(golden):
+    numbers = golden("swav.npz")
+    assert int(numbers["num_sinkhorn"]) == 7
+    for i in range(7):
+        case = {
+            name: numbers[f"sinkhorn{i}_{name}"] for name in ("scores", "codes", "codes64", "epsilon", "iterations")
+        }
+        how = float(case["epsilon"]), int(case["iterations"])
+        for kind, name in ((torch.float32, "codes"), (torch.float64, "codes64")):
+            codes = sinkhorn(torch.from_numpy(case["scores"]).to(kind), *how)
+            expected = torch.from_numpy(case[name])
+            assert (codes - expected).abs().max() <= (1e-5 if kind is torch.float32 else 1e-12) * expected.abs().max()
+
+
+def test_the_columns_share_the_samples_evenly_and_the_rows_are_distributions():
+    codes = sinkhorn(cosines(60, 12), 0.05, 200)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(60))
+    torch.testing.assert_close(codes.sum(dim=0), torch.full((12,), 5.0), rtol=1e-4, atol=0)
+
+
+def test_a_constant_on_all_scores_changes_nothing():
+    scores = cosines(16, 5).double()
+    torch.testing.assert_close(sinkhorn(scores + 3, 0.05), sinkhorn(scores, 0.05))
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.001])
+def test_small_epsilon_does_not_overflow(epsilon):
+    """exp(1 / 0.001) is beyond float64; expected is the plain formula in the log domain."""
+    scores = cosines(40, 6)
+    scores[3] = -1 + scores[3] / 100  # an image far from everything, whose terms vanish beside the others'
+    logs = scores.double() / epsilon
+    for _ in range(3):
+        logs = logs - logs.logsumexp(dim=0)
+        logs = logs - logs.logsumexp(dim=1, keepdim=True)
+    codes = sinkhorn(scores, epsilon)
+    assert codes.isfinite().all()
+    torch.testing.assert_close(codes.double(), logs.exp(), rtol=1e-3 if epsilon == 0.001 else 1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_raised(dtype):
+    scores = cosines(32, 8).to(dtype)
+    assert torch.equal(sinkhorn(scores, 0.01), sinkhorn(scores.float(), 0.01))
+
+
+def test_equal_images_get_uniform_codes():
+    torch.testing.assert_close(sinkhorn(torch.full((10, 4), 0.7), 0.05), torch.full((10, 4), 0.25))
+
+
+@pytest.mark.parametrize("wrong", [{"epsilon": 0.0}, {"epsilon": -1.0}, {"iterations": 0}])
+def test_meaningless_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="epsilon > 0 and iterations >= 1"):
+        sinkhorn(torch.zeros(2, 2), **wrong)
+
+
+# ---- k-means --------------------------------------------------------------------------------------------------------
+
+
+def test_authors_kmeans(golden):
+    """From their initial centroids: the same clusters of every image of all heads, banks taken in turn."""
+    numbers = golden("swav.npz")
+    assert int(numbers["num_kmeans"]) == 4
+    for i in range(4):
+        banks, indices = numbers[f"kmeans{i}_banks"], numbers[f"kmeans{i}_bank_indices"]  # (W, A, M, D), (W, M)
+        for h, heads in enumerate(numbers[f"kmeans{i}_heads"]):
+            bank = torch.from_numpy(banks[:, h % banks.shape[1]])
+            start = bank[0][torch.from_numpy(numbers[f"kmeans{i}_initial_rows{h}"])]
+            assert len(start) == heads
+            found, centroids = spherical_kmeans(bank.flatten(0, 1), start)
+            assignments = np.full(int(numbers[f"kmeans{i}_dataset_size"]), -100)
+            assignments[indices.ravel()] = found.numpy()
+            assert (assignments == numbers[f"kmeans{i}_assignments"][h]).all()
+            np.testing.assert_allclose(centroids, numbers[f"kmeans{i}_centroids{h}"], atol=1e-5)
+
+
+def test_kmeans_by_hand():
+    """Three rows around the first axis, one on the second; a centroid that nobody is nearest to stays."""
+    rows = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.8, -0.6], [0.0, 1.0]])
+    start = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    found, centroids = spherical_kmeans(rows, start, 1)
+    assert found.tolist() == [0, 0, 0, 1]
+    torch.testing.assert_close(centroids, start)
+
+
+def test_kmeans_takes_the_number_of_iterations_it_is_told():
+    rows = torch.nn.functional.normalize(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    start = rows[:10]
+    once, c = spherical_kmeans(rows, start, 1)
+    twice, d = spherical_kmeans(rows, c, 1)
+    again, e = spherical_kmeans(rows, start, 2)
+    assert torch.equal(twice, again)
+    assert torch.equal(d, e)
+    assert not torch.equal(once, twice)
+    torch.testing.assert_close(e.norm(dim=1), torch.ones(10))
+
+
+# ---- balanced labels ------------------------------------------------------------------------------------------------
+
+
+def test_authors_labels(golden):
+    """Also of the case that underflows in their float32."""
+    numbers = golden("sela.npz")
+    cases = sorted({name.split("_")[0] for name in numbers.files if name.startswith("case")})
+    compared = 0
+    for case in cases:
+        logs = torch.from_numpy(numbers[f"{case}_probabilities"]).log()
+        if not numbers[f"{case}_raises64"]:
+            labels = balanced_labels(logs, float(numbers[f"{case}_lambda"]))
+            assert (labels.numpy() == numbers[f"{case}_labels64"]).all(), case
+            compared += 1
+    assert compared >= 4
+    for case in sorted({name.split("_")[0] for name in numbers.files if name.startswith("cifar")}):
+        logs = torch.from_numpy(numbers[f"{case}_probabilities"]).log()
+        labels = balanced_labels(logs, float(numbers[f"{case}_lambda"]), tolerance=0.01)
+        assert (labels.numpy() == numbers[f"{case}_labels"]).all(), case
+
+
+def test_labels_are_balanced_whatever_the_network_prefers():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(600, 6, generator=generator) + torch.tensor([3.0, 2, 1, 0, -1, -2])
+    counts = torch.bincount(balanced_labels(logits, 25.0), minlength=6)
+    assert counts.min() >= 95
+    assert counts.max() <= 105
+
+
+def test_a_constant_for_each_image_changes_no_label_and_chunks_do_not_matter(monkeypatch):
+    logits = torch.randn(90, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels = balanced_labels(logits.log_softmax(dim=1), 10.0)
+    assert torch.equal(balanced_labels(logits, 10.0), labels)
+    monkeypatch.setattr("src.assignments.CHUNK", 35)
+    assert torch.equal(balanced_labels(logits, 10.0), labels)
+
+
+def test_an_impossible_class_and_a_meaningless_setting_are_refused():
+    logs = torch.zeros(4, 2)
+    logs[:, 1] = -math.inf
+    with pytest.raises(ValueError, match="not finite"):
+        balanced_labels(logs)
+    with pytest.raises(ValueError, match="lam > 0"):
+        balanced_labels(torch.zeros(4, 2), lam=0)
+
+
+# ---- over ranks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_find_what_one_process_finds(run_ranks, world_size):
+    """Shares of unequal size. The golden numbers of two processes are these of one, to 2e-7."""
+    code = f"""
+        sys.path.insert(0, "tests")
+        from test_assignments import cosines
+        from src.assignments import balanced_labels, sinkhorn, spherical_kmeans
+
+        scores = cosines(50, 6).double()
+        rows = torch.nn.functional.normalize(cosines(50, 8, seed=1).double(), dim=1)
+        mine = slice(rank * 11, (rank + 1) * 11 if rank < {world_size} - 1 else 50)
+        codes = sinkhorn(scores[mine], 0.03)
+        clusters, centroids = spherical_kmeans(rows[mine], rows[:5])
+        labels = balanced_labels(scores[mine], 25.0)
+        torch.save((codes, clusters, labels, centroids), out / f"{{rank}}.pt")
+    """
+    codes, clusters, labels, centroids = zip(*run_ranks(world_size, code), strict=True)
+    scores = cosines(50, 6).double()
+    rows = torch.nn.functional.normalize(cosines(50, 8, seed=1).double(), dim=1)
+    torch.testing.assert_close(torch.cat(codes), sinkhorn(scores, 0.03))
+    expected, centres = spherical_kmeans(rows, rows[:5])
+    assert torch.equal(torch.cat(clusters), expected)
+    torch.testing.assert_close(centroids[-1], centres)
+    assert torch.equal(torch.cat(labels), balanced_labels(scores, 25.0))
