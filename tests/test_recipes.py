@@ -209,9 +209,127 @@ FIRST = {
     "cifar10": CIFAR,
     "cifar100-20": {**CIFAR, "num_classes": 60},
 }
+
+# SwAV and what its authors compare it with: GPUs × images on each; 2x224+6x96 means two views of 224 pixels, six of 96
+TRAIN_SWAV = {
+    "arch": "resnet50",
+    "batch_size": 8 * 8 * 64,
+    "sync_bn_group": 8,
+    "epochs": 800,
+    "lr": 4.8,
+    "warmup_start": 0.3,
+    "final_lr": 0.0048,
+    "warmup_epochs": 10,
+    "optimizer": "lars",
+    "momentum": 0.9,
+    "weight_decay": 1e-6,
+    "bias_decay": True,
+    "clip_grad": 0.0,
+    "precision": "float16",
+    "prototypes": 3000,
+    "temperature": 0.1,
+    "epsilon": 0.05,
+    "sinkhorn_iterations": 3,
+    "assign_views": [0, 1],
+    "dim": 128,
+    "hidden_dim": 2048,
+    "head_bn": True,
+    "queue_length": 0,
+    "freeze_prototypes": 313,
+    "augment": "swav",
+    "global_crops_number": 2,
+    "global_crops_size": 224,
+    "global_crops_scale": [0.14, 1.0],
+    "local_crops_number": 6,
+    "local_crops_size": 96,
+    "local_crops_scale": [0.05, 0.14],
+    "save_every": 25,
+}
+TWO_VIEWS = {"global_crops_size": 224, "global_crops_scale": [0.08, 1.0], "local_crops_number": 0}
+FOUR_SMALL = {"global_crops_size": 160, "global_crops_scale": [0.08, 1.0], "local_crops_number": 4}
+SWAV_BS256 = {
+    "batch_size": 4 * 64,
+    "sync_bn_group": 0,
+    "lr": 0.6,
+    "warmup_epochs": 0,
+    "warmup_start": 0.0,
+    "final_lr": 0.0006,
+    "queue_length": 3840,
+    "queue_start": 15,
+    "freeze_prototypes": 5005,
+}
+SWAV = {
+    "published": {**TRAIN_SWAV, "sync_bn_group": 0},
+    **{f"{epochs}ep": {**TRAIN_SWAV, "epochs": epochs} for epochs in (100, 200, 400, 800)},
+    "400ep_2x224": {**TRAIN_SWAV, "epochs": 400, **TWO_VIEWS},
+    "200ep_bs256": {**TRAIN_SWAV, "epochs": 200, **SWAV_BS256},
+    "400ep_bs256": {**TRAIN_SWAV, "epochs": 400, **SWAV_BS256},
+    "RN50w2_400ep": {
+        **TRAIN_SWAV,
+        "epochs": 400,
+        "arch": "resnet50w2",
+        "hidden_dim": 8192,
+        "batch_size": 16 * 8 * 32,
+        "local_crops_number": 4,
+    },
+    "RN50w4_400ep": {
+        **TRAIN_SWAV,
+        "epochs": 400,
+        "arch": "resnet50w4",
+        "hidden_dim": 8192,
+        "batch_size": 8 * 8 * 40,
+        "local_crops_number": 4,
+        "global_crops_scale": [0.08, 1.0],
+        "local_crops_scale": [0.08, 0.14],
+        "queue_length": 2560,
+        "queue_start": 0,
+    },
+    "RN50w5_400ep": {
+        **TRAIN_SWAV,
+        "epochs": 400,
+        "arch": "resnet50w5",
+        "hidden_dim": 10240,
+        "head_bn": False,
+        "batch_size": 16 * 8 * 12,
+        "warmup_start": 0.1875,
+        "final_lr": 0.0,
+        "local_crops_number": 4,
+        "queue_length": 1536,
+        "queue_start": 0,
+    },
+}
+# neither queue nor codes; DeepCluster-v2's prototypes are never trained, its trainer has no mixed precision
+OF_SWAV_ALONE = ("epsilon", "sinkhorn_iterations", "queue_length", "freeze_prototypes")
+TRAIN_DC = {
+    **{name: value for name, value in TRAIN_SWAV.items() if name not in OF_SWAV_ALONE},
+    "precision": "float32",
+    "prototypes": [3000, 3000, 3000],
+    "kmeans_iterations": 10,
+}
+DEEPCLUSTER_V2 = {
+    "published": {**TRAIN_DC, "sync_bn_group": 0},
+    "800ep": TRAIN_DC,
+    "400ep": {**TRAIN_DC, "epochs": 400, **FOUR_SMALL},
+    "400ep_2x224": {**TRAIN_DC, "epochs": 400, **TWO_VIEWS},
+}
+# no script was published: SwAV's settings, the views of the released models; the solver's are our choice, after SeLa
+TRAIN_SELA_V2 = {name: value for name, value in TRAIN_DC.items() if name != "kmeans_iterations"} | {
+    "epochs": 400,
+    "lam": 25.0,
+    "tolerance": 0.1,
+    "freeze_prototypes": 313,
+}
+SELA_V2 = {
+    "published": {**TRAIN_SELA_V2, **FOUR_SMALL, "sync_bn_group": 0},
+    "400ep": {**TRAIN_SELA_V2, **FOUR_SMALL},
+    "400ep_2x224": {**TRAIN_SELA_V2, **TWO_VIEWS},
+}
 ROWS = [
     ("self_classifier", SECOND),
     ("self_classifier_v1", FIRST),
+    ("swav", SWAV),
+    ("deepcluster_v2", DEEPCLUSTER_V2),
+    ("sela_v2", SELA_V2),
 ]
 
 
@@ -270,6 +388,13 @@ TRAIN_2 = (
     "--local-crops-number --local-crops-scale --patch-size --clip-grad --no-nn-aug --no-bias-wd --bbone-wd --eps "
     "--subset-file --no-leaky"
 )
+VIEWS = "--nmb_crops --size_crops --min_scale_crops --max_scale_crops --crops_for_assign "
+SWAV_RANKS = "--dist_url --world_size --rank --local_rank "
+TRAIN_SWAV_OPTIONS = (
+    "--data_path --temperature --feat_dim --nmb_prototypes --epochs --batch_size --base_lr --final_lr --freeze_prototypes_niters "
+    "--wd --warmup_epochs --start_warmup --arch --hidden_mlp --workers --checkpoint_freq --sync_bn --syncbn_process_group_size "
+    "--dump_path --seed " + SWAV_RANKS
+)
 ORIGINAL = {
     "train (second generation)": TRAIN_2,
     "train (first generation)": HEAD.replace("--hidden-dim", "").replace("--dim", "")
@@ -291,6 +416,16 @@ ORIGINAL = {
     + HEAD
     + "-b --batch-size --num-plots --num-samples --num-classes --tau "
     "--no-mlp",
+    "main_swav": VIEWS
+    + TRAIN_SWAV_OPTIONS
+    + "--epsilon --sinkhorn_iterations --queue_length --epoch_queue_starts --use_fp16 "
+    "--use_pil_blur --improve_numerical_stability",
+    "main_deepclusterv2": "--nmb_prototypes --freeze_prototypes_niters",
+    "eval_linear": SWAV_RANKS
+    + "--dump_path --seed --data_path --workers --arch --pretrained --global_pooling --use_bn --epochs "
+    "--batch_size --lr --wd --nesterov --scheduler_type --decay_epochs --gamma --final_lr",
+    "eval_semisup": SWAV_RANKS + "--labels_perc --dump_path --seed --data_path --workers --arch --pretrained --epochs "
+    "--batch_size --lr --lr_last_layer --decay_epochs --gamma",
     "the detection programs": "--config-file --resume --eval-only --num-gpus --num-machines --machine-rank --dist-url",
 }
 
@@ -310,12 +445,14 @@ def flags_of(command: str) -> set[str]:
     """Every flag of a command such as `train.py --method self_classifier_v1`."""
     words = command.split()
     scripts = {"cls_eval.py": ClsEvalOptions, "knn_eval.py": KnnEvalOptions, "lincls_eval.py": LinclsEvalOptions}
+    others = set()
     if words[0] in scripts:
         names = fields(scripts[words[0]])
     else:
         method = read_method(words[2] if "--method" in words else "self_classifier")
         names = [*fields(TrainOptions), *fields(method.config)]
-    return {text for field in names for text in (flag(field.name), flag("no_" + field.name))} | {"--method", "--preset"}
+        others = {"--method", "--preset", "--base-lr"}
+    return {text for field in names for text in (flag(field.name), flag("no_" + field.name))} | others
 
 
 def test_every_original_program_and_option_is_on_the_left():
@@ -336,15 +473,29 @@ def test_every_row_names_a_flag_of_ours_or_says_why_there_is_none():
             assert not unknown, (program, theirs)
 
 
+def tables_of_presets() -> dict[str, list[tuple[str, str, str]]]:
+    """Method → the rows (preset, script, flags that it is the same as) under its heading."""
+    headings = {
+        "Self-Classifier, second generation": "self_classifier",
+        "First generation": "self_classifier_v1",
+        "SwAV": "swav",
+        "DeepCluster-v2": "deepcluster_v2",
+        "SeLa-v2": "sela_v2",
+    }
+    presets = DOCUMENT.read_text().partition("\n## Options of")[0]
+    parts = [part.partition("\n") for part in presets.split("\n### ")[1:]]
+    row = r"^\| `([\w.-]+)` \| `([^`]+)` \| `(--preset [^`]+)` \|$"
+    return {headings[title]: re.findall(row, text, flags=re.MULTILINE) for title, _, text in parts}
+
+
 def test_every_preset_is_what_its_row_says():
-    text = DOCUMENT.read_text()
-    halves = text.partition("### First generation")
-    for method, part in (("self_classifier", halves[0]), ("self_classifier_v1", halves[2])):
-        rows = re.findall(r"^\| `([\w.-]+)` \| `[^`]+` \| `(--preset [^`]+)` \|$", part, flags=re.MULTILINE)
-        assert {name for name, _ in rows} == set(read_method(method).presets) - {"published", "digits"}
-        for name, words in rows:
+    tables = tables_of_presets()
+    assert list(tables) == [method for method, _ in ROWS]
+    for method, rows in tables.items():
+        assert {name for name, _, _ in rows} == set(read_method(method).presets) - {"published", "digits"}
+        for name, _, words in rows:
             same = resolved("--method", method, *shlex.split(words))
-            assert resolved("--method", method, "--preset", name) == same, name
+            assert resolved("--method", method, "--preset", name) == same, (method, name)
 
 
 def test_every_command_in_the_document_is_understood():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 from slurm import SlurmCluster, why_not
-from test_recipes import DOCUMENT, FIRST, SECOND
+from test_recipes import DEEPCLUSTER_V2, FIRST, SECOND, SELA_V2, SWAV, tables_of_presets
 
 from src import checkpoint
 from src.config import InputError, as_plain, parse_cls_eval, parse_train
@@ -56,11 +56,36 @@ for group, names in GROUPS_V1.items():
         ROWS[f"first_generation/ablation/{group}/train_100ep_{name}.sh"] = row
 for data in ("cifar10", "cifar100-20"):
     ROWS[f"first_generation/train_{data}.sh"] = (FIRST[data], 1, 1, 16, "32G", "6:00:00")
+# linear classification, top-1 in percent, as published; then as above
+LINEAR = {
+    "swav/swav_100ep_pretrain.sh": (72.1, SWAV["100ep"], 8, 8, 8, "450G", "7:00:00"),
+    "swav/swav_200ep_pretrain.sh": (73.9, SWAV["200ep"], 8, 8, 8, "450G", "13:00:00"),
+    "swav/swav_400ep_pretrain.sh": (74.6, SWAV["400ep"], 8, 8, 8, "450G", "25:00:00"),
+    "swav/swav_800ep_pretrain.sh": (75.3, SWAV["800ep"], 8, 8, 8, "450G", "50:00:00"),
+    "swav/swav_400ep_2x224_pretrain.sh": (70.1, SWAV["400ep_2x224"], 8, 8, 8, "450G", "25:00:00"),
+    "swav/swav_200ep_bs256_pretrain.sh": (72.7, SWAV["200ep_bs256"], 1, 4, 4, "150G", "72:00:00"),
+    "swav/swav_400ep_bs256_pretrain.sh": (74.3, SWAV["400ep_bs256"], 1, 4, 4, "150G", "72:00:00"),
+    "swav/swav_RN50w2_400ep_pretrain.sh": (77.3, SWAV["RN50w2_400ep"], 16, 8, 10, "450G", "72:00:00"),
+    "swav/swav_RN50w4_400ep_pretrain.sh": (77.9, SWAV["RN50w4_400ep"], 8, 8, 10, "450G", "72:00:00"),
+    "swav/swav_RN50w5_400ep_pretrain.sh": (78.5, SWAV["RN50w5_400ep"], 16, 8, 10, "450G", "72:00:00"),
+    "deepcluster_v2/deepclusterv2_400ep_pretrain.sh": (74.3, DEEPCLUSTER_V2["400ep"], 8, 8, 8, "450G", "25:00:00"),
+    "deepcluster_v2/deepclusterv2_400ep_2x224_pretrain.sh": (
+        *(70.2, DEEPCLUSTER_V2["400ep_2x224"], 8, 8, 8, "450G", "25:00:00"),
+    ),
+    "deepcluster_v2/deepclusterv2_800ep_pretrain.sh": (75.2, DEEPCLUSTER_V2["800ep"], 8, 8, 8, "450G", "40:00:00"),
+    # released models without a script: the resources of SwAV's 400 epochs
+    "sela_v2/selav2_400ep_pretrain.sh": (71.8, SELA_V2["400ep"], 8, 8, 8, "450G", "25:00:00"),
+    "sela_v2/selav2_400ep_2x224_pretrain.sh": (67.2, SELA_V2["400ep_2x224"], 8, 8, 8, "450G", "25:00:00"),
+}
+ROWS |= {name: row for name, (_, *row) in LINEAR.items()}
 for name in ("cls_eval.sh", "unsupervised_cls_eval/cls_eval.sh"):
     ROWS[name] = ({"split": "test", "classifier": None}, 1, 1, 64, "64G", "00:10:00")
 # theirs: one task of four GPUs and 64 CPUs
 for name, figures in (("cls_eval.sh", 0), ("tsne_imagenet.sh", 5)):
     ROWS[f"first_generation/{name}"] = ({"tsne": figures, "tsne_classes": 10}, 1, 4, 16, "64G", "00:10:00")
+
+FOLDERS = {"self_classifier": "", "self_classifier_v1": "first_generation/"}
+FOLDERS |= {method: f"{method}/" for method in ("swav", "deepcluster_v2", "sela_v2")}
 
 
 def header(path) -> dict[str, str]:
@@ -105,12 +130,10 @@ def command(done: subprocess.CompletedProcess) -> list[str]:
 
 def test_the_scripts_are_the_published_ones():
     assert SCRIPTS.keys() == ROWS.keys()
-    text = DOCUMENT.read_text().partition("\n## Options of")[0].partition("### First generation")
-    listed = []
-    for folder, part in (("", text[0]), ("first_generation/", text[2])):
-        found = re.findall(r"^\| `[\w.-]+` \| `(?:\(missing\) )?([^`]+\.sh)` \|", part, flags=re.MULTILINE)
-        listed += [folder + name for name in found]
-    assert set(listed) == set(TRAININGS) - {"train.sh"}
+    listed = {
+        FOLDERS[method] + script.split()[-1] for method, rows in tables_of_presets().items() for _, script, _ in rows
+    }
+    assert listed == set(TRAININGS) - {"train.sh"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -139,13 +162,19 @@ def test_a_script_asks_for_the_published_resources_and_starts_the_published_run(
     else:
         assert program == "train.py"
         options, method, knobs = parse_train(words)
-        assert method == ("self_classifier_v1" if name.startswith("first_generation/") else "self_classifier")
+        assert FOLDERS[method] == next(folder for folder in reversed(FOLDERS.values()) if name.startswith(folder))
         found = {**as_plain(options), **as_plain(knobs)}
         assert "/data sets/imagenet" in (options.data, options.data_root)
         job = asked["job-name"]
         folder = "first_generation/" if name.startswith("first_generation/") else ""
         assert options.output_dir == f"/experiments/{folder}{job}"
     assert {key: found[key] for key in row} == row
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_script_says_the_published_value(name):
+    published = re.search(r"^# published: linear top-1 (\S+)   ours", SCRIPTS[name].read_text(), flags=re.MULTILINE)
+    assert float(published[1]) == LINEAR[name][0]
 
 
 def test_no_two_trainings_share_a_folder_unless_they_are_the_same():
