@@ -29,7 +29,12 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """Work that had started cannot go on. One line, exit status 1."""
+    """A failure after work started; shown as one line, exit status 1. All ranks fail alike and rank 0 says it, unless this
+    one has to speak for them."""
+
+    def __init__(self, message: str, speaks: bool = False):
+        super().__init__(message)
+        self.speaks = speaks
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -673,10 +678,16 @@ def run_script(main: Callable[[], None]) -> None:
             if error.errno != errno.ENOSPC:
                 raise
             raise RunError(f"no space left on the disk, writing {error.filename or 'a file'}") from None
+        except RuntimeError as error:
+            distributed = sys.modules.get("src.distributed")  # loaded by now if ranks have met
+            explained = distributed.explain(error) if distributed else error
+            if explained is error:
+                raise
+            raise explained from None
     except (InputError, RunError) as error:
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
         ranks = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-        if rank == "0" or ranks == "1":  # every rank fails alike, one says so
+        if rank == "0" or ranks == "1" or getattr(error, "speaks", False):
             message = re.sub(r"\s+", " ", str(error))
             print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None

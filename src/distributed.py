@@ -17,10 +17,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .config import InputError
+from .config import InputError, RunError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+
+TIMEOUT = timedelta(minutes=10)  # of collectives: the others may wait while rank 0 lists a large folder
+ROLL_CALL = timedelta(seconds=5)  # in which ranks answer after a collective has failed
+
+_store: dist.Store | None = None  # keys and values that all ranks see, kept where rank 0 or torchrun runs
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -122,7 +127,11 @@ def start(device: str = "auto") -> torch.device:
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
         # Both backends on a GPU: tensors travel where they lie, and a flag on the CPU never waits for the GPU.
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        global _store
+        _store, rank, size = next(dist.rendezvous("env://"))
+        _store.set_timeout(TIMEOUT)
+        group = dist.PrefixStore("group", _store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=TIMEOUT)
     return chosen
 
 
@@ -130,6 +139,35 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def explain(error: RuntimeError) -> RuntimeError:
+    """If a collective failed because other ranks no longer answer: one line that names them. Any other error as it is.
+
+    To be called by every rank that is left; the first of them speaks.
+    """
+    broken = isinstance(error, dist.DistError) or re.search(r"gloo|nccl", str(error), flags=re.IGNORECASE)
+    if world_size() == 1 or not broken:
+        return error
+    missing = []
+    try:
+        _store.set(f"roll call {rank()}", "here")
+        for other in range(world_size()):
+            try:
+                _store.wait([f"roll call {other}"], ROLL_CALL)
+            except dist.DistStoreError:
+                missing.append(other)
+    except dist.DistNetworkError:
+        missing = [0]  # it kept the store
+    if not missing:
+        return error
+    first = min(set(range(world_size())) - set(missing))
+    names = ", ".join(map(str, missing))
+    return RunError(
+        f"rank{'s' * (len(missing) > 1)} {names} of {world_size()} no longer answer{'s' * (len(missing) == 1)}; what was said there, "
+        "or by the launcher, tells why. The last checkpoint is kept; the same command goes on from it",
+        speaks=rank() == first,
+    )
 
 
 def rank() -> int:

@@ -1,6 +1,7 @@
 """The folder of one run: configuration, checkpoints, one line per epoch. It is written by rank 0 only."""
 
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from .config import FREE_TO_CHANGE, InputError, flag
 from .logs import EpochLog, write_json
 from .trainer import Trainer
 
-LAST = "checkpoint.pt"
+LAST, BEFORE = "checkpoint.pt", "checkpoint_previous.pt"
 
 
 def choose_folder(output_dir: str, fresh: bool, name: str) -> Path:
@@ -45,14 +46,22 @@ def _first_free(folder: Path) -> Path:
 
 
 def find_checkpoint(folder: Path, config: dict) -> dict | None:
-    """The checkpoint to continue from, if the folder holds one.
+    """The checkpoint to continue from, if the folder holds one. Where the last one is damaged, which a network disk can do
+    to a file that was written whole, the one before is taken, which is said.
 
     Raises:
-        InputError: if it belongs to a run with other options, which are named.
+        InputError: if it belongs to a run with other options, which are named; if none can be read.
     """
     if not (folder / LAST).exists():
         return None
-    state = checkpoint.load(folder / LAST)
+    try:
+        state = checkpoint.load(folder / LAST)
+    except InputError as damage:
+        if not (folder / BEFORE).exists():
+            raise
+        state = checkpoint.load(folder / BEFORE)
+        if distributed.is_main():
+            print(f"{damage}; taking the one before it, {BEFORE}", flush=True)
     before = state["config"]
     differing = [
         f"{flag(name)} {before.get(name)} (now {config.get(name)})"
@@ -64,6 +73,19 @@ def find_checkpoint(folder: Path, config: dict) -> dict | None:
             f"{folder} holds a run with other options: {', '.join(differing)}; give the same, another --output-dir, or --fresh"
         )
     return state
+
+
+def _keep(last: Path, before: Path) -> None:
+    """Give the last checkpoint a second name, under which it stays when the next one replaces it."""
+    if not last.exists():
+        return
+    aside = before.with_name(f".{before.name}.part")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(last, aside)
+    except OSError:  # not every file system has links
+        shutil.copyfile(last, aside)
+    os.replace(aside, before)
 
 
 class Run:
@@ -91,12 +113,13 @@ class Run:
             self.log.write(summary)
         self.save(trainer)
         if self.log and (trainer.epoch % self.save_every == 0):
-            (self.folder / f"checkpoint_{trainer.epoch}.pt").write_bytes((self.folder / LAST).read_bytes())
+            shutil.copyfile(self.folder / LAST, self.folder / f"checkpoint_{trainer.epoch}.pt")
 
     def save(self, trainer: Trainer) -> None:
         """Write the last checkpoint. To be called on all ranks."""
         state = {"config": self.config, "history": self.history, "revision": self.revision, **trainer.state_dict()}
         if distributed.is_main():
+            _keep(self.folder / LAST, self.folder / BEFORE)
             checkpoint.save(self.folder / LAST, state)
         distributed.barrier()
 

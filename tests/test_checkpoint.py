@@ -10,7 +10,7 @@ import torch
 from conftest import GOLDEN
 from torch import nn
 
-from src import checkpoint
+from src import checkpoint, run
 from src.config import InputError, RunError
 from src.queues import NearestNeighborQueue
 
@@ -255,3 +255,33 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_nothing_half_written(t
         checkpoint.save(path, {"config": {}})
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert path.read_bytes() == before
+
+
+# ---- the last two ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capsys, links):
+    class Stub:
+        def state_dict(self):
+            return {"epoch": len(saved)}
+
+    if not links:
+        monkeypatch.setattr(run.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    saved, config = [], {"lr": 1.0}
+    keeper = run.Run(tmp_path, config, None, save_every=25)
+    for _ in range(3):
+        saved.append(None)
+        keeper.save(Stub())
+    keeper.close()
+    assert run.find_checkpoint(tmp_path, config)["epoch"] == 3
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    assert run.find_checkpoint(tmp_path, config)["epoch"] == 2
+    said = capsys.readouterr().out
+    assert "checkpoint.pt" in said
+    assert "taking the one before it, checkpoint_previous.pt" in said
+    assert not list(tmp_path.glob(".*.part"))
+    (tmp_path / "checkpoint_previous.pt").unlink()
+    with pytest.raises(InputError):
+        run.find_checkpoint(tmp_path, config)

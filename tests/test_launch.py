@@ -1,6 +1,13 @@
 """How a process learns its place: from torchrun's variables, from Slurm's, or from none."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
 
 from src import distributed
 from src.config import InputError, run_script
@@ -161,3 +168,50 @@ def test_a_half_set_environment_stops_a_program_with_one_line(monkeypatch, capsy
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "RANK, WORLD_SIZE set but LOCAL_RANK, MASTER_ADDR, MASTER_PORT missing" in error
+
+
+# ---- a rank that dies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dead", "speaker"), [(1, 0), (0, 1)])
+def test_a_dead_rank_is_named_by_the_first_that_is_left(tmp_path, dead, speaker):
+    """Without a launcher that ends the others: they end by themselves, at once, with one line."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+from src import config, distributed
+
+def main():
+    distributed.start("cpu")
+    for step in range(10**6):
+        distributed.max_over_ranks(torch.ones(1))
+        if (step, distributed.rank()) == (20, {dead}):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+config.run_script(main)
+"""
+    )
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank in range(3):
+        place = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "3",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        ranks.append(subprocess.Popen([sys.executable, script], env={**os.environ, **place}, **pipes))
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [-signal.SIGKILL if r == dead else 1 for r in range(3)]
+    for rank, text in enumerate(said):
+        assert ("ranks.py: error: " in text) == (rank == speaker)
+        assert "Traceback" not in text
+    assert f"rank {dead} of 3 no longer answers; " in said[speaker]

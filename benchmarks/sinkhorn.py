@@ -1,0 +1,118 @@
+"""Codes of a batch against a plain loop over the published formula, and balanced labels of a data set.
+
+    python benchmarks/sinkhorn.py            # 4,096 x 3,000 scores; labels of 100,000 x 3,000
+    python benchmarks/sinkhorn.py --quick
+
+The plain form exponentiates as it stands and scales rows and columns in turn. Errors are the largest difference to the same
+formula in the log domain in float64.
+"""
+
+import sys
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import in_words, machine, parse, parser, peak_memory, seconds_in_turns, spread, write
+from src.assignments import balanced_labels, sinkhorn
+
+ITERATIONS, DIM = 3, 128
+
+
+def cosines(rows: int, columns: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (F.normalize(torch.randn(n, DIM, generator=generator), dim=1) for n in (rows, columns))
+    return a @ b.T
+
+
+def plain(scores: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """The formula as it is published: K x B, sums to 1."""
+    Q = torch.exp(scores / epsilon).T
+    Q /= Q.sum()
+    K, B = Q.shape
+    for _ in range(ITERATIONS):
+        Q /= Q.sum(dim=1, keepdim=True)
+        Q /= K
+        Q /= Q.sum(dim=0, keepdim=True)
+        Q /= B
+    return (Q * B).T
+
+
+def exact(scores: torch.Tensor, epsilon: float) -> torch.Tensor:
+    logs = scores.double() / epsilon
+    for _ in range(ITERATIONS):
+        logs = logs - logs.logsumexp(dim=0)
+        logs = logs - logs.logsumexp(dim=1, keepdim=True)
+    return logs.exp()
+
+
+def codes(B: int, K: int, turns: int) -> list[dict]:
+    rows = []
+    for epsilon in (0.05, 0.03, 0.01, 0.005):
+        scores = cosines(B, K, 0)
+        scores[0] = scores[0] - scores[0].max() + 1  # an image that lies on a prototype: cosine 1
+        right = exact(scores, epsilon)
+        sides = {
+            "ours": lambda s=scores, e=epsilon: sinkhorn(s, e, ITERATIONS),
+            "plain": lambda s=scores, e=epsilon: plain(s, e),
+        }
+        errors = {name: (run().double() - right).abs().max().item() for name, run in sides.items()}
+        seconds = seconds_in_turns(sides, turns)
+        peaks = {name: peak_memory(run) for name, run in sides.items()}
+        rows.append({"B": B, "K": K, "epsilon": epsilon, "seconds": seconds, "peak_bytes": peaks, "errors": errors})
+    return rows
+
+
+def labels(N: int, K: int) -> dict:
+    """One solve, from scores as a network gives them half-way: every image near one prototype, some prototypes preferred."""
+    logs = cosines(N, K, 1)
+    logs += 0.1 * torch.randn(K, generator=torch.Generator().manual_seed(2))
+    logs /= 0.1
+    held = logs.nbytes
+    found = {}
+
+    def run():
+        found["labels"] = balanced_labels(logs)
+
+    peak = peak_memory(run)
+    seconds = seconds_in_turns({"ours": run}, 1)["ours"]
+    sizes = torch.bincount(found["labels"], minlength=K)
+    return {
+        "N": N,
+        "K": K,
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "scores_bytes": held,
+        "sizes": [sizes.min().item(), sizes.max().item()],
+    }
+
+
+def main():
+    arguments = parse(parser(__doc__))
+    where = machine("torch")
+    print(in_words(where), flush=True)
+    B, K, N, turns = (1024, 300, 10_000, 3) if arguments.quick else (4096, 3000, 100_000, 5)
+    print(f"codes of {B:,} x {K:,}, {ITERATIONS} iterations; median (range) of {turns} turns\n")
+    print(f"{'epsilon':8}{'ours, s':24}{'plain, s':24}{'time':>6}  {'memory':18}{'largest error':>22}")
+    rows = codes(B, K, turns)
+    for row in rows:
+        ours, theirs = (row["seconds"][name] for name in ("ours", "plain"))
+        peaks = [row["peak_bytes"][name] / 2**20 for name in ("ours", "plain")]
+        errors = " / ".join(f"{row['errors'][name]:.0e}" for name in ("ours", "plain"))
+        print(
+            f"{row['epsilon']:<8}{spread(ours, 3):24}{spread(theirs, 3):24}{median(ours) / median(theirs):6.2f}  "
+            f"{f'{peaks[0]:.0f} / {peaks[1]:.0f} MiB':18}{errors:>22}",
+            flush=True,
+        )
+    solved = labels(N, K)
+    print(
+        f"\nlabels of {N:,} x {K:,}: {solved['seconds'][0]:.1f} s; peak {solved['peak_bytes'] / 2**30:.2f} GiB beyond the "
+        f"{solved['scores_bytes'] / 2**30:.2f} GiB of scores; cluster sizes {solved['sizes'][0]} to {solved['sizes'][1]}"
+    )
+    write(arguments.json, where, [*rows, solved])
+
+
+if __name__ == "__main__":
+    main()
