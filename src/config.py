@@ -90,7 +90,7 @@ class ViewOptions:
 class BackboneOptions:
     """backbone"""
 
-    arch: str = "resnet50"  # torchvision network with .fc, cifar_resnet18/34, vit_tiny/small/base, or small_convnet
+    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5 (wide), cifar_resnet18/34, vit_tiny/small/base, small_convnet
     patch_size: int = 16  # of a ViT, in pixels
 
     def __post_init__(self):

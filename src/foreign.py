@@ -1,7 +1,7 @@
 """Checkpoints of other projects in our names: one table, read from top to bottom, of how to know each and what to rename.
 
-Ours are `backbone.*`, `projection_head.mlp.*`, `classifiers.<k>.*`, `prototypes.<k>.*` and `queue.*`. The facts about the
-files are those of the projects' own repositories; the key names were checked against models built by their code.
+Ours are `backbone.*`, `projection_head.mlp.*`, `classifiers.<k>.*` and `queue.*`. The facts about the files are those of the
+projects' own repositories; the key names were checked against models built by their code.
 """
 
 import re
@@ -18,8 +18,9 @@ from .config import InputError
 class Weights(NamedTuple):
     """What a file held: tensors in our names, who wrote it, the names of the tensors that were left out.
 
-    method: the method of this project that all of `tensors` belong to; None if only the backbone is of use to us.
-    arch: the backbone as the file names it, or "".
+    method: the method of this project that all of `tensors` belong to; None if only the backbone is of use to us. Files of
+        DeepCluster-v2 and SeLa-v2 cannot be told apart by their names, and hold the same network: both are deepcluster_v2.
+    arch: the backbone as the file names it; if it does not, a ResNet-50 or a wide one, known by its shapes; else "".
     record: what else was in it: of a checkpoint of train.py everything, of others the number of epochs.
     """
 
@@ -60,6 +61,13 @@ SCAN_HEADS = (
     (r"contrastive_head\.", "projection_head.mlp."),
 )
 
+PROTOTYPES = (  # of SwAV a matrix, of DeepCluster-v2 and SeLa-v2 a numbered one for each head
+    TRUNK,
+    (r"projection_head\.", "projection_head.mlp."),
+    (r"prototypes\.prototypes(\d+)\.", r"classifiers.\1."),
+    (r"prototypes\.", "classifiers.0."),
+)
+
 SOURCES = (
     Source(
         "Self-Classifier, the authors' second generation",
@@ -95,15 +103,22 @@ SOURCES = (
             (r"predictor\.", "predictor."),
         ),
     ),
-    Source(  # the three share one layout
-        "SwAV, DeepCluster-v2 or SeLa-v2",
+    Source(
+        "SwAV",
+        signs=(r"conv1\.", r"projection_head\.\d", r"prototypes\.weight$"),
+        rules=PROTOTYPES,
+        method="swav",
+    ),
+    Source(
+        "DeepCluster-v2 or SeLa-v2",
+        signs=(r"conv1\.", r"projection_head\.\d", r"prototypes\.prototypes0\."),
+        rules=PROTOTYPES,
+        method="deepcluster_v2",
+    ),
+    Source(  # fine-tuned on labels, or trained without prototypes
+        "a network of SwAV's code",
         signs=(r"conv1\.", r"projection_head\."),
-        rules=(
-            TRUNK,
-            (r"projection_head\.", "projection_head.mlp."),
-            (r"prototypes\.prototypes(\d+)\.", r"prototypes.\1."),
-            (r"prototypes\.", "prototypes.0."),
-        ),
+        rules=PROTOTYPES,
     ),
     Source(  # CIFAR's and STL-10's names are the same; STL-10's network has a max-pool more than ours
         "SCAN, ResNet-18 for small images",
@@ -212,9 +227,24 @@ def translate(content: object) -> Weights:
         source.name,
         left_out=[name for name, new in renamed.items() if not new],
         method=source.method,
-        arch=arch if isinstance(arch, str) else "",
+        arch=arch if isinstance(arch, str) else _resnet50_in(tensors),
         record={"epoch": epoch if isinstance(epoch, int) else None},
     )
+
+
+def _resnet50_in(tensors: dict[str, Tensor]) -> str:
+    """The name of the ResNet-50 that the backbone is, "resnet50" or a wide one, or "" if it is another network.
+
+    Other networks have its names: deeper ones, with more blocks; and those that are wide only within the blocks.
+    """
+    stem, inner = (tensors.get(f"backbone.{name}.weight") for name in ("conv1", "layer1.0.conv2"))
+    blocks = [sum(f"backbone.layer{i}.{j}.conv3.weight" in tensors for j in range(99)) for i in range(1, 5)]
+    if blocks != [3, 4, 6, 3] or stem is None or inner is None:
+        return ""
+    widen = {64: "", 128: "w2", 256: "w4", 320: "w5"}.get(len(stem))
+    if widen is None or stem.shape[1:] != (3, 7, 7) or inner.shape[:2] != (len(stem), len(stem)):
+        return ""
+    return "resnet50" + widen
 
 
 def _find_state_dict(content: object) -> tuple[dict[str, Tensor], set[str]]:

@@ -128,7 +128,7 @@ def load_method(name: str | Path):
 
     Args:
         name: a path or a released model: a checkpoint of train.py, or one of the authors', whose settings are read
-            off the shapes of its tensors.
+            off the shapes of its tensors. One of SeLa-v2 becomes DeepCluster-v2, which is the same network.
 
     Returns:
         The method, on the CPU, and the rest of the checkpoint (`config`, `history`, ...). Of an authors' file the
@@ -146,7 +146,8 @@ def load_method(name: str | Path):
         raise InputError(f"checkpoint {name}: holds {known}; expected {', '.join(METHODS)}")
     if not weights.arch:
         raise InputError(
-            f"checkpoint {name}: a plain state dict does not say of which architecture: give a whole checkpoint"
+            f"checkpoint {name}: does not say of which architecture it is, and has not the shapes of a ResNet-50: "
+            "give a whole checkpoint"
         )
     own = "config" in weights.record
     state = weights.record if own else {"config": _authors_settings(weights), "history": [], **weights.record}
@@ -164,7 +165,9 @@ def load_method(name: str | Path):
         settings["global_crops_number"],
     )
     method.make_room(weights.tensors)
-    checkpoint.load_into(method, weights.tensors, f"checkpoint {name}")
+    network = _network(method)  # all that an authors' file holds: neither SwAV's queue nor a bank is in it
+    memory = {} if own else {key: value for key, value in method.state_dict().items() if _part(key) not in network}
+    checkpoint.load_into(method, {**memory, **weights.tensors}, f"checkpoint {name}")
     return method.eval(), state
 
 
@@ -205,7 +208,8 @@ def load_backbone(name: str | Path, arch: str = ""):
 
 
 def _authors_settings(weights) -> dict:
-    """The configuration that an authors' checkpoint implies. The activation leaves no trace; theirs was LeakyReLU."""
+    """The configuration that an authors' checkpoint implies, with the views that they published. Of a Self-Classifier the
+    activation leaves no trace; theirs was LeakyReLU."""
     from .methods import METHODS
 
     tensors = weights.tensors
@@ -213,8 +217,10 @@ def _authors_settings(weights) -> dict:
     head = {key: value for key, value in tensors.items() if key.startswith("projection_head.")}
     layers = [value for key, value in head.items() if key.endswith("weight") and value.ndim == 2]
     patches = tensors.get("backbone.patch_embed.proj.weight")
-    knobs = {  # of both generations; each knows some of them
+    defaults = config.as_plain(METHODS[weights.method].Config())
+    knobs = {  # of all methods; each knows some of them
         "classes": sizes,
+        "prototypes": sizes if isinstance(defaults.get("prototypes"), list) else sizes[0],
         "num_classifiers": len(sizes),
         "num_classes": sizes[0],
         "dim": next(value.shape[1] for key, value in tensors.items() if re.match(r"classifiers\.0\.weight(_v)?$", key)),
@@ -224,8 +230,10 @@ def _authors_settings(weights) -> dict:
     }
     if len(layers) > 1:
         knobs["hidden_dim"] = len(layers[0])
-    options = config.TrainOptions(arch=weights.arch, patch_size=patches.shape[-1] if patches is not None else 16)
-    defaults = config.as_plain(METHODS[weights.method].Config())
+    published = config.read_method(weights.method).presets["published"]
+    views = {name: published[name] for name in config.VIEW_SETTINGS if name in published}
+    patch_size = patches.shape[-1] if patches is not None else 16
+    options = config.TrainOptions(arch=weights.arch, patch_size=patch_size, **views)
     known = {name: value for name, value in knobs.items() if name in defaults}
     settings = {**config.as_plain(options), **defaults, **known}
     return {**settings, "method": weights.method, "channels": 3, "data": "", "seed": None}
@@ -234,8 +242,8 @@ def _authors_settings(weights) -> dict:
 def start_from(method, method_name: str, name: str) -> str:
     """Load weights into a freshly built method, for `--pretrained`, and say in one line what was and was not loaded.
 
-    Of a file with weights of the same method every part is taken but the queue, whose images are those of another run;
-    of any other file the backbone. Parts that the file does not have keep their random start.
+    Of a file with weights of the same method the network is taken, and not what it remembers (queues, banks), whose images
+    are those of another run; of any other file the backbone. Parts that the file does not have keep their random start.
 
     Args:
         name: a path or a released model.
@@ -247,7 +255,7 @@ def start_from(method, method_name: str, name: str) -> str:
 
     weights = checkpoint.read_weights(resolve(name))
     own = method.state_dict()
-    parts = {_part(key) for key in own} - {"queue"} if weights.method == method_name else {"backbone"}
+    parts = _network(method) if weights.method == method_name else {"backbone"}
     taken = {key: value for key, value in weights.tensors.items() if _part(key) in parts}
     if not any(_part(key) == "backbone" for key in taken):
         raise InputError(f"--pretrained {name}: no backbone in it, but {_count(weights.tensors)}")
@@ -258,6 +266,11 @@ def start_from(method, method_name: str, name: str) -> str:
         f"--pretrained {name} ({weights.source}): took {_count(taken)}; "
         f"left out {_count(left_out) or 'nothing'}; fresh start for {_count(kept) or 'nothing'}"
     )
+
+
+def _network(method) -> set[str]:
+    """The parts of a method that have parameters; the others are what it remembers."""
+    return {_part(key) for key, _ in method.named_parameters()}
 
 
 def _part(key: str) -> str:

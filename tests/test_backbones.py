@@ -1,13 +1,15 @@
 """Backbones and heads: shapes, numbers of parameters known by hand, and what is refused."""
 
+import json
 import math
 
 import pytest
 import torch
+from conftest import GOLDEN
 from torch import nn
 
 from src.config import InputError
-from src.models.backbones import build_backbone, count_parameters
+from src.models.backbones import WideResNet, build_backbone, count_parameters
 from src.models.heads import ProjectionHead, WeightNormClassifier
 
 # Published counts of the networks with a classifier of 1000 classes, less that classifier.
@@ -25,6 +27,46 @@ def test_torchvision_networks_lose_their_classifier(arch):
     assert (backbone.width, count_parameters(backbone)) == (width, parameters)
     with torch.no_grad():
         assert backbone(torch.rand(2, 3, 64, 64)).shape == (2, width)
+
+
+# In millions, as SwAV's authors give them, arXiv:2006.09882 (94, 375 and 586).
+WIDE = {"resnet50w2": (4096, 93.91), "resnet50w4": (8192, 375.38), "resnet50w5": (10240, 586.45)}
+
+
+@pytest.mark.parametrize("arch", WIDE)
+def test_wide_resnets_have_the_published_sizes(arch):
+    with torch.device("meta"):  # without memory
+        backbone = build_backbone(arch)
+        assert backbone(torch.empty(2, 3, 64, 64)).shape == (2, backbone.width)
+    width, millions = WIDE[arch]
+    assert backbone.width == width
+    assert count_parameters(backbone) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+def test_a_wide_resnet_of_width_one_is_torchvisions():
+    torch.manual_seed(0)
+    theirs, ours = build_backbone("resnet50"), WideResNet(1)
+    for name, parameter in ours.named_parameters():  # both start alike
+        other = theirs.get_parameter(name)
+        assert parameter.std().item() == pytest.approx(other.std().item(), rel=0.05), name
+        assert parameter.mean().item() == pytest.approx(other.mean().item(), abs=0.05), name
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(ours(images), theirs(images), atol=1e-5)  # in training mode, which changes statistics
+        assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "arch"), [("swav_resnet50", "resnet50"), ("swav_resnet50w2", "resnet50w2")])
+def test_resnets_have_the_layout_of_swavs_code(name, arch):
+    path = GOLDEN / "key_layouts.json"
+    if not path.exists():
+        pytest.skip(f"the authors' layouts are not here: {path.name} is looked for beside the repository")
+    layout = [(key.removeprefix("module."), shape) for key, shape in json.loads(path.read_text())[name]]
+    with torch.device("meta"):
+        state = build_backbone(arch).state_dict()
+    trunk = {key: shape for key, shape in layout if not key.startswith(("projection_head.", "prototypes."))}
+    assert {key: list(value.shape) for key, value in state.items()} == trunk
 
 
 # As torchvision's ResNets; the stem has 3×3 instead of 7×7 weights.
@@ -114,6 +156,8 @@ def test_count_leaves_out_what_is_frozen():
         ("fasterrcnn_resnet50_fpn", {}, "expected small_convnet"),  # would fetch weights from the network
         ("r3d_18", {}, "expected small_convnet"),  # for video
         ("resnet18", {"in_channels": 1}, "colour images, these have 1 channel: take small_convnet"),
+        ("resnet50w2", {"in_channels": 1}, "resnet50w2 takes colour images"),
+        ("resnet50w3", {}, "expected small_convnet, .*resnet50w2, resnet50w4, resnet50w5"),
         ("vit_tiny", {"image_size": 225}, "--patch-size 16 does not divide --global-crops-size 225"),
     ],
 )

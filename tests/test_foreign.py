@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 from torch import nn
-from torchvision.models import resnet18, resnet50
+from torchvision.models import resnet18, resnet50, resnet101, resnext50_32x4d, wide_resnet50_2
 
 from src.config import InputError
 from src.foreign import translate
@@ -58,8 +58,8 @@ LAYOUTS = [
         {"projection_head": 6, "classifiers": 4},
         {},
     ),
-    ("swav_resnet50", "", "SwAV", "resnet50", {"projection_head": 9, "prototypes": 1}, {}),
-    ("swav_resnet50w2", "", "SwAV", None, {"backbone": 318, "projection_head": 9, "prototypes": 1}, {}),
+    ("swav_resnet50", "", "SwAV", "resnet50", {"projection_head": 9, "classifiers": 1}, {}),
+    ("swav_resnet50w2", "", "SwAV", "resnet50w2", {"projection_head": 9, "classifiers": 1}, {}),
     ("scan_cifar10_cluster", "model", "ResNet-18 for small", "cifar_resnet18", {"classifiers": 2}, {}),
     ("scan_cifar10_simclr", "", "ResNet-18 for small", "cifar_resnet18", {"projection_head": 4}, {}),
     ("sela_resnetv2_1x1000", "state_dict", "SeLa", None, {"backbone": 293, "classifiers": 2}, {}),
@@ -118,10 +118,56 @@ def norm(prefix, width):
         return {f"{prefix}.{key}": value for key, value in nn.BatchNorm1d(width).state_dict().items()}
 
 
-def swav_head(prefix="module."):
-    head = linear("projection_head.0", 2048, 2048) | norm("projection_head.1", 2048)
-    head |= linear("projection_head.3", 128, 2048)
+def swav_head(prefix="module.", hidden=2048, width=2048, bn=True):
+    head = linear("projection_head.0", hidden, width) | (norm("projection_head.1", hidden) if bn else {})
+    head |= linear(f"projection_head.{3 if bn else 2}", 128, hidden)
     return {prefix + key: value for key, value in head.items()}
+
+
+def wide_file(arch):
+    """Of the widest network, whose head has no batch normalisation."""
+    with META:
+        backbone = build_backbone(arch)
+    state = {f"module.{key}": value for key, value in backbone.state_dict().items()}
+    head = swav_head(hidden=10240, width=backbone.width, bn=False)
+    return state | head | {"module.prototypes.weight": empty(3000, 128)}
+
+
+# the file, then the method that it is, on which backbone, with what settings beside the published ones
+PROTOTYPES = {
+    "swav": (lambda: layout("swav_resnet50"), "swav", "resnet50", {}),
+    "swav, wide": (lambda: layout("swav_resnet50w2"), "swav", "resnet50w2", {"hidden_dim": 8192}),
+    "swav, widest": (lambda: wide_file("resnet50w5"), "swav", "resnet50w5", {"hidden_dim": 10240, "head_bn": False}),
+    "deepcluster-v2, sela-v2": (
+        lambda: trunk(prefix="module.") | swav_head() | HEADS,
+        "deepcluster_v2",
+        "resnet50",
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROTOTYPES)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_networks_with_prototypes_load_with_no_name_left_over(name, wrapped):
+    file, method, arch, knobs = PROTOTYPES[name]
+    state = file()
+    weights = translate({"epoch": 400, "state_dict": state, "optimizer": {}} if wrapped else state)
+    assert (weights.method, weights.arch, weights.left_out) == (method, arch, [])
+    assert weights.record == {"epoch": 400 if wrapped else None}
+    kind = METHODS[method]
+    with META:
+        built = kind(build_backbone(arch), kind.Config(**knobs))
+    missing, unexpected = built.load_state_dict(weights.tensors, strict=False)
+    assert not unexpected
+    assert {key.split(".")[0] for key in missing} <= {"queue_started", "bank"}  # which no file of theirs holds
+    assert len(weights.tensors) == len(state)
+
+
+@pytest.mark.parametrize("network", [resnet101, wide_resnet50_2, resnext50_32x4d, resnet18])
+def test_no_other_resnet_is_taken_for_a_resnet50(network):
+    assert translate(trunk(network)).arch == ""
+    assert translate(trunk()).arch == "resnet50"
 
 
 FIRST_GENERATION = (
@@ -131,7 +177,7 @@ FIRST_GENERATION = (
     | linear("module.backbone.fc.3", 16, 64)
     | {f"module.cls_{k}": empty(30, 16) for k in range(11)}
 )
-TWO_HEADS = {f"module.prototypes.prototypes{k}.weight": empty(3000, 128) for k in range(2)}
+HEADS = {f"module.prototypes.prototypes{k}.weight": empty(3000, 128) for k in range(3)}
 SCAN_HEADS = {key: value for k in range(10) for key, value in linear(f"cluster_head.{k}", 1000, 2048).items()}
 
 # what the reference sheets say of files whose code was not run: file, source, backbone, our other names, left out
@@ -144,10 +190,17 @@ DESCRIBED = {
         [],
     ),
     "deepcluster-v2": (
-        trunk(prefix="module.") | swav_head() | TWO_HEADS,
+        trunk(prefix="module.") | swav_head() | HEADS,
         "DeepCluster-v2",
         "resnet50",
-        {"projection_head.mlp.1.running_var", "prototypes.0.weight", "prototypes.1.weight"},
+        {"projection_head.mlp.1.running_var", "classifiers.0.weight", "classifiers.2.weight"},
+        [],
+    ),
+    "swav, fine-tuned": (
+        {"state_dict": trunk(prefix="module.") | linear("module.projection_head", 1000, 2048), "epoch": 20},
+        "a network of SwAV's code",
+        "resnet50",
+        {"projection_head.mlp.weight", "projection_head.mlp.bias"},
         [],
     ),
     "obow": (

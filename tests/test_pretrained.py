@@ -228,6 +228,76 @@ def test_the_authors_own_file_becomes_a_method():
         start_from(small_method((10, 20), 8, "shufflenet_v2_x0_5", 16), "self_classifier", str(path))
 
 
+def prototype_method(name, prototypes, arch="resnet50", **knobs):
+    kind = METHODS[name]
+    return build_method(name, kind.Config(prototypes=prototypes, dim=4, hidden_dim=8, **knobs), arch, 3, 32, 16, 2)
+
+
+def names_of_swavs_authors(method):
+    """The network of a method with prototypes as the authors of SwAV release it: a flat dictionary, DataParallel's names."""
+    renamed = {}
+    for key, value in method.state_dict().items():
+        if key.startswith(("backbone.", "projection_head.", "classifiers.")):
+            key = key.removeprefix("backbone.").replace("projection_head.mlp.", "projection_head.")
+            several = len(method.classifiers) > 1
+            key = re.sub(r"classifiers\.(\d+)\.", r"prototypes.prototypes\1." if several else "prototypes.", key)
+            renamed[f"module.{key}"] = value
+    return renamed
+
+
+@pytest.mark.parametrize(
+    ("name", "prototypes", "head_bn", "becomes"),
+    [
+        ("swav", 7, True, "swav"),
+        ("swav", 7, False, "swav"),
+        ("deepcluster_v2", (7, 5, 6), True, "deepcluster_v2"),
+        ("sela_v2", (7, 5, 6), True, "deepcluster_v2"),
+    ],
+)
+def test_a_released_file_with_prototypes_becomes_a_method(tmp_path, name, prototypes, head_bn, becomes):
+    torch.manual_seed(0)
+    method = prototype_method(name, prototypes, head_bn=head_bn).eval()
+    torch.save(names_of_swavs_authors(method), tmp_path / "released.pth.tar")
+    loaded, record = load_method(tmp_path / "released.pth.tar")
+    assert type(loaded) is METHODS[becomes]
+    assert (loaded.config.prototypes, loaded.config.dim, loaded.config.hidden_dim) == (prototypes, 4, 8)
+    assert loaded.config.head_bn is head_bn
+    assert not loaded.training
+    settings = record["config"]
+    assert (settings["method"], settings["arch"], settings["augment"], settings["data"]) == (
+        becomes,
+        "resnet50",
+        "swav",
+        "",
+    )
+    images = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        for found, expected in zip(loaded.predict(images), method.predict(images), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_what_a_run_remembers_is_not_taken_into_another(tmp_path):
+    for name, knobs in (("swav", {"queue_length": 6}), ("deepcluster_v2", {})):
+        prototypes = 3 if name == "swav" else (3, 5)
+        old = prototype_method(name, prototypes, "small_convnet", **knobs)
+        new = prototype_method(name, prototypes, "small_convnet", **{key: 8 for key in knobs})
+        if name == "swav":
+            old.queues[0].push(torch.rand(6, 4))
+            old.queue_started.fill_(True)
+        else:
+            old.bank.make_room(20)
+            old.bank.written.fill_(True)
+        checkpoint.save(
+            tmp_path / "c.pt", {"model": old.state_dict(), "config": {"method": name, "arch": "small_convnet"}}
+        )
+        start_from(new, name, str(tmp_path / "c.pt"))
+        for one, two in zip(old.parameters(), new.parameters(), strict=True):
+            assert torch.equal(one, two)
+        fresh = {key: value for key, value in new.state_dict().items() if key.startswith(("queue", "bank"))}
+        assert fresh
+        assert not any(value.any() for value in fresh.values())
+
+
 def test_files_without_classifiers_of_a_method_are_no_methods(tmp_path):
     torch.save({"conv1.weight": torch.ones(1), "layer1.0.w": torch.ones(1)}, tmp_path / "dino.pth")
     with pytest.raises(InputError, match=r"a backbone \(a ResNet in torchvision's names.*expected self_classifier"):
@@ -262,7 +332,7 @@ def test_of_another_method_only_the_backbone_is_taken(tmp_path):
     torch.save(swav, tmp_path / "swav.pth.tar")
     said = start_from(new, "self_classifier", str(tmp_path / "swav.pth.tar"))
     assert said.endswith(
-        "(SwAV, DeepCluster-v2 or SeLa-v2): took backbone (120); left out projection_head (1), prototypes (1); "
+        "(SwAV): took backbone (120); left out projection_head (1), classifiers (1); "
         "fresh start for projection_head (9), classifiers (4)"
     )
     assert torch.equal(new.backbone.layer4[1].bn2.running_var, old.backbone.layer4[1].bn2.running_var)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..config import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
+WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; depth is 12
 
 
@@ -15,8 +16,8 @@ def build_backbone(arch: str, in_channels: int = 3, image_size: int = 224, patch
     """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F), F in its attribute `width`.
 
     Args:
-        arch: "small_convnet", "cifar_resnet18", "cifar_resnet34", "vit_tiny", "vit_small", "vit_base", or the name of a
-            torchvision network whose classifier is called `fc`.
+        arch: "small_convnet", "cifar_resnet18", "cifar_resnet34", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny",
+            "vit_small", "vit_base", or the name of a torchvision network whose classifier is called `fc`.
         image_size: side of the global views; a ViT's position embedding is made for it and interpolated for others.
 
     Raises:
@@ -34,19 +35,22 @@ def build_backbone(arch: str, in_channels: int = 3, image_size: int = 224, patch
 def _torchvision(arch: str, in_channels: int) -> nn.Module:
     from torchvision import models  # slow to import
 
-    if arch not in models.list_models(module=models):  # without those for detection, segmentation and video
-        own = ", ".join(["small_convnet", *CIFAR_RESNETS, *VITS])
+    known = models.list_models(module=models)  # without those for detection, segmentation and video
+    if arch not in (*known, *WIDE_RESNETS):
+        own = ", ".join(["small_convnet", *CIFAR_RESNETS, *WIDE_RESNETS, *VITS])
         raise InputError(f"--arch {arch}: expected {own}, or a torchvision network such as resnet50")
     if arch in ("googlenet", "inception_v3"):
         raise InputError(f"--arch {arch}: its auxiliary classifiers are not supported; take a ResNet, for instance")
+    if in_channels != 3:
+        raise InputError(
+            f"--arch {arch} takes colour images, these have {in_channels} channel: take small_convnet or cifar_resnet18"
+        )
+    if arch in WIDE_RESNETS:
+        return WideResNet(WIDE_RESNETS[arch])
     backbone = models.get_model(arch, weights=None)
     if not isinstance(getattr(backbone, "fc", None), nn.Linear):
         raise InputError(
             f"--arch {arch}: torchvision's network has no linear layer .fc to remove; take a ResNet, for instance"
-        )
-    if in_channels != 3:
-        raise InputError(
-            f"--arch {arch} takes colour images, these have {in_channels} channel: take small_convnet or cifar_resnet18"
         )
     backbone.width = backbone.fc.in_features
     backbone.fc = nn.Identity()
@@ -72,6 +76,41 @@ def _vit(arch: str, in_channels: int, image_size: int, patch_size: int) -> nn.Mo
     )
     backbone.width = width
     return backbone
+
+
+class WideResNet(nn.Module):
+    """ResNet-50 with every plane `widen` times as wide, within the blocks as between them, and 2048 · widen features.
+
+    SwAV, arXiv:2006.09882v5. Names and blocks are those of torchvision's ResNet-50, which has wide networks only of another
+    kind: wide within the blocks.
+    """
+
+    def __init__(self, widen: int):
+        from torchvision.models.resnet import Bottleneck  # slow to import
+
+        super().__init__()
+        inputs = 64 * widen
+        self.conv1 = nn.Conv2d(3, inputs, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        for i, number in enumerate((3, 4, 6, 3)):
+            planes, stride = 64 * widen * 2**i, 1 if i == 0 else 2
+            outputs = planes * Bottleneck.expansion
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            blocks = [Bottleneck(inputs, planes, stride, shortcut)]
+            blocks += [Bottleneck(outputs, planes) for _ in range(number - 1)]
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+            inputs = outputs
+        self.width = inputs
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean(dim=(2, 3))
 
 
 # --------------------------------------------------------------------------------------------------------------------
