@@ -8,6 +8,7 @@ formula in the log domain in float64.
 """
 
 import sys
+import time
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import in_words, machine, parse, parser, peak_memory, seconds_in_turns, spread, write
 from src.assignments import balanced_labels, sinkhorn
 
-ITERATIONS, DIM = 3, 128
+ITERATIONS, LABEL_ITERATIONS, DIM = 3, 5, 128
 
 
 def cosines(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -66,7 +67,7 @@ def codes(B: int, K: int, turns: int) -> list[dict]:
 
 
 def labels(N: int, K: int) -> dict:
-    """One solve, from scores as a network gives them half-way: every image near one prototype, some prototypes preferred."""
+    """A few iterations of one solve; how many it takes depends on the data. Some prototypes are preferred."""
     logs = cosines(N, K, 1)
     logs += 0.1 * torch.randn(K, generator=torch.Generator().manual_seed(2))
     logs /= 0.1
@@ -74,10 +75,12 @@ def labels(N: int, K: int) -> dict:
     found = {}
 
     def run():
-        found["labels"] = balanced_labels(logs)
+        found["labels"] = balanced_labels(logs, max_iterations=LABEL_ITERATIONS)
 
     peak = peak_memory(run)
-    seconds = seconds_in_turns({"ours": run}, 1)["ours"]
+    began = time.perf_counter()
+    run()
+    seconds = [time.perf_counter() - began]
     sizes = torch.bincount(found["labels"], minlength=K)
     return {
         "N": N,
@@ -108,7 +111,7 @@ def main():
         )
     solved = labels(N, K)
     print(
-        f"\nlabels of {N:,} x {K:,}: {solved['seconds'][0]:.1f} s; peak {solved['peak_bytes'] / 2**30:.2f} GiB beyond the "
+        f"\nlabels of {N:,} x {K:,}, {LABEL_ITERATIONS} iterations: {solved['seconds'][0]:.1f} s; peak {solved['peak_bytes'] / 2**30:.2f} GiB beyond the "
         f"{solved['scores_bytes'] / 2**30:.2f} GiB of scores; cluster sizes {solved['sizes'][0]} to {solved['sizes'][1]}"
     )
     write(arguments.json, where, [*rows, solved])

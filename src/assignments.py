@@ -40,14 +40,20 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
     with torch.autocast(scores.device.type, enabled=False):
         logs = scores / epsilon
         peak = distributed.max_over_ranks(_peaks(logs))
-        codes = (logs - peak).exp_()
-        logs -= peak + distributed.sum_over_ranks(codes.sum(dim=0)).log_()
-        torch.exp(logs - logs.amax(dim=1, keepdim=True), out=codes)
+        total = distributed.sum_over_ranks(_exp(logs - peak).sum(dim=0))
+        logs -= peak + total.log_()
+        codes = _exp(logs - logs.amax(dim=1, keepdim=True))
         codes /= codes.sum(dim=1, keepdim=True)
         for _ in range(iterations - 1):
             codes /= distributed.sum_over_ranks(codes.sum(dim=0))
             codes /= codes.sum(dim=1, keepdim=True)
     return codes
+
+
+def _exp(logs: Tensor) -> Tensor:
+    """exp in place, 0 where later divisions could leave a denormal number, on which CPUs are many times slower."""
+    smallest = math.log(torch.finfo(logs.dtype).tiny) + 20
+    return logs.masked_fill_(logs < smallest, -math.inf).exp_()
 
 
 def _peaks(logs: Tensor) -> Tensor:
