@@ -2,8 +2,9 @@
 
     python -m src.pretrained list
     python -m src.pretrained get swav-800ep         # then: python train.py --pretrained swav-800ep
+    python -m src.pretrained export runs/mine/checkpoint.pt resnet50.pth      # our backbone in torchvision's names
 
-torch takes seconds to import and is not needed for these two, so the functions that do need it import it themselves.
+torch takes seconds to import and is not needed for the first two, so the functions that do need it import it themselves.
 """
 
 import difflib
@@ -284,6 +285,53 @@ def _count(keys) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# from a method to a file
+
+
+def export(name: str | Path, file: str | Path, arch: str = "") -> str:
+    """Write a backbone as a plain state dict in torchvision's names, and say in one line what it fits.
+
+    Args:
+        name: a path or a released model, as for `load_backbone`; `arch` likewise.
+        file: what to write; it must not exist.
+
+    Raises:
+        InputError: if there is no backbone in `name`, if torchvision has none of its kind, or `file` cannot be written.
+        RunError: if writing does not come to its end.
+    """
+    import torch
+
+    from .models.backbones import OWN_NAMES, WIDE_RESNETS
+
+    path = Path(file)
+    if path.exists():
+        raise InputError(f"{file} exists already: name another file")
+    backbone, state = load_backbone(name, arch)
+    arch = state["config"]["arch"]
+    if arch in OWN_NAMES:
+        raise InputError(f"checkpoint {name}: its backbone is {arch}, which torchvision does not have under such names")
+    tensors = dict(backbone.state_dict())
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.touch()
+    except OSError as error:
+        raise InputError(f"{file} cannot be written ({error.strerror})") from None
+    try:
+        with open(aside, "wb") as opened:
+            torch.save(tensors, opened)
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        aside.unlink(missing_ok=True)
+        raise RunError(
+            f"{file} cannot be written ({getattr(error, 'strerror', None) or 'is the disk full?'})"
+        ) from None
+    said = f"{file}: {len(tensors)} tensors of {arch}, {backbone.width} features"
+    if arch in WIDE_RESNETS:
+        return f"{said}; names as in torchvision's resnet50, which is not so wide"
+    return f"{said}; torchvision.models.{arch}() takes it with load_state_dict(..., strict=False) and lacks fc alone"
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # the command line
 
 
@@ -338,7 +386,16 @@ def main() -> None:
     commands.add_parser("list", help="the names, and which of them are here")
     getter = commands.add_parser("get", help="download one")
     getter.add_argument("name", help="one of the list")
+    exporter = commands.add_parser("export", help="write a backbone in torchvision's names")
+    exporter.add_argument("checkpoint", help="a file of train.py or of others, or one of the list")
+    exporter.add_argument("file", help="what to write: a plain state dict, without a classifier")
+    exporter.add_argument(
+        "--arch", default="", help="of the backbone, where the checkpoint does not say; default: resnet50"
+    )
     options = parser.parse_args()
+    if options.command == "export":
+        print(export(options.checkpoint, options.file, options.arch))
+        return
     if options.command == "get":
         for path in get(options.name):
             print(path)

@@ -8,11 +8,12 @@ import types
 import pytest
 import torch
 from conftest import GOLDEN, ROOT
+from torchvision import models
 
-from src import checkpoint, downloads, pretrained
-from src.config import InputError, RunError
+from src import checkpoint, config, downloads, pretrained
+from src.config import InputError, RunError, run_script
 from src.methods import METHODS, build_method
-from src.pretrained import RELEASES, Release, get, load_method, resolve, start_from
+from src.pretrained import RELEASES, Release, get, load_backbone, load_method, resolve, start_from
 
 
 @pytest.fixture
@@ -307,11 +308,83 @@ def test_files_without_classifiers_of_a_method_are_no_methods(tmp_path):
         load_method(tmp_path / "plain.pth")
 
 
+def run_main(capsys, monkeypatch, *words) -> tuple[int, str]:
+    """The command line in this process: exit status, and the one line that it prints."""
+    monkeypatch.setattr(sys, "argv", ["pretrained.py", *map(str, words)])
+    try:
+        run_script(pretrained.main)
+        status = 0
+    except SystemExit as error:
+        status = error.code
+    printed = capsys.readouterr()
+    text = printed.err if status else printed.out
+    assert text.count("\n") == 1
+    assert (printed.err == "") == (status == 0)
+    return status, text
+
+
+def trained(path, arch):
+    """Write a checkpoint as train.py does."""
+    method = small_method(arch=arch)
+    options = config.as_plain(config.TrainOptions(arch=arch, global_crops_size=32))
+    settings = {**options, **config.as_plain(method.config), "method": "self_classifier", "channels": 3}
+    checkpoint.save(path, {"model": method.state_dict(), "config": settings, "history": []})
+    return method
+
+
+def test_an_exported_backbone_is_torchvisions(tmp_path, capsys, monkeypatch):
+    torch.manual_seed(0)
+    method = trained(tmp_path / "c.pt", "resnet18").eval()
+    status, said = run_main(capsys, monkeypatch, "export", tmp_path / "c.pt", tmp_path / "out.pth")
+    assert status == 0
+    assert "out.pth: 120 tensors of resnet18, 512 features; torchvision.models.resnet18()" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pt", "out.pth"]
+    state = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert type(state) is dict
+    network = models.resnet18(num_classes=3).eval()
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+    network.fc = torch.nn.Identity()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(images), method.backbone(images))
+
+    # and back, as any file of others
+    assert torch.equal(load_backbone(tmp_path / "out.pth", "resnet18")[0].conv1.weight, method.backbone.conv1.weight)
+    status, _ = run_main(
+        capsys, monkeypatch, "export", tmp_path / "out.pth", tmp_path / "again.pth", "--arch", "resnet18"
+    )
+    assert status == 0
+    again = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert all(torch.equal(value, again[key]) for key, value in state.items())
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path, capsys, monkeypatch):
+    trained(tmp_path / "small.pt", "small_convnet")
+    (tmp_path / "there.pth").write_text("precious")
+    for source, target, message in (
+        ("small.pt", "out.pth", "its backbone is small_convnet, which torchvision does not have"),
+        ("small.pt", "there.pth", "there.pth exists already: name another file"),
+        ("missing.pt", "out.pth", "no such file"),
+        ("there.pth", "out.pth", "not a checkpoint, or damaged"),
+    ):
+        status, said = run_main(capsys, monkeypatch, "export", tmp_path / source, tmp_path / target)
+        assert (status, message in said) == (2, True), said
+    trained(tmp_path / "c.pt", "resnet18")
+    status, said = run_main(capsys, monkeypatch, "export", tmp_path / "c.pt", tmp_path / "no" / "out.pth")
+    assert (status, "out.pth cannot be written (No such file or directory)" in said) == (2, True)
+    monkeypatch.setattr(torch, "save", lambda tensors, file: file.write(b"x") and file.seek(-9))
+    status, said = run_main(capsys, monkeypatch, "export", tmp_path / "c.pt", tmp_path / "out.pth")
+    assert (status, "out.pth cannot be written (Invalid argument)" in said) == (1, True)
+    assert (tmp_path / "there.pth").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.pt", "small.pt", "there.pth"]
+
+
 def test_weights_of_the_same_method_are_taken_without_the_queue(tmp_path):
     old, new = small_method(queue=6), small_method(queue=4)
     old.queue.push(torch.rand(6, 4), torch.arange(6))
-    config = {"method": "self_classifier", "arch": "resnet18"}
-    checkpoint.save(tmp_path / "c.pt", {"model": old.state_dict(), "config": config})
+    settings = {"method": "self_classifier", "arch": "resnet18"}
+    checkpoint.save(tmp_path / "c.pt", {"model": old.state_dict(), "config": settings})
     said = start_from(new, "self_classifier", str(tmp_path / "c.pt"))
     assert said == (
         f"--pretrained {tmp_path}/c.pt (train.py): took backbone (120), projection_head (9), classifiers (4); "

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from ..config import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
-WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; depth is 12
+OWN_NAMES = ("small_convnet", *CIFAR_RESNETS, *VITS)  # whose parameters are not called as torchvision's
+WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
 
 def build_backbone(arch: str, in_channels: int = 3, image_size: int = 224, patch_size: int = 16) -> nn.Module:
@@ -37,7 +38,7 @@ def _torchvision(arch: str, in_channels: int) -> nn.Module:
 
     known = models.list_models(module=models)  # without those for detection, segmentation and video
     if arch not in (*known, *WIDE_RESNETS):
-        own = ", ".join(["small_convnet", *CIFAR_RESNETS, *WIDE_RESNETS, *VITS])
+        own = ", ".join([*OWN_NAMES, *WIDE_RESNETS])
         raise InputError(f"--arch {arch}: expected {own}, or a torchvision network such as resnet50")
     if arch in ("googlenet", "inception_v3"):
         raise InputError(f"--arch {arch}: its auxiliary classifiers are not supported; take a ResNet, for instance")
