@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "trainer": GROUND | {"logs", "methods", "models", "optim"},
     "evaluation": GROUND
     | {"checkpoint", "data", "features", "logs", "metrics", "models", "neighbors", "optim", "trainer"},
-    "pretrained": {"checkpoint", "config", "downloads", "methods"},
+    "pretrained": {"checkpoint", "config", "downloads", "methods", "models"},
     "run": GROUND | {"checkpoint", "logs", "trainer"},
 }
 
