@@ -124,12 +124,11 @@ def swav_head(prefix="module.", hidden=2048, width=2048, bn=True):
     return {prefix + key: value for key, value in head.items()}
 
 
-def wide_file(arch):
-    """Of the widest network, whose head has no batch normalisation."""
+def wide_file(arch, hidden, bn):
     with META:
         backbone = build_backbone(arch)
     state = {f"module.{key}": value for key, value in backbone.state_dict().items()}
-    head = swav_head(hidden=10240, width=backbone.width, bn=False)
+    head = swav_head(hidden=hidden, width=backbone.width, bn=bn)
     return state | head | {"module.prototypes.weight": empty(3000, 128)}
 
 
@@ -137,7 +136,11 @@ def wide_file(arch):
 PROTOTYPES = {
     "swav": (lambda: layout("swav_resnet50"), "swav", "resnet50", {}),
     "swav, wide": (lambda: layout("swav_resnet50w2"), "swav", "resnet50w2", {"hidden_dim": 8192}),
-    "swav, widest": (lambda: wide_file("resnet50w5"), "swav", "resnet50w5", {"hidden_dim": 10240, "head_bn": False}),
+    "swav, wider": (lambda: wide_file("resnet50w4", 8192, True), "swav", "resnet50w4", {"hidden_dim": 8192}),
+    "swav, widest": (  # without batch normalisation in the head
+        *(lambda: wide_file("resnet50w5", 10240, False), "swav", "resnet50w5"),
+        {"hidden_dim": 10240, "head_bn": False},
+    ),
     "deepcluster-v2, sela-v2": (
         lambda: trunk(prefix="module.") | swav_head() | HEADS,
         "deepcluster_v2",
