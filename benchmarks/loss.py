@@ -67,17 +67,19 @@ def gathered(logits, num_global=2):
 
 
 def count_bytes(run):
-    """Bytes that this rank sends in the collectives of one run."""
-    sent = 0
+    """Bytes that this rank sends in the collectives of one run, by a ring, and how many collectives those are."""
+    sent, calls = 0, 0
     all_reduce, all_gather, world_size = dist.all_reduce, dist.all_gather, dist.get_world_size()
 
     def counted_reduce(x, *args, **kwargs):
-        nonlocal sent
+        nonlocal sent, calls
+        calls += 1
         sent += 2 * x.nbytes * (world_size - 1) // world_size
         return all_reduce(x, *args, **kwargs)
 
     def counted_gather(parts, x, *args, **kwargs):
-        nonlocal sent
+        nonlocal sent, calls
+        calls += 1
         sent += x.nbytes * (world_size - 1)
         return all_gather(parts, x, *args, **kwargs)
 
@@ -86,7 +88,7 @@ def count_bytes(run):
         run()
     finally:
         dist.all_reduce, dist.all_gather = all_reduce, all_gather
-    return sent
+    return sent, calls
 
 
 def measure(views, N, C, turns, out):
@@ -118,6 +120,7 @@ def measure(views, N, C, turns, out):
         gradients[name] = logits[0].grad
     difference = (gradients["ours"] - gradients["gathered"]).abs().max() / gradients["gathered"].abs().max()
     wait = dist.barrier if world_size > 1 else lambda: None
+    counted = {name: count_bytes(run) if world_size > 1 else (0, 0) for name, run in sides.items()}
     row = {
         "processes": world_size,
         "views": views,
@@ -125,7 +128,8 @@ def measure(views, N, C, turns, out):
         "C": C,
         "seconds": seconds_in_turns(sides, turns, wait),
         "peak_bytes": {name: nothing_left(run) for name, run in sides.items()},
-        "sent_bytes": {name: count_bytes(run) if world_size > 1 else 0 for name, run in sides.items()},
+        "sent_bytes": {name: sent for name, (sent, _) in counted.items()},
+        "collectives": {name: calls for name, (_, calls) in counted.items()},
         "loss_difference": abs(values["ours"] - values["gathered"]) / abs(values["gathered"]),
         "gradient_difference": difference.item(),
     }
@@ -185,7 +189,31 @@ def main():
         print(
             f"{'':10}relative difference: loss {row['loss_difference']:.0e}, gradient {row['gradient_difference']:.0e}"
         )
+    if results[-1]["processes"] > 1:
+        print(f"\n{extrapolate(results[-1])}")
     write(arguments.json, where, results)
+
+
+def extrapolate(row: dict) -> str:
+    """What the loss of the 800-epoch recipe sends at each step on more ranks, from the counted bytes of one row.
+
+    Ours sends vectors as long as the classes, however many images there are; the gathered form sends logits. By a ring, a
+    rank sends 2 (W - 1) / W of what is reduced.
+    """
+    W, per_view = row["processes"], row["views"] * row["C"] * 4
+    vectors = row["sent_bytes"]["ours"] * W / (2 * (W - 1)) / per_view
+    logits = row["sent_bytes"]["gathered"] * W / (W - 1) / (per_view * row["N"])
+    views, classes, N = 8, 15_000, 4096
+    calls = row["collectives"]
+    lines = [
+        f"800-epoch recipe ({views} views, {classes:,} classes in four classifiers, N = {N:,}), bytes of the loss that a rank sends at each "
+        f"step; for one classifier {calls['ours']} collectives, gathered {calls['gathered']}"
+    ]
+    for ranks in (8, 64, 512):
+        ours = vectors * views * classes * 4 * 2 * (ranks - 1) / ranks
+        gathered = logits * views * classes * 4 * N * (ranks - 1) / ranks
+        lines.append(f"{ranks:5} ranks: {ours:13,.0f} / {gathered:13,.0f}  ({ours / gathered:.2%})")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

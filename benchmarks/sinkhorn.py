@@ -111,8 +111,8 @@ def main():
         )
     solved = labels(N, K)
     print(
-        f"\nlabels of {N:,} x {K:,}, {LABEL_ITERATIONS} iterations: {solved['seconds'][0]:.1f} s; peak {solved['peak_bytes'] / 2**30:.2f} GiB beyond the "
-        f"{solved['scores_bytes'] / 2**30:.2f} GiB of scores; cluster sizes {solved['sizes'][0]} to {solved['sizes'][1]}"
+        f"\nlabels of {N:,} x {K:,}, {LABEL_ITERATIONS} iterations: {solved['seconds'][0]:.1f} s; "
+        f"peak {solved['peak_bytes'] / 2**30:.2f} GiB beyond the {solved['scores_bytes'] / 2**30:.2f} GiB of scores; cluster sizes {solved['sizes'][0]} to {solved['sizes'][1]}"
     )
     write(arguments.json, where, [*rows, solved])
 
