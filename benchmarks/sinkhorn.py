@@ -110,9 +110,10 @@ def main():
             flush=True,
         )
     solved = labels(N, K)
+    held, peak = (solved[name] / 2**30 for name in ("scores_bytes", "peak_bytes"))
     print(
-        f"\nlabels of {N:,} x {K:,}, {LABEL_ITERATIONS} iterations: {solved['seconds'][0]:.1f} s; "
-        f"peak {solved['peak_bytes'] / 2**30:.2f} GiB beyond the {solved['scores_bytes'] / 2**30:.2f} GiB of scores; cluster sizes {solved['sizes'][0]} to {solved['sizes'][1]}"
+        f"\nlabels of {N:,} x {K:,}, {LABEL_ITERATIONS} iterations: {solved['seconds'][0]:.1f} s; peak {peak:.2f} GiB beyond the "
+        f"{held:.2f} GiB of scores; cluster sizes {solved['sizes'][0]} to {solved['sizes'][1]}"
     )
     write(arguments.json, where, [*rows, solved])
 

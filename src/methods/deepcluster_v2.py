@@ -69,7 +69,7 @@ PRESETS = {
         "arch": "small_convnet",
         "global_crops_size": 8,
         "local_crops_number": 0,
-        "prototypes": (10, 10, 10),
+        "prototypes": (10, 10, 10, 10, 10, 10, 10, 10),
         "dim": 64,
         "hidden_dim": 256,
         "epochs": 90,

@@ -103,6 +103,7 @@ PRESETS = {
         "global_crops_size": 8,
         "local_crops_number": 0,
         "prototypes": 10,
+        "epsilon": 0.03,
         "dim": 64,
         "hidden_dim": 256,
         "freeze_prototypes": 11,
