@@ -206,8 +206,8 @@ def extrapolate(row: dict) -> str:
     views, classes, N = 8, 15_000, 4096
     calls = row["collectives"]
     lines = [
-        f"800-epoch recipe ({views} views, {classes:,} classes in four classifiers, N = {N:,}), bytes of the loss that a rank sends at each "
-        f"step; for one classifier {calls['ours']} collectives, gathered {calls['gathered']}"
+        f"800-epoch recipe ({views} views, {classes:,} classes in four classifiers, N = {N:,}), bytes of the loss that a rank sends "
+        f"at each step; for one classifier {calls['ours']} collectives, gathered {calls['gathered']}"
     ]
     for ranks in (8, 64, 512):
         ours = vectors * views * classes * 4 * 2 * (ranks - 1) / ranks
