@@ -137,6 +137,21 @@ def test_views_belong_to_seed_epoch_image_and_view():
     assert not torch.allclose(whole[0], views(images, np.arange(6), 1, 1)[0], atol=0.1)
 
 
+@pytest.mark.parametrize(("bicubic", "filter"), [(True, Image.Resampling.BICUBIC), (False, Image.Resampling.BILINEAR)])
+@pytest.mark.parametrize("width", [40, 150, 290])  # narrower and wider than the view
+def test_a_workers_crop_is_pillows(bicubic, filter, width):
+    image = smooth(3, 200, 300)
+    recipe = PhotoRecipe(size=96, scale=(width * 100 / 60000,) * 2, ratio=(width / 100,) * 2, bicubic=bicubic)
+    (crop,) = PhotoViews([recipe], 96).cut(image, 7, 0, 0)
+    ((top, left, height, wide),) = crop_boxes(recipe, 0, 0, np.array([7]), 0, 200, 300).tolist()
+    assert (height, wide) == (100, width)
+    expected = image.crop((left, top, left + wide, top + height)).resize((96, 96), filter)
+    assert crop.dtype == np.uint8
+    difference = np.abs(crop.astype(int) - np.asarray(expected).transpose(2, 0, 1))
+    assert difference.mean() < 0.3
+    assert np.percentile(difference, 99) <= 1
+
+
 @pytest.mark.parametrize("recipes", [published_views, uniform_views])
 def test_files_and_memory_give_the_same_views(recipes):
     views = PhotoViews(recipes(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)

@@ -93,6 +93,9 @@ class ImageFiles:
         with Image.open(self.paths[index]) as image:
             if image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")  # the same colours; straight to RGB Pillow warns
+            if image.mode == "RGB":
+                image.load()
+                return image  # which spares a copy
             return (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
 
     def picture(self, index: int) -> np.ndarray:

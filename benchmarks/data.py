@@ -1,0 +1,151 @@
+"""Images per second and core of the data path: the published pipeline in Pillow, ours in a worker, ours on the device.
+
+    python benchmarks/data.py FOLDER            # of photographs
+    python benchmarks/data.py FOLDER --quick
+
+Views are those of the published recipe, two of 224 and six of 96 pixels. The published pipeline does everything with Pillow,
+view by view, in a worker. Ours decodes and cuts in a worker; colours, blur and normalisation run on whole batches where the
+network runs. On a CPU both parts share the cores, so `together` is what counts there; beside a GPU the worker part is.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
+from src.data.datasets import open_folder
+from src.data.photographs import IMAGENET_MEAN, IMAGENET_STD, PhotoViews, published_views
+from src.data.shrink import shrink
+
+GLOBAL, LOCAL = ((224, (0.4, 1.0)), (96, (0.05, 0.4)))
+SHORT_SIDE = 320
+
+
+class Published:
+    """The recipe view by view on Pillow images, built from torchvision's parts."""
+
+    def __init__(self, num_global: int, num_local: int, sizes=(GLOBAL[0], LOCAL[0])):
+        from torchvision import transforms
+
+        def view(size, scale, blur, solarize):
+            jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)
+
+            def blurred(image):
+                radius = float(torch.empty(1).uniform_(0.1, 2.0))
+                return image.filter(ImageFilter.GaussianBlur(radius)) if torch.rand(1) < blur else image
+
+            def solarized(image):
+                return ImageOps.solarize(image) if torch.rand(1) < solarize else image
+
+            bicubic = transforms.InterpolationMode.BICUBIC
+            return transforms.Compose(
+                [
+                    transforms.RandomResizedCrop(size, scale=scale, interpolation=bicubic),
+                    transforms.RandomHorizontalFlip(),
+                    jitter,
+                    transforms.RandomGrayscale(0.2),
+                    blurred,
+                    solarized,
+                    transforms.ToTensor(),
+                    transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+                ]
+            )
+
+        first, other = view(sizes[0], GLOBAL[1], 0.1, 0.0), view(sizes[0], GLOBAL[1], 1.0, 0.2)
+        self.views = [first, *[other] * (num_global - 1), *[view(sizes[1], LOCAL[1], 0.5, 0.0)] * num_local]
+
+    def __call__(self, image: Image.Image) -> list[torch.Tensor]:
+        return [view(image) for view in self.views]
+
+
+def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[float], int]]:
+    """(what, seconds of each turn, images) of every side; they take turns on the same images."""
+    data = open_folder(folder, "test")
+    rows = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
+    data = data.keep(rows, data.labels.numpy()[rows], data.classes)
+    with tempfile.TemporaryDirectory() as smaller:
+        for i, path in enumerate(data.paths):
+            if wrong := shrink(Path(path), Path(smaller) / f"{i:05}.jpg", SHORT_SIDE, 92):
+                raise SystemExit(wrong)
+        copy = open_folder(smaller, "test")
+        published = Published(2, 6)
+        views = PhotoViews(published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1]), 256)
+        indices = np.arange(len(data))
+        kept: list = []
+
+        def work(images):
+            kept[:] = [views.cut(images.open(i), i, 0, 0) for i in indices]
+
+        def finish():
+            for part in np.array_split(indices, max(len(indices) // 32, 1)):
+                crops = [torch.from_numpy(np.stack([kept[i][v] for i in part])) for v in range(8)]
+                views.finish(crops, part, 0, 0)
+
+        sides = {
+            "published, decode and views": lambda: [published(data.open(i)) for i in indices],
+            "published, from the smaller copy": lambda: [published(copy.open(i)) for i in indices],
+            "ours, worker: decode and cut": lambda: work(data),
+            "ours, worker, from the smaller copy": lambda: work(copy),
+            "ours, device part on this CPU": finish,
+        }
+        seconds = seconds_in_turns(sides, turns)
+    together = [
+        a + b
+        for a, b in zip(seconds["ours, worker: decode and cut"], seconds["ours, device part on this CPU"], strict=True)
+    ]
+    return [(name, values, len(data)) for name, values in {**seconds, "ours, together on this CPU": together}.items()]
+
+
+def from_memory(count: int, turns: int) -> list[tuple[str, list[float], int]]:
+    """Four views of images of 32 pixels: one by one in Pillow, whole batches on the CPU."""
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    published = Published(2, 2, (32, 16))
+    views = PhotoViews(published_views(2, 2, 32, 16, GLOBAL[1], LOCAL[1]), 32)
+    sides = {
+        "32², 4 views: published": lambda: [published(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in images],
+        "32², 4 views: ours": lambda: [
+            views(images[i].contiguous(), i.numpy(), 0, 0) for i in torch.arange(count).split(256)
+        ],
+    }
+    return [(name, values, count) for name, values in seconds_in_turns(sides, turns).items()]
+
+
+def on_gpu(turns: int) -> list[tuple[str, list[float], int]]:
+    """The device part of batches of 256 photographs."""
+    views = PhotoViews(published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1]), 256)
+    sizes = [GLOBAL[0]] * 2 + [LOCAL[0]] * 6
+    crops = [torch.randint(0, 256, (256, 3, size, size), dtype=torch.uint8, device="cuda") for size in sizes]
+    sides = {"ours, device part on the GPU": lambda: views.finish(crops, np.arange(256), 0, 0)}
+    return [(name, values, 256) for name, values in seconds_in_turns(sides, turns, torch.cuda.synchronize).items()]
+
+
+def main():
+    made = parser(__doc__)
+    made.add_argument("folder", help="of photographs")
+    arguments = parse(made)
+    torch.set_num_threads(1)
+    where = machine("torch", "torchvision", "pillow")
+    print(in_words(where), flush=True)
+    count, small, turns = (32, 256, 2) if arguments.quick else (160, 1024, 5)
+    rows = from_files(arguments.folder, count, turns) + from_memory(small, turns)
+    if torch.cuda.is_available():
+        rows += on_gpu(turns)
+    print(f"one core; images per second and seconds per {count} images: median (range) of {turns} turns\n")
+    base = {"32²": rows[-2] if not torch.cuda.is_available() else rows[-3]}
+    results = []
+    for name, seconds, images in rows:
+        reference = base.get(name.split(",")[0], rows[0])
+        ratio = median(reference[1]) / reference[2] / (median(seconds) / images)
+        print(f"{name:38}{images / median(seconds):9.1f}  {spread(seconds, 2):22}{ratio:7.2f} times the published")
+        results.append({"side": name, "images": images, "seconds": seconds, "ratio": ratio})
+    write(arguments.json, where, results)
+
+
+if __name__ == "__main__":
+    main()
