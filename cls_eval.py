@@ -1,13 +1,16 @@
-"""Score a trained classifier against labels it never saw: ACC, NMI, AMI, ARI, a confusion matrix and a gallery.
+"""Score clusters against labels that training never saw: ACC, NMI, AMI, ARI, a confusion matrix and a gallery.
 
     python cls_eval.py --checkpoint runs/digits/checkpoint.pt
     python cls_eval.py --checkpoint checkpoint.pt --data ~/pictures --output-dir what-is-in-it
     python cls_eval.py --checkpoint checkpoint.pt --tsne 5                          # and five figures of the features
+    python cls_eval.py --checkpoint moco-v2-800ep --data "$IMAGENET" --kmeans 1000 --fit-share 0.1
 
-The classifier is the one that training named (the lowest training loss, no label involved) unless --classifier is given.
-Without labels only the gallery is drawn.
+The clusters are those of the classifier that training named (the lowest training loss, no label involved) unless
+--classifier is given; with --kmeans those of k-means on the features, which needs no classifier. Without labels only the
+gallery is drawn.
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 from src import config
@@ -22,21 +25,25 @@ def main() -> None:
     from src import distributed, figures
     from src.data.datasets import MemoryImages, open_data
     from src.data.loaders import single_views
+    from src.data.subsets import draw_share, read_list
     from src.data.views import build_views
+    from src.evaluation import kmeans
     from src.evaluation.clustering import SCORES, kmeans_on_pixels, score_classifiers
+    from src.evaluation.knn import unit_rows
+    from src.evaluation.linear import keep_rows
     from src.evaluation.tsne import choose_images, project
     from src.features import extract, predict_clusters
     from src.logs import percent, table, write_json
-    from src.pretrained import load_method
     from src.run import choose_folder, make_folder
 
-    # the method, and the data it was trained on unless other data is given
-    method, state = load_method(options.checkpoint)
+    # the network, and the data it was trained on unless other data is given
+    method, state = load(options)
     trained = state["config"]
     if not options.data and not trained["data"]:
         raise config.InputError(f"--data is missing: {options.checkpoint} does not say what it was trained on")
     source = options if options.data else config.data_of(trained, options)
-    data = open_data(source.data, options.split, source.data_root, source.download, source.subset_file)
+    where = (source.data_root, source.download, source.subset_file)
+    data = open_data(source.data, options.split, *where)
     if data.channels != trained["channels"]:
         raise config.InputError(
             f"--data {source.data}: images have {data.channels} channels, the network takes {trained['channels']}"
@@ -49,30 +56,71 @@ def main() -> None:
         )
     given = Path(options.checkpoint)
     beside = given.parent if given.is_file() else Path("runs") / given.name  # of a released model's name
-    folder = choose_folder(options.output_dir or str(beside), False, "")
-    num_classifiers = len(method.classes)
-    chosen = (
-        options.classifier
-        if options.classifier is not None
-        else state["history"][-1]["classifier"]
-        if state["history"]
-        else 0
-    )
-    if not 0 <= chosen < num_classifiers:
-        raise config.InputError(f"--classifier {chosen}: this checkpoint has classifiers 0 to {num_classifiers - 1}")
+    folder = choose_folder(options.output_dir or str(beside / ("kmeans" if options.kmeans else "")), False, "")
 
-    # the cluster of every image by every classifier
+    # whose clusters are scored: of k-means, which is fitted on training images, or of a classifier
+    if options.kmeans:
+        train = data if options.split == "train" else open_data(source.data, "train", *where)
+        if options.fit_list:
+            rows, which = read_list(train, options.fit_list, "--fit-list"), f"listed in {options.fit_list}"
+        else:
+            labels = torch.where(train.labels < 0, len(train.classes), train.labels)  # without a label: one more class
+            rows = draw_share(labels.numpy(), options.fit_share, options.seed)
+            which = f"{100 * options.fit_share:g} % of each class's"
+        if options.kmeans > len(rows):
+            raise config.InputError(
+                f"--kmeans {options.kmeans} is larger than the {len(rows)} images it is fitted on, of {len(train)} "
+                f"training images ({which}): ask for fewer clusters or fit on more images"
+            )
+        names, sizes, chosen, chosen_by = [f"k-means, {options.layer}"], [options.kmeans], 0, "--kmeans"
+    else:
+        sizes = method.classes
+        names = [f"classifier {k}" for k in range(len(sizes))]
+        if options.classifier is not None:
+            chosen, chosen_by = options.classifier, "--classifier"
+        elif state["history"]:
+            chosen, chosen_by = state["history"][-1]["classifier"], "lowest training loss"
+        else:
+            chosen, chosen_by = 0, "being the first"
+        if not 0 <= chosen < len(sizes):
+            raise config.InputError(f"--classifier {chosen}: this checkpoint has classifiers 0 to {len(sizes) - 1}")
+
+    # the cluster of every image
     device = distributed.start(options.device)
-    method = method.to(device)
+    method = method.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
     views = build_views(source.data, data, *(trained[name] for name in config.VIEW_SETTINGS))
-    batches = single_views(data, views, options.batch_size, device, options.workers)
     autocast = None if options.precision == "float32" else getattr(torch, options.precision)
-    clusters, confidences = predict_clusters(method, batches, len(data), autocast)
+
+    def features_of(images, split: str, layer: str) -> torch.Tensor:
+        how = (options.batch_size, device, options.workers, autocast, options.features_cache)
+        return extract(method, images, split, views, layer, *how)
+
+    if options.kmeans:
+        to_cluster = features_of(data, options.split, options.layer)
+        if options.split == "train":
+            fitted_on = to_cluster[rows]
+        elif options.features_cache:  # a cache is for the whole split: the next evaluation may take another share
+            fitted_on = features_of(train, "train", options.layer)[rows]
+        else:
+            fitted_on = features_of(keep_rows(train, rows), "train", options.layer)
+        if options.normalize:
+            fitted_on, to_cluster = (unit_rows(each, torch.float32) for each in (fitted_on, to_cluster.clone()))
+        fit = kmeans.fit(fitted_on.to(device), options.kmeans, options.init, options.restarts, options.seed)
+        found = kmeans.assign(to_cluster.to(device), fit.centroids)
+        clusters, confidences = (each.cpu().numpy()[None] for each in found)
+        protocol = (
+            f"one central view per image, output of the {options.layer}{' at unit length' * options.normalize}; k-means with "
+            f"{options.kmeans} clusters, the best of {options.restarts} starts ({options.init}, seed {options.seed}), fitted "
+            f"on {len(rows)} training images ({which})"
+        )
+    else:
+        batches = single_views(data, views, options.batch_size, device, options.workers)
+        clusters, confidences = predict_clusters(method, batches, len(data), autocast)
+        protocol = "one central view per image, arg-max"
     if options.tsne:
-        features = extract(
-            method, data, options.split, views, "backbone", options.batch_size, device, options.workers, autocast
-        ).numpy()
+        features = features_of(data, options.split, "backbone").numpy()
     if not distributed.is_main():
+        distributed.stop()
         return
     make_folder(folder)
 
@@ -82,39 +130,41 @@ def main() -> None:
         "checkpoint": str(options.checkpoint),
         "method": trained["method"],
         "arch": trained["arch"],
-        "epochs": state["epoch"],
+        "epochs": state.get("epoch"),
         "seed": trained["seed"],
         "data": source.data,
         "subset_file": source.subset_file,
         "split": options.split,
         "images": len(data),
         "labelled_images": len(labelled),
-        "classifier": chosen,
-        "classifier_chosen_by": "--classifier"
-        if options.classifier is not None
-        else "lowest training loss"
-        if state["history"]
-        else "being the first",
-        "protocol": "one central view per image, arg-max; NMI and AMI arithmetic; ACC by Hungarian matching, over-clustering rule",
-        "cluster_sizes": np.bincount(clusters[chosen], minlength=method.classes[chosen]).tolist(),
+        "classifier": None if options.kmeans else chosen,
+        "classifier_chosen_by": chosen_by,
+        "protocol": f"{protocol}; NMI and AMI arithmetic; ACC by Hungarian matching, over-clustering rule",
+        "cluster_sizes": np.bincount(clusters[chosen], minlength=sizes[chosen]).tolist(),
     }
+    if options.kmeans:
+        settings = {field.name: getattr(options, field.name) for field in fields(config.KMeansOptions)}
+        fitted = {"fit_images": len(rows), "inertia": fit.inertia, "iterations": fit.iterations, "best": fit.restart}
+        result["kmeans"] = {"clusters": settings.pop("kmeans"), **settings, **fitted, "features": fitted_on.shape[1]}
     gallery = folder / "gallery.png"
     if not len(labelled):
         figures.gallery(gallery, data.picture, None, clusters[chosen], confidences[chosen], None, None)
         write_json(folder / "cls_eval.json", result)
         used = len(np.unique(clusters[chosen]))
         print(f"{len(data)} images in {used} cluster{'s' * (used > 1)}; no labels, so no scores: see {gallery}")
+        distributed.stop()
         return
 
     scores = score_classifiers(labels, clusters)
     mapping = scores[chosen]["mapping"]
     result |= {name: scores[chosen][name] for name in SCORES}
     result["mapping"] = {str(cluster): label for cluster, label in mapping.items()}
-    result["classifiers"] = [{name: score[name] for name in (*SCORES, "used")} for score in scores]
+    if not options.kmeans:
+        result["classifiers"] = [{name: score[name] for name in (*SCORES, "used")} for score in scores]
     rows = [
-        [f"classifier {k}" + " (chosen)" * (k == chosen), str(method.classes[k]), str(scores[k]["used"])]
-        + [percent(scores[k][name]) for name in SCORES]
-        for k in range(num_classifiers)
+        [name + " (chosen)" * (k == chosen and not options.kmeans), str(size), str(score["used"])]
+        + [percent(score[of]) for of in SCORES]
+        for k, (name, size, score) in enumerate(zip(names, sizes, scores, strict=True))
     ]
     if options.pixel_kmeans:
         train = open_data(source.data, "train", source.data_root, False, source.subset_file)
@@ -144,6 +194,25 @@ def main() -> None:
     print(table(["", "clusters", "used", *(name.upper() for name in SCORES)], rows))
     drawn = ["confusion.png", "gallery.png", *(f"tsne_{seed}.png" for seed in range(options.tsne))]
     print(f"wrote cls_eval.json, {', '.join(drawn)} to {folder}")
+    distributed.stop()
+
+
+def load(options: config.ClsEvalOptions):
+    """The network with what is needed of it, and the rest of the checkpoint."""
+    from torch import nn
+
+    from src.pretrained import load_backbone, load_method
+
+    if options.kmeans and options.layer == "backbone":
+        backbone, state = load_backbone(options.checkpoint, options.arch)
+        return nn.ModuleDict({"backbone": backbone}), state
+    try:
+        return load_method(options.checkpoint)
+    except config.InputError as error:
+        if "without classifiers" not in str(error):
+            raise
+        hint = "drop --layer head" if options.kmeans else "--kmeans K clusters the features of any backbone"
+        raise config.InputError(f"{error}; {hint}") from None
 
 
 if __name__ == "__main__":

@@ -220,24 +220,52 @@ FREE_TO_CHANGE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClsEvalOptions(DeviceOptions, DataOptions):
+class KMeansOptions:
+    """k-means on features"""
+
+    kmeans: int = 0  # clusters of k-means on features, which are scored instead of the classifiers'; 0: none
+    arch: str = ""  # of a released backbone, where its file does not say; default: resnet50
+    layer: Literal["backbone", "head"] = "backbone"  # whose output is clustered; head: the embedding behind it
+    normalize: bool = False  # bring features to unit length first
+    fit_share: float = 1.0  # of each class's training images that it is fitted on: 0.1 as published, drawn by --seed
+    fit_list: str = ""  # file of those images instead, one a line: CLASS/NAME or NAME, or positions in memory
+    init: Literal["k-means++", "random"] = "k-means++"  # where it begins; random: at images drawn by --seed
+    restarts: int = 10  # how often it begins; the fit with the smallest squared distances counts
+    seed: int = 0  # of the draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClsEvalOptions(KMeansOptions, DeviceOptions, DataOptions):
     """evaluation"""
 
-    checkpoint: str = ""  # file of train.py or of the authors, or a name of `python -m src.pretrained list`
+    checkpoint: str = ""  # file of train.py or of others, or a name of `python -m src.pretrained list`
     split: Literal["train", "test"] = "test"  # of the data
     classifier: int | None = None  # which one to score; default: the one that training named
     batch_size: int = 256  # images per forward pass and rank
+    features_cache: str = ""  # folder of features; those found there are taken, others left there
     pixel_kmeans: bool = False  # also score k-means on raw pixels; for small images held in memory
     tsne: int = 0  # figures of the backbone's features by t-SNE, each of other classes, drawn at random
     tsne_classes: int = 10  # classes in each of them; 0: all
-    output_dir: str = ""  # for cls_eval.json and the figures; default: beside the checkpoint
+    output_dir: str = (
+        ""  # for cls_eval.json and the figures; default: beside the checkpoint, of --kmeans its folder kmeans/
+    )
 
     def __post_init__(self):
         if not self.checkpoint:
             raise InputError("--checkpoint is missing: name a file written by train.py, or a released model")
         if self.data:
             super().__post_init__()
-        require_at_least(self, batch_size=1, tsne=0, tsne_classes=0)
+        require_at_least(self, batch_size=1, tsne=0, tsne_classes=0, kmeans=0, restarts=1, seed=0)
+        require_positive(self, "fit_share")
+        for field in fields(KMeansOptions):
+            if not self.kmeans and getattr(self, field.name) != field.default:
+                raise InputError(f"{flag(field.name)} is for k-means, which --kmeans asks for: give that, or drop this")
+        if self.kmeans and self.classifier is not None:
+            raise InputError("--kmeans and --classifier both name the clusters to score: drop one")
+        if self.fit_share > 1:
+            raise InputError(f"--fit-share is {self.fit_share}: expected a fraction, 0.1 for 10 %")
+        if self.fit_share < 1 and self.fit_list:
+            raise InputError("--fit-share and --fit-list both choose the images to fit on: drop one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -598,7 +626,7 @@ def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:
     """The command line of cls_eval.py."""
     parser = OneLineParser(prog="cls_eval.py", allow_abbrev=False, description="Score clusters against labels.")
     source = Path(__file__).read_text()
-    for group in (ClsEvalOptions, DataOptions, DeviceOptions):
+    for group in (ClsEvalOptions, KMeansOptions, DataOptions, DeviceOptions):
         defaults = {"data": ""} if group is DataOptions else {}  # that of the checkpoint
         add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
     return collect(ClsEvalOptions, parser.parse_args(argv))

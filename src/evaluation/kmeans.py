@@ -1,0 +1,326 @@
+"""Lloyd's k-means on features, on a CPU or a GPU, with the distances that cannot matter left out.
+
+k-means++: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding", SODA 2007, the greedy form of their
+section on experiments. Bounds: Elkan, "Using the Triangle Inequality to Accelerate k-Means", ICML 2003, one lower bound for a
+group of centroids as in Ding et al., "Yinyang K-Means", ICML 2015. They skip work and change no assignment beyond rounding.
+
+Legend: N rows of F features, K centroids in G groups of M.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import distributed
+
+CHUNK = 1 << 22  # entries of a rows × centroids or rows × features matrix that exist at once
+GROUP = 50  # centroids that share a lower bound
+MOST = 0.4  # share of centroids that rows must be compared with, above which all of them at once are faster
+
+
+class Fit(NamedTuple):
+    """Centroids (K, F) on the features' device, the sum of squared distances to them, and how they were found."""
+
+    centroids: Tensor
+    inertia: float
+    iterations: int
+    restart: int
+
+
+@torch.no_grad()
+def fit(
+    features: Tensor,
+    num_clusters: int,
+    init: str = "k-means++",
+    restarts: int = 1,
+    seed: int = 0,
+    max_iterations: int = 300,
+    tolerance: float = 1e-4,
+) -> Fit:
+    """The best of several k-means, by the sum of squared distances. To be called on all ranks, with the same rows.
+
+    Ranks share the restarts. Which of them does one does not change what comes out, so any number of ranks, on one kind of
+    hardware, finds the same centroids.
+
+    Args:
+        features: (N, F) float32 or float64.
+        num_clusters: K, at most N.
+        init: "k-means++" or "random", which draws K different rows.
+        restarts: how often to begin, each time with other draws by `seed`.
+        max_iterations, tolerance: as for `lloyd`.
+
+    Raises:
+        ValueError: if K is not from 1 to N, or `init` or `restarts` not as above.
+    """
+    if not 1 <= num_clusters <= len(features):
+        raise ValueError(f"num_clusters must be from 1 to {len(features)}, the number of rows, got {num_clusters}")
+    if init not in ("k-means++", "random") or restarts < 1:
+        raise ValueError(f"need init k-means++ or random and restarts >= 1, got {init} and {restarts}")
+    ranks, rank = distributed.world_size(), distributed.rank()
+    best = None
+    # Every rank does equally many, some of them twice: a rank without one would wait for the others, perhaps too long.
+    for restart in sorted({(rank + turn) % restarts for turn in range(0, math.ceil(restarts / ranks) * ranks, ranks)}):
+        rng = np.random.default_rng([seed, restart])
+        if init == "random":
+            rows = torch.from_numpy(rng.choice(len(features), num_clusters, replace=False))
+        else:
+            rows = plus_plus(features, num_clusters, rng)
+        found = Fit(*lloyd(features, features[rows], max_iterations, tolerance), restart)
+        if best is None or found.inertia < best.inertia:
+            best = found
+    if ranks == 1:
+        return best
+    every = distributed.gather_no_grad(
+        torch.tensor([[best.inertia, best.restart, best.iterations]], dtype=torch.float64)
+    )
+    winner = min(range(ranks), key=lambda r: every[r, :2].tolist())
+    centroids = best.centroids if rank == winner else torch.zeros_like(best.centroids)
+    inertia, restart, iterations = every[winner].tolist()
+    return Fit(distributed.sum_over_ranks(centroids), inertia, int(iterations), int(restart))
+
+
+@torch.no_grad()
+def plus_plus(features: Tensor, num_clusters: int, rng: np.random.Generator) -> Tensor:
+    """Rows to begin with, (K,) long: each drawn with a probability in proportion to its squared distance from those before.
+
+    Greedy: of 2 + log K draws the one that leaves the smallest sum of squared distances. Equal rows are drawn only where
+    there are not enough different ones.
+    """
+    N = len(features)
+    trials = 2 + int(math.log(num_clusters))
+    chosen = [int(rng.integers(N))]
+    closest = torch.full((N, 1), math.inf, dtype=features.dtype, device=features.device)
+    closer = closest.expand(N, trials).contiguous()
+    squares, middle = _centre(features)
+
+    def compare(candidates: list[int]) -> Tensor:
+        """What is left with each of (T,) candidates, (T,) float64; fills `closer`."""
+        left = torch.zeros(len(candidates), dtype=torch.float64, device=features.device)
+        small, offset = _prepare(features[candidates], middle)
+        for part in _chunks(N, max(features.shape[1], trials)):
+            scores = torch.addmm(offset, features[part], small.T, alpha=-2)
+            distances = scores.add_(squares[part, None]).clamp_(min=0)
+            closer[part, : len(candidates)] = torch.minimum(distances, closest[part])
+            left += closer[part, : len(candidates)].sum(dim=0, dtype=torch.float64)
+        return left
+
+    compare(chosen)
+    closest.copy_(closer[:, :1])
+    while len(chosen) < num_clusters:
+        closest[chosen[-1]] = 0  # not only nearly
+        total = closest[:, 0].double().cpu().numpy().cumsum()
+        if total[-1] > 0:
+            drawn = np.searchsorted(total, rng.random(trials) * total[-1], side="right").clip(max=N - 1)
+        else:
+            drawn = rng.choice(np.setdiff1d(np.arange(N), chosen), 1)
+        best = int(compare(drawn.tolist()).argmin())
+        chosen.append(int(drawn[best]))
+        closest.copy_(closer[:, best : best + 1])
+    return torch.tensor(chosen)
+
+
+@torch.no_grad()
+def lloyd(
+    features: Tensor, centroids: Tensor, max_iterations: int = 300, tolerance: float = 1e-4
+) -> tuple[Tensor, float, int]:
+    """k-means from given centroids: each row joins the nearest one, each centroid becomes the mean of its rows.
+
+    Ends when no row changes its centroid, when the squared distances that centroids move add up to at most `tolerance` ×
+    the mean variance of a feature, or after `max_iterations`; so does scikit-learn's. A centroid that is left without rows
+    moves to the row farthest from its own centroid, which it takes with it; two such centroids to the two farthest, and so on.
+
+    Memory beyond the features: N / GROUP × K bounds, and a chunk.
+
+    Args:
+        features: (N, F) float32 or float64.
+        centroids: (K, F) on the same device.
+
+    Returns:
+        Centroids (K, F), the sum of squared distances of the rows to their nearest one, iterations done.
+    """
+    limit = tolerance * features.var(dim=0, correction=0).mean().item()
+    search = _Search(features, len(centroids))
+    before = None
+    iterations = 0
+    while iterations < max_iterations:
+        iterations += 1
+        owner = search.nearest(centroids)
+        empty = (torch.bincount(owner, minlength=len(centroids)) == 0).nonzero()[:, 0]
+        if len(empty):
+            far = _own_distances(features, owner, centroids).topk(len(empty))
+            moving = far.values > 0  # or all rows lie on centroids, and there is nothing to give
+            search.give(far.indices[moving], empty[moving])
+        if before is not None and torch.equal(owner, before):
+            break
+        moved = _means(features, owner, centroids)
+        shift = (moved - centroids).norm(dim=1)
+        search.move(shift)
+        centroids, before = moved, owner.clone()
+        if shift.square().sum().item() <= limit:
+            break
+    owner = search.nearest(centroids)
+    return centroids, _own_distances(features, owner, centroids).sum(dtype=torch.float64).item(), iterations
+
+
+@torch.no_grad()
+def assign(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centroid of each row.
+
+    Returns:
+        (N,) long, and (N,) how sure that is, in [0, 1]: 1 - distance / distance to the second nearest; 1 with one centroid.
+    """
+    clusters = torch.empty(len(features), dtype=torch.long, device=features.device)
+    sure = torch.ones(len(features), dtype=features.dtype, device=features.device)
+    squares, middle = _centre(features)
+    small, offset = _prepare(centroids, middle)
+    for part in _chunks(len(features), max(centroids.shape)):
+        scores = torch.addmm(offset, features[part], small.T, alpha=-2)
+        nearest = scores.topk(min(2, len(centroids)), dim=1, largest=False)
+        clusters[part] = nearest.indices[:, 0]
+        if len(centroids) > 1:
+            own, second = _distances(nearest.values, squares[part, None]).unbind(dim=1)
+            sure[part] = torch.where(second > 0, 1 - own / second, 0.0)
+    return clusters, sure
+
+
+# ---- distances ------------------------------------------------------------------------------------------------------
+# |x - c|² = |x - m|² + |c - m|² + 2 m·(c - m) - 2 x·(c - m), with m the mean of the rows: so features far from the origin
+# lose no digits, and need no centred copy. A score is what depends on c.
+
+
+def _centre(features: Tensor) -> tuple[Tensor, Tensor]:
+    """|x - m|² of each row, (N,), and m, (F,)."""
+    middle = features.mean(dim=0, dtype=torch.float64).to(features.dtype)
+    squares = features.new_empty(len(features))
+    for part in _chunks(*features.shape):
+        squares[part] = (features[part] - middle).square_().sum(dim=1)
+    return squares, middle
+
+
+def _prepare(centroids: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+    """c - m, (K, F), and |c - m|² + 2 m·(c - m), (K,): a score is the second - 2 x·the first."""
+    small = centroids - middle
+    wide = small.double()
+    return small, (wide.square().sum(dim=1) + 2 * wide @ middle.double()).to(centroids.dtype)
+
+
+def _distances(scores: Tensor, squares: Tensor) -> Tensor:
+    return (scores + squares).clamp_(min=0).sqrt_()
+
+
+def _own_distances(features: Tensor, owner: Tensor, centroids: Tensor) -> Tensor:
+    """(N,) squared distance of each row to its centroid."""
+    found = features.new_empty(len(features))
+    for part in _chunks(*features.shape):
+        found[part] = (features[part] - centroids[owner[part]]).square_().sum(dim=1)
+    return found
+
+
+def _means(features: Tensor, owner: Tensor, centroids: Tensor) -> Tensor:
+    """(K, F) mean of each centroid's rows, or the centroid if it has none. In the order of rows, so always the same."""
+    counts = torch.bincount(owner, minlength=len(centroids))
+    order = owner.argsort(stable=True)
+    sums = F.embedding_bag(
+        order, features, counts.cumsum(0) - counts, mode="sum"
+    )  # of consecutive stretches of `order`
+    return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)
+
+
+def _size(width: int) -> int:
+    """Rows of a chunk."""
+    return max(CHUNK // width, 1)
+
+
+def _chunks(rows: int, width: int) -> list[slice]:
+    return [slice(start, min(start + _size(width), rows)) for start in range(0, rows, _size(width))]
+
+
+# ---- the search -----------------------------------------------------------------------------------------------------
+
+
+class _Search:
+    """Nearest centroids again and again, while centroids move little.
+
+    `upper` is at least a row's distance to its own centroid, `lower` at most its distance to any other of a group. When
+    centroids move by `shift`, the one grows and the other shrinks by no more than that. As long as upper <= lower no
+    centroid of that group can be nearer.
+    """
+
+    def __init__(self, features: Tensor, num_clusters: int):
+        N, K = len(features), num_clusters
+        self.features, self.K = features, K
+        self.size = K if K <= 2 * GROUP else GROUP  # M
+        self.groups = math.ceil(K / self.size)
+        self.squares, self.middle = _centre(features)
+        self.owner = torch.zeros(N, dtype=torch.long, device=features.device)
+        self.upper = features.new_full((N,), math.inf)
+        self.lower = features.new_zeros(self.groups, N)
+
+    def move(self, shift: Tensor) -> None:
+        """Centroids have moved by (K,) distances."""
+        self.upper += shift[self.owner]
+        self.lower -= self._pad(shift, 0.0).view(self.groups, self.size).amax(dim=1)[:, None]
+
+    def give(self, rows: Tensor, owner: Tensor) -> None:
+        """Rows get another centroid than the nearest."""
+        self.owner[rows] = owner
+        self.lower[:, rows] = 0  # nothing is known of the one they had
+
+    def nearest(self, centroids: Tensor) -> Tensor:
+        """(N,) nearest centroid of each row."""
+        small, offset = _prepare(centroids, self.middle)
+        small, offset = self._pad(small, 0.0), self._pad(offset, math.inf)
+        width = self.features.shape[1]
+        for rows in (self.upper > self.lower.amin(dim=0)).nonzero()[:, 0].split(_size(width)):
+            own = centroids.index_select(0, self.owner[rows])
+            self.upper[rows] = own.sub_(self.features.index_select(0, rows)).square_().sum(dim=1).sqrt_()
+        if (self.upper > self.lower).float().mean() > MOST:
+            for part in _chunks(len(self.features), max(len(small), width)):
+                self._compare_all(part, small, offset)
+            return self.owner
+        for group in range(self.groups):
+            part = slice(group * self.size, (group + 1) * self.size)
+            for rows in (self.upper > self.lower[group]).nonzero()[:, 0].split(_size(max(self.size, width))):
+                self._compare(rows, small[part], offset[part], group)
+        return self.owner
+
+    def _compare_all(self, part: slice, small: Tensor, offset: Tensor) -> None:
+        """Compare rows with all centroids."""
+        scores = torch.addmm(offset, self.features[part], small.T, alpha=-2).view(-1, self.groups, self.size)
+        nearest = scores.amin(dim=2)  # (B, G)
+        row, group = torch.arange(len(scores), device=scores.device), nearest.argmin(dim=1)
+        inside = scores[row, group]  # (B, M)
+        own, place = inside.min(dim=1)
+        inside[row, place] = math.inf
+        nearest[row, group] = inside.amin(dim=1)
+        self.owner[part] = group * self.size + place
+        self.upper[part] = _distances(own, self.squares[part])
+        self.lower[:, part] = _distances(nearest.T, self.squares[part])
+
+    def _compare(self, rows: Tensor, small: Tensor, offset: Tensor, group: int) -> None:
+        """Compare rows with the centroids of a group in which there may be a nearer one than their own."""
+        scores = torch.addmm(offset, self.features.index_select(0, rows), small.T, alpha=-2)  # (B, M)
+        squares, before, own = self.squares[rows], self.upper[rows], self.owner[rows]
+        mine = (own // self.size == group).nonzero()[:, 0]
+        scores[mine, own[mine] % self.size] = math.inf
+        score, place = scores.min(dim=1)
+        found = _distances(score, squares)
+        self.lower[group, rows] = found
+        better = (found < before).nonzero()[:, 0]
+        rows, own, before, place = rows[better], own[better], before[better], place[better]
+        self.owner[rows], self.upper[rows] = group * self.size + place, found[better]
+        others = scores.index_select(0, better)
+        others[torch.arange(len(better), device=rows.device), place] = math.inf
+        self.lower[group, rows] = _distances(others.amin(dim=1), squares[better])
+        # The centroid that was left is now one of the others of its group.
+        left = own // self.size
+        self.lower[left, rows] = torch.minimum(self.lower[left, rows], before)
+
+    def _pad(self, values: Tensor, filling: float) -> Tensor:
+        """K entries filled up to whole groups."""
+        more = self.groups * self.size - self.K
+        return torch.cat([values, values.new_full((more, *values.shape[1:]), filling)])

@@ -1,0 +1,376 @@
+"""k-means against scikit-learn's from the same start, by hand, over ranks; and cls_eval.py --kmeans as a user types it."""
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.cluster import KMeans, kmeans_plusplus
+from sklearn.metrics import adjusted_mutual_info_score
+from torchvision import models
+
+import cls_eval
+from src import checkpoint, config
+from src.config import InputError, KMeansOptions, as_plain, parse_cls_eval, parse_train
+from src.data.datasets import open_data
+from src.data.subsets import draw_share
+from src.evaluation import kmeans
+from src.methods import build_method
+from src.pretrained import load_method
+
+
+def blobs(N=1500, width=12, centres=40, spread=0.6, offset=0.0, seed=0):
+    """Overlapping groups of rows: k-means takes tens of iterations."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(centres, width))[rng.integers(centres, size=N)] + spread * rng.normal(size=(N, width))
+    return torch.from_numpy(rows + offset)
+
+
+def theirs(rows, start, **settings):
+    return KMeans(len(start), init=start.numpy(), n_init=1, algorithm="lloyd", **settings).fit(rows.numpy())
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 5000])
+@pytest.mark.parametrize(("group", "most"), [(50, 0.4), (7, 0.0), (7, 1.0), (7, 0.4), (60, 0.4)])
+def test_lloyd_takes_the_way_of_scikit_learn(monkeypatch, chunk, group, most):
+    monkeypatch.setattr(kmeans, "CHUNK", chunk)
+    monkeypatch.setattr(kmeans, "GROUP", group)
+    monkeypatch.setattr(kmeans, "MOST", most)
+    rows = blobs()
+    start = rows[:45].clone()
+    for settings, ours in (({}, {}), ({"max_iter": 3}, {"max_iterations": 3}), ({"tol": 0}, {"tolerance": 0})):
+        expected = theirs(rows, start, **settings)
+        centroids, inertia, iterations = kmeans.lloyd(rows, start, **ours)
+        assert iterations == expected.n_iter_
+        assert inertia == pytest.approx(expected.inertia_, rel=1e-10)
+        assert np.allclose(centroids, expected.cluster_centers_, rtol=0, atol=1e-9)
+        assert np.array_equal(kmeans.assign(rows, centroids)[0], expected.labels_)
+    assert iterations > 15
+    assert torch.equal(start, rows[:45])
+
+
+def test_float32_far_from_the_origin_keeps_its_digits():
+    rows = blobs(offset=300.0)
+    expected = theirs(rows, rows[:45].clone())
+    centroids, inertia, _ = kmeans.lloyd(rows.float(), rows[:45].float())
+    assert inertia == pytest.approx(expected.inertia_, rel=2e-3)
+    clusters, _ = kmeans.assign(rows.float(), centroids)
+    exact = torch.cdist(rows, centroids.double()).argmin(dim=1)
+    assert (clusters == exact).float().mean() > 0.999
+
+
+def test_an_empty_centroid_takes_the_farthest_row():
+    rows = torch.tensor([[0.0], [1.0], [10.0], [11.0], [100.0]])
+    # by distance: 0 and 1 to the first, the rest to the second, nothing to the third, which takes 100
+    start = torch.tensor([[0.5], [12.0], [-5000.0]])
+    centroids, inertia, _ = kmeans.lloyd(rows, start)
+    assert centroids.flatten().tolist() == [0.5, 10.5, 100.0]
+    assert inertia == 1.0
+    assert theirs(rows, start).cluster_centers_.flatten().tolist() == [0.5, 10.5, 100.0]
+
+
+def test_more_empty_centroids_than_different_rows_stay_where_they_are():
+    rows = torch.tensor([[0.0, 0.0]] * 4 + [[2.0, 0.0]] * 3)
+    for init in ("random", "k-means++"):
+        found = kmeans.fit(rows, 5, init, restarts=2)
+        assert found.inertia == 0
+        assert found.centroids.isfinite().all()
+        assert len(kmeans.assign(rows, found.centroids)[0].unique()) == 2
+    far = torch.tensor([[9.0, 9.0]])
+    assert kmeans.lloyd(rows, torch.cat([rows[[0, 4]], far]))[0].tolist() == [[0, 0], [2, 0], [9, 9]]
+
+
+def test_many_empty_centroids_end_where_scikit_learn_ends():
+    rows = blobs(N=400, centres=30, seed=3)
+    start = torch.cat([rows[:20], torch.full((15, 12), 1e3, dtype=torch.float64) + torch.arange(15)[:, None]])
+    expected = theirs(rows, start)
+    centroids, inertia, _ = kmeans.lloyd(rows, start)
+    assert inertia == pytest.approx(expected.inertia_, rel=1e-9)
+    assert len(kmeans.assign(rows, centroids)[0].unique()) == 35
+
+
+@pytest.mark.parametrize("most", [0.0, 1.0])  # all centroids at once; group by group
+def test_nothing_is_looked_at_twice_but_what_was_given_away(monkeypatch, most):
+    monkeypatch.setattr(kmeans, "MOST", most)
+    rows = blobs(N=50)
+    search = kmeans._Search(rows, 3)
+    nearest = search.nearest(rows[:3]).clone()
+    assert (search.upper < search.lower).all()
+    search.give(torch.arange(10, 20), (nearest[10:20] + 1) % 3)
+    assert torch.equal(search.nearest(rows[:3]), nearest)
+
+
+def test_one_cluster_and_a_cluster_for_each_row():
+    rows = blobs(N=60)
+    one = kmeans.fit(rows, 1)
+    assert np.allclose(one.centroids, rows.mean(dim=0, keepdim=True))
+    assert one.inertia == pytest.approx(((rows - rows.mean(dim=0)) ** 2).sum().item())
+    assert kmeans.assign(rows, one.centroids)[1].tolist() == [1.0] * 60
+    assert kmeans.fit(rows, 60).inertia == 0
+    for K in (0, 61):
+        with pytest.raises(ValueError, match=f"num_clusters must be from 1 to 60, .* got {K}"):
+            kmeans.fit(rows, K)
+
+
+def test_how_sure_an_assignment_is():
+    centroids = torch.tensor([[0.0], [4.0], [4.0]])
+    clusters, sure = kmeans.assign(torch.tensor([[0.0], [1.0], [2.0], [4.0], [-4.0]]), centroids)
+    assert clusters[:2].tolist() == [0, 0]
+    assert sure.tolist() == pytest.approx([1, 1 - 1 / 3, 0, 0, 0.5], abs=1e-6)
+
+
+def test_plus_plus_finds_far_groups_and_is_as_good_as_scikit_learns():
+    far = blobs(N=600, centres=30, spread=1e-3, seed=1)
+    for seed in range(5):
+        chosen = far[kmeans.plus_plus(far, 30, np.random.default_rng(seed))]
+        assert (torch.cdist(far, chosen).amin(dim=1) < 0.1).all()  # a row of every group
+    rows = blobs(spread=2.0)
+
+    def left(chosen) -> float:
+        return torch.cdist(rows, rows[chosen]).amin(dim=1).square().sum().item()
+
+    ours = [left(kmeans.plus_plus(rows, 40, np.random.default_rng(seed))) for seed in range(10)]
+    others = [left(kmeans_plusplus(rows.numpy(), 40, random_state=seed)[1]) for seed in range(10)]
+    random = [left(np.random.default_rng(seed).choice(len(rows), 40, replace=False)) for seed in range(10)]
+    assert np.mean(ours) == pytest.approx(np.mean(others), rel=0.03)
+    assert np.mean(ours) < 0.97 * np.mean(random)
+
+
+def test_the_best_restart_counts_and_the_seed_decides():
+    rows = blobs()
+    each = []
+    for restart in range(4):
+        start = np.random.default_rng([7, restart]).choice(len(rows), 45, replace=False)
+        each.append(kmeans.lloyd(rows, rows[start]))
+    inertias = [inertia for _, inertia, _ in each]
+    best = int(np.argmin(inertias))
+    found = kmeans.fit(rows, 45, "random", restarts=4, seed=7)
+    assert (found.restart, found.inertia, found.iterations) == (best, inertias[best], each[best][2])
+    assert torch.equal(found.centroids, each[best][0])
+    assert best > 0
+    assert kmeans.fit(rows, 45, "random", restarts=4, seed=8).inertia != found.inertia
+    one, two = (kmeans.fit(rows, 45, seed=1) for _ in range(2))
+    assert torch.equal(one.centroids, two.centroids)
+
+
+@pytest.mark.slow
+def test_ranks_share_the_restarts_and_find_the_same(run_ranks):
+    code = """
+        from src.evaluation import kmeans
+        rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+        found = [kmeans.fit(rows, 20, "random", restarts, 2)._asdict() for restarts in (5, 1)]
+        torch.save(found, out / f"{rank}.pt")
+    """
+    rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    expected = [kmeans.fit(rows, 20, "random", restarts, 2) for restarts in (5, 1)]
+    assert expected[0].restart == 1  # of rank 1
+    for found in run_ranks(2, code):
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.pop("centroids"), other.centroids)
+            assert one == {name: value for name, value in other._asdict().items() if name != "centroids"}
+
+
+# ---- cls_eval.py ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A checkpoint of a network with random weights, which is all that k-means asks for."""
+    options, name, knobs = parse_train(["--classes", "10", "10", "20", "--data", "digits"])
+    torch.manual_seed(0)
+    size, crops = options.global_crops_size, options.global_crops_number
+    method = build_method(name, knobs, options.arch, 1, size, options.patch_size, crops)
+    settings = {"method": name, "channels": 1, **as_plain(options), **as_plain(knobs)}
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
+    checkpoint.save(path, {"config": settings, "history": [], "epoch": 0, "model": method.state_dict()})
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the script in this process; what it wrote, and what it printed."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["cls_eval.py", *map(str, words), "--output-dir", str(tmp_path / "out")])
+        cls_eval.main()
+        return json.loads((tmp_path / "out" / "cls_eval.json").read_text()), capsys.readouterr().out
+
+    return run
+
+
+def digit_features(path, layer="backbone"):
+    """Features of both splits straight from the network, and their labels."""
+    method, _ = load_method(path)
+    found = []
+    for split in ("train", "test"):
+        data = open_data("digits", split)
+        with torch.no_grad():
+            images = 2 * (data.images.float() / 255) - 1
+            found.append(
+                (method.backbone(images) if layer == "backbone" else method.embed(images), data.labels.numpy())
+            )
+    return found
+
+
+def check(result, fitted_on, tested, labels, K, **settings):
+    """The written numbers are those of these features."""
+    fit = kmeans.fit(fitted_on, K, **settings)
+    clusters = torch.cdist(tested.double(), fit.centroids.double()).argmin(dim=1)
+    assert result["kmeans"]["inertia"] == pytest.approx(fit.inertia, rel=1e-4)
+    assert result["ami"] == pytest.approx(adjusted_mutual_info_score(labels, clusters), abs=1e-3)
+    assert result["cluster_sizes"] == torch.bincount(clusters, minlength=K).tolist()
+    assert result["kmeans"]["fit_images"] == len(fitted_on)
+
+
+def test_the_written_numbers_are_those_of_the_features(trained, run, tmp_path):
+    (train, train_labels), (test, labels) = digit_features(trained)
+    result, printed = run("--checkpoint", trained, "--kmeans", "10", "--features-cache", tmp_path / "cache")
+    check(result, train, test, labels, 10, restarts=10)
+    assert result["ami"] > 0.4
+    assert (
+        re.search(r"^k-means, backbone +10 +10 +[\d.]+ +[\d.]+ +(.+?) ", printed, re.M)[1]
+        == f"{100 * result['ami']:.1f}"
+    )
+    assert (result["classifier"], "classifiers" in result) == (None, False)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cls_eval.json", "confusion.png", "gallery.png"}
+
+    words = ("--kmeans", "12", "--fit-share", "0.1", "--seed", "3", "--restarts", "2", "--init", "random")
+    result, printed = run("--checkpoint", trained, *words, "--features-cache", tmp_path / "cache")
+    assert printed.count("taken from") == 2
+    rows = draw_share(train_labels, 0.1, 3)
+    check(result, train[rows], test, labels, 12, restarts=2, seed=3, init="random")
+    again, printed = run("--checkpoint", trained, *words)
+    assert "taken from" not in printed
+    assert again["kmeans"]["inertia"] == pytest.approx(result["kmeans"]["inertia"], rel=1e-5)
+
+
+def test_the_head_at_unit_length_from_a_list_applied_to_the_training_split(trained, run, tmp_path):
+    (train, labels), _ = digit_features(trained, "head")
+    (tmp_path / "list.txt").write_text("".join(f"{i}\n" for i in range(0, 600, 2)))
+    words = (
+        "--layer",
+        "head",
+        "--normalize",
+        "--fit-list",
+        tmp_path / "list.txt",
+        "--split",
+        "train",
+        "--restarts",
+        "1",
+    )
+    result, _ = run("--checkpoint", trained, "--kmeans", "8", *words)
+    train = torch.nn.functional.normalize(train)
+    check(result, train[0:600:2], train, labels, 8)
+    assert (result["images"], result["kmeans"]["normalize"]) == (1437, True)
+
+
+def test_normalize_changes_what_is_clustered(trained, run):
+    (train, _), (test, labels) = digit_features(trained)
+    result, _ = run("--checkpoint", trained, "--kmeans", "10", "--normalize", "--restarts", "1")
+    check(result, *map(torch.nn.functional.normalize, (train, test)), labels, 10)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three colours as classes, five training and two validation images of each."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 5), ("val", 2)):
+        for colour in range(3):
+            place = tmp_path / "data" / split / "rgb"[colour]
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 40, 3)) // 8 + 200 * np.eye(3, dtype=int)[colour]
+                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{colour}{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def moco(tmp_path):
+    """A file as MoCo v2 leaves it, of a ResNet-18 with random weights."""
+    torch.manual_seed(0)
+    state = {f"module.encoder_q.{name}": value for name, value in models.resnet18().state_dict().items()}
+    torch.save({"epoch": 7, "arch": "resnet18", "state_dict": state}, tmp_path / "moco.pth.tar")
+    return tmp_path / "moco.pth.tar"
+
+
+def test_a_released_backbone_without_classifiers(run, folder, moco, tmp_path):
+    words = ("--checkpoint", moco, "--data", folder, "--workers", "0")
+    result, _ = run(*words, "--kmeans", "3")
+    assert [result[name] for name in ("acc", "nmi", "ami", "ari")] == [1, 1, 1, 1]
+    assert (result["method"], result["epochs"], result["cluster_sizes"]) == ("MoCo v2", 7, [2, 2, 2])
+    (tmp_path / "list.txt").write_text("00.png\n10.png\ng/11.png\n")
+    assert run(*words, "--kmeans", "2", "--fit-list", tmp_path / "list.txt")[0]["kmeans"]["fit_images"] == 3
+    # images without labels are clustered as well, and there is nothing to score
+    for path in sorted(folder.rglob("*.png")):
+        path.rename(tmp_path / path.name)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for path in sorted(tmp_path.glob("*.png")):
+        path.rename(folder / path.name)
+    result, printed = run(*words, "--kmeans", "3", "--fit-share", "0.5")
+    assert "no labels, so no scores" in printed
+    assert (sum(result["cluster_sizes"]), result["kmeans"]["fit_images"]) == (15, 8)
+
+
+def test_what_is_wrong_is_said_before_any_work(trained, run, folder, moco, monkeypatch, tmp_path):
+    monkeypatch.setattr("src.features._run", lambda *_: pytest.fail("the network was run"))
+    (tmp_path / "list.txt").write_text("0\n1437\n")
+    digits = ("--checkpoint", trained, "--kmeans")
+    cases = [
+        ((*digits, "1438"), r"--kmeans 1438 is larger than the 1437 images it is fitted on, of 1437 training images"),
+        (
+            (*digits, "200", "--fit-share", "0.1"),
+            r"--kmeans 200 is larger than the 142 images .*\(10 % of each class's\)",
+        ),
+        ((*digits, "5", "--fit-list", tmp_path / "list.txt"), r"--fit-list .*1 of 2 images listed .* such as 1437"),
+        ((*digits, "5", "--data", folder), r"images have 3 channels, the network takes 1"),
+        (("--checkpoint", moco, "--data", folder), r"moco.* without classifiers .*; --kmeans K clusters the features"),
+        (
+            ("--checkpoint", moco, "--data", folder, "--kmeans", "3", "--layer", "head"),
+            r"without .*; drop --layer head",
+        ),
+        (("--checkpoint", tmp_path / "none.pt", "--kmeans", "3"), r"none.pt: no such file"),
+    ]
+    for words, message in cases:
+        with pytest.raises(InputError, match=message):
+            run(*words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--kmeans", "-1"], "--kmeans is -1"),
+        (["--kmeans", "3", "--classifier", "0"], "--kmeans and --classifier"),
+        (["--kmeans", "3", "--restarts", "0"], "--restarts is 0"),
+        (["--kmeans", "3", "--fit-share", "0"], "--fit-share is 0.0"),
+        (["--kmeans", "3", "--fit-share", "10"], "--fit-share is 10.0: expected a fraction"),
+        (["--kmeans", "3", "--fit-share", "0.1", "--fit-list", "x"], "--fit-share and --fit-list"),
+        (["--fit-share", "0.1"], "--fit-share is for k-means"),
+        (["--normalize"], "--normalize is for k-means"),
+        (["--layer", "head"], "--layer is for k-means"),
+    ],
+)
+def test_wrong_flags_are_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        parse_cls_eval(["--checkpoint", "x", *words])
+
+
+def test_every_flag_has_help():
+    source = Path(config.__file__).read_text()
+    comments = config.field_comments(source, "KMeansOptions")
+    assert all(comments[field.name] for field in fields(KMeansOptions))
+
+
+def test_without_output_dir_the_scores_of_the_classifiers_are_kept(trained, monkeypatch, capsys):
+    for words in ((), ("--kmeans", "10", "--restarts", "1")):
+        monkeypatch.setattr(sys, "argv", ["cls_eval.py", "--checkpoint", str(trained), *words])
+        cls_eval.main()
+    read = [json.loads((path / "cls_eval.json").read_text()) for path in (trained.parent, trained.parent / "kmeans")]
+    assert [("classifiers" in result, "kmeans" in result) for result in read] == [(True, False), (False, True)]
