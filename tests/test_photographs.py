@@ -110,7 +110,7 @@ def test_hue_is_turned_as_by_colorsys():
 
 def test_boxes_keep_to_area_and_ratio_and_stay_inside():
     recipe = PhotoRecipe(size=16, scale=(0.2, 0.6))
-    top, left, h, w = crop_boxes(recipe, 0, 0, np.arange(3000), 0, 100, 140).T
+    top, left, h, w = crop_boxes([recipe], 0, 0, np.arange(3000), 0, 100, 140).T
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (top + h <= 100).all()
@@ -123,7 +123,7 @@ def test_boxes_keep_to_area_and_ratio_and_stay_inside():
 
 
 def test_a_box_that_never_fits_becomes_the_central_one():
-    boxes = crop_boxes(PhotoRecipe(size=16, scale=(0.9, 1.0)), 0, 0, np.arange(4), 0, 10, 400)
+    boxes = crop_boxes([PhotoRecipe(size=16, scale=(0.9, 1.0))], 0, 0, np.arange(4), 0, 10, 400)
     assert boxes.tolist() == [[0, 193, 10, 13]] * 4
 
 
@@ -143,7 +143,7 @@ def test_a_workers_crop_is_pillows(bicubic, filter, width):
     image = smooth(3, 200, 300)
     recipe = PhotoRecipe(size=96, scale=(width * 100 / 60000,) * 2, ratio=(width / 100,) * 2, bicubic=bicubic)
     (crop,) = PhotoViews([recipe], 96).cut(image, 7, 0, 0)
-    ((top, left, height, wide),) = crop_boxes(recipe, 0, 0, np.array([7]), 0, 200, 300).tolist()
+    ((top, left, height, wide),) = crop_boxes([recipe], 0, 0, np.array([7]), 0, 200, 300).tolist()
     assert (height, wide) == (100, width)
     expected = image.crop((left, top, left + wide, top + height)).resize((96, 96), filter)
     assert crop.dtype == np.uint8
@@ -169,6 +169,9 @@ def test_uniforms_depend_on_each_coordinate_and_on_nothing_else():
     assert base.mean() == pytest.approx(0.5, abs=0.01)
     assert base.var() == pytest.approx(1 / 12, abs=0.003)
     assert np.array_equal(uniforms(1, 2, np.array([7, 3]), 3, 10), base[[7, 3], :10])
+    every = uniforms(1, 2, np.array([7]), np.arange(5), 10)  # the views of one image
+    assert np.array_equal(every[3], base[7, :10])
+    assert np.array_equal(every[4], uniforms(1, 2, np.array([7]), 4, 10)[0])
     for other in (
         uniforms(0, 2, np.arange(500), 3, 40),
         uniforms(1, 0, np.arange(500), 3, 40),

@@ -8,6 +8,7 @@ image's own random numbers: flip, colour jitter in random order, grayscale, Gaus
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,18 +116,17 @@ class PhotoViews:
         height, width = images.shape[-2:]
         crops = []
         for view, recipe in enumerate(self.recipes):
-            boxes = crop_boxes(recipe, seed, epoch, indices, view, height, width)
+            boxes = crop_boxes([recipe], seed, epoch, indices, view, height, width)
             crops.append(crop_resize(images, boxes, recipe.size, recipe.bicubic))
         return self.finish(crops, indices, seed, epoch)
 
     def cut(self, image: Image.Image, index: int, seed: int, epoch: int) -> list[np.ndarray]:
         """The crops of one decoded image, V × (3, size, size) uint8."""
         pixels = _channels_last(image)
+        each = np.arange(len(self.recipes))
+        boxes = crop_boxes(self.recipes, seed, epoch, np.array([index]), each, image.height, image.width)
         crops = []
-        for view, recipe in enumerate(self.recipes):
-            top, left, height, width = crop_boxes(
-                recipe, seed, epoch, np.array([index]), view, image.height, image.width
-            )[0].tolist()
+        for recipe, (top, left, height, width) in zip(self.recipes, boxes.tolist(), strict=True):
             box = pixels[:, :, top : top + height, left : left + width]
             crops.append(_resize(box, (recipe.size, recipe.size), "bicubic" if recipe.bicubic else "bilinear"))
         return crops
@@ -179,23 +179,35 @@ def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> np.ndarray:
 
 
 def crop_boxes(
-    recipe: PhotoRecipe, seed: int, epoch: int, indices: np.ndarray, view: int, height: int, width: int
+    recipes: Sequence[PhotoRecipe],
+    seed: int,
+    epoch: int,
+    indices: np.ndarray,
+    view: int | np.ndarray,
+    height: int,
+    width: int,
 ) -> np.ndarray:
-    """(B, 4) int boxes (top, left, height, width) of a random resized crop, for images of one size.
+    """(B, 4) int boxes (top, left, height, width) of random resized crops, for images of one size.
 
     Area share uniform in `scale`, aspect ratio log-uniform in `ratio`; after ten boxes that do not fit, the central one of
     the nearest allowed ratio, as torchvision does.
+
+    Args:
+        recipes: one for all rows, or one for each.
+        indices, view: as for `uniforms`: a batch of images, or the views of one.
     """
     u = uniforms(seed, epoch, indices, view, PHOTOMETRIC + 4 * TRIES)[:, PHOTOMETRIC:].reshape(-1, TRIES, 4)
-    area = height * width * (recipe.scale[0] + (recipe.scale[1] - recipe.scale[0]) * u[..., 0])
-    low, high = math.log(recipe.ratio[0]), math.log(recipe.ratio[1])
+    smallest, largest = np.array([recipe.scale for recipe in recipes]).T[..., None]
+    low, high = np.log([recipe.ratio for recipe in recipes]).T[..., None]
+    area = height * width * (smallest + (largest - smallest) * u[..., 0])
     ratio = np.exp(low + (high - low) * u[..., 1])
     w, h = np.rint(np.sqrt(area * ratio)).astype(int), np.rint(np.sqrt(area / ratio)).astype(int)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(axis=1)[:, None]
     w, h, y, x = (np.take_along_axis(values, first, axis=1)[:, 0] for values in (w, h, u[..., 2], u[..., 3]))
     boxes = np.stack([np.floor(y * (height - h + 1)), np.floor(x * (width - w + 1)), h, w], axis=1).astype(int)
-    boxes[~fits.any(axis=1)] = _central_box(recipe.ratio, height, width)
+    for row in np.flatnonzero(~fits.any(axis=1)):
+        boxes[row] = _central_box(recipes[row % len(recipes)].ratio, height, width)
     return boxes
 
 

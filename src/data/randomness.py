@@ -20,12 +20,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int, count: int) -> np.ndarray:
-    """Uniform numbers for one view of every image of a batch.
+def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray, count: int) -> np.ndarray:
+    """Uniform numbers for one view of every image of a batch, or for each view of one image.
 
     Args:
-        seed, epoch, view: non-negative integers.
+        seed, epoch: non-negative integers.
         indices: (B,) positions of the images in the data set.
+        view: a non-negative integer; or (B,) of them, with as many indices or one.
         count: numbers per image.
 
     Returns:
@@ -33,6 +34,6 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int, count: int) 
     """
     state = np.zeros((1, 1), dtype=np.uint64)
     draws = np.arange(count, dtype=np.uint64)[None, :]
-    for coordinate in (seed, epoch, view, np.asarray(indices)[:, None], draws):
+    for coordinate in (seed, epoch, np.atleast_1d(view)[:, None], np.asarray(indices)[:, None], draws):
         state = _mix(state + GOLDEN_GAMMA * (np.atleast_1d(coordinate).astype(np.uint64) + np.uint64(1)))
     return (state >> np.uint64(11)) * 2.0**-53
