@@ -258,7 +258,7 @@ class _Search:
         self.squares, self.middle = _centre(features)
         self.owner = torch.zeros(N, dtype=torch.long, device=features.device)
         self.upper = features.new_full((N,), math.inf)
-        self.lower = features.new_zeros(self.groups, N)
+        self.lower = features.new_full((self.groups, N), -math.inf)
 
     def move(self, shift: Tensor) -> None:
         """Centroids have moved by (K,) distances."""
@@ -268,7 +268,7 @@ class _Search:
     def give(self, rows: Tensor, owner: Tensor) -> None:
         """Rows get another centroid than the nearest."""
         self.owner[rows] = owner
-        self.lower[:, rows] = 0  # nothing is known of the one they had
+        self.lower[:, rows] = -math.inf  # nothing is known of the one they had
 
     def nearest(self, centroids: Tensor) -> Tensor:
         """(N,) nearest centroid of each row."""
