@@ -3,6 +3,7 @@
     python cls_eval.py --checkpoint runs/digits/checkpoint.pt
     python cls_eval.py --checkpoint checkpoint.pt --data ~/pictures --output-dir what-is-in-it
     python cls_eval.py --checkpoint checkpoint.pt --tsne 5                          # and five figures of the features
+    python cls_eval.py --checkpoint checkpoint.pt --data "$IMAGENET" --superclass 2 living17
     python cls_eval.py --checkpoint moco-v2-800ep --data "$IMAGENET" --kmeans 1000 --fit-share 0.1
 
 The clusters are those of the classifier that training named (the lowest training loss, no label involved) unless
@@ -24,11 +25,12 @@ def main() -> None:
 
     from src import distributed, figures
     from src.data.datasets import MemoryImages, open_data
+    from src.data.imagenet import class_to_superclass
     from src.data.loaders import single_views
     from src.data.subsets import draw_share, read_list
     from src.data.views import build_views
     from src.evaluation import kmeans
-    from src.evaluation.clustering import SCORES, kmeans_on_pixels, score_classifiers
+    from src.evaluation.clustering import SCORES, kmeans_on_pixels, score_classifiers, score_superclasses
     from src.evaluation.knn import unit_rows
     from src.evaluation.linear import keep_rows
     from src.evaluation.tsne import choose_images, project
@@ -54,6 +56,12 @@ def main() -> None:
         raise config.InputError(
             f"--pixel-kmeans needs small images held in memory, --data {source.data} is a folder: drop it"
         )
+    superclasses = {
+        choice: class_to_superclass(choice, data.classes, options.hierarchy) for choice in options.superclass
+    }
+    for choice, (of_class, _) in superclasses.items():
+        if not np.isin(data.labels, list(of_class)).any():
+            raise config.InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one")
     given = Path(options.checkpoint)
     beside = given.parent if given.is_file() else Path("runs") / given.name  # of a released model's name
     folder = choose_folder(options.output_dir or str(beside / ("kmeans" if options.kmeans else "")), False, "")
@@ -176,6 +184,19 @@ def main() -> None:
             + [percent(baseline[name]) for name in SCORES]
         )
 
+    coarse = []
+    for choice, (of_class, superclass_names) in superclasses.items():
+        found = score_superclasses(labels, clusters[chosen], of_class)
+        images = int(np.isin(labels, list(of_class)).sum())
+        sizes = {"superclasses": len(superclass_names), "classes": len(of_class), "images": images}
+        result.setdefault("superclass", {})[choice] = {**sizes, **found}
+        title = f"level {choice}" if choice.isdecimal() else choice
+        coarse += [
+            [f"{title}, {protocol}", str(len(superclass_names)), str(len(of_class)), f"{images:,}"]
+            + [percent(score[name]) for name in SCORES]
+            for protocol, score in found.items()
+        ]
+
     known = {
         "labels": labels[labelled],
         "clusters": clusters[chosen][labelled],
@@ -192,6 +213,9 @@ def main() -> None:
     write_json(folder / "cls_eval.json", result)
     print(f"{source.data}, {options.split} split, {len(labelled)} labelled images, {len(data.classes)} classes")
     print(table(["", "clusters", "used", *(name.upper() for name in SCORES)], rows))
+    if coarse:
+        print(table(["superclasses", "number", "classes", "images", *(name.upper() for name in SCORES)], coarse))
+        print("published: clusters matched with classes, ACC of superclasses; throughout: superclasses are the labels")
     drawn = ["confusion.png", "gallery.png", *(f"tsne_{seed}.png" for seed in range(options.tsne))]
     print(f"wrote cls_eval.json, {', '.join(drawn)} to {folder}")
     distributed.stop()

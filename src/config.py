@@ -22,6 +22,7 @@ from typing import Literal
 
 METHODS_FOLDER = Path(__file__).parent / "methods"
 BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
+SUPERCLASSES = ("2", "3", "4", "5", "6", "entity13", "entity30", "living17", "nonliving26")
 
 
 class InputError(ValueError):
@@ -243,6 +244,10 @@ class ClsEvalOptions(KMeansOptions, DeviceOptions, DataOptions):
     classifier: int | None = None  # which one to score; default: the one that training named
     batch_size: int = 256  # images per forward pass and rank
     features_cache: str = ""  # folder of features; those found there are taken, others left there
+    superclass: tuple[
+        str, ...
+    ] = ()  # of ImageNet, to score against as well: levels 2 to 6, entity13, entity30, living17, nonliving26
+    hierarchy: str = ""  # folder of their three files; default: where `python -m src.data.imagenet get` leaves them
     pixel_kmeans: bool = False  # also score k-means on raw pixels; for small images held in memory
     tsne: int = 0  # figures of the backbone's features by t-SNE, each of other classes, drawn at random
     tsne_classes: int = 10  # classes in each of them; 0: all
@@ -260,6 +265,11 @@ class ClsEvalOptions(KMeansOptions, DeviceOptions, DataOptions):
         for field in fields(KMeansOptions):
             if not self.kmeans and getattr(self, field.name) != field.default:
                 raise InputError(f"{flag(field.name)} is for k-means, which --kmeans asks for: give that, or drop this")
+        for choice in self.superclass:
+            if choice not in SUPERCLASSES:
+                raise InputError(f"--superclass {choice}: expected some of {', '.join(SUPERCLASSES)}")
+        if self.hierarchy and not self.superclass:
+            raise InputError("--hierarchy is for superclasses, which --superclass asks for: give that, or drop this")
         if self.kmeans and self.classifier is not None:
             raise InputError("--kmeans and --classifier both name the clusters to score: drop one")
         if self.fit_share > 1:

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "assignments": {"distributed"},
     "queues": {"distributed"},
     "logs": set(),
-    "data": GROUND,
+    "data": GROUND | {"downloads"},
     "features": GROUND | {"data", "logs"},
     "checkpoint": {"config", "foreign"},
     "foreign": {"config"},

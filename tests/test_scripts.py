@@ -15,10 +15,11 @@ from test_recipes import DEEPCLUSTER_V2, FIRST, SECOND, SELA_V2, SWAV, tables_of
 
 from src import checkpoint
 from src.config import InputError, as_plain, parse_cls_eval, parse_train
+from src.pretrained import RELEASES
 
 SCRIPTS = {str(path.relative_to(ROOT / "scripts")): path for path in sorted((ROOT / "scripts").rglob("*.sh"))}
 COMMON = SCRIPTS.pop("common.sh")
-EVALUATIONS = {name for name in SCRIPTS if name.endswith(("cls_eval.sh", "tsne_imagenet.sh"))}
+EVALUATIONS = {name for name in SCRIPTS if re.search("_eval|tsne", name)}
 TRAININGS = sorted(SCRIPTS.keys() - EVALUATIONS)
 
 # ---- the published scripts, as the fact sheet gives them ------------------------------------------------------------
@@ -80,6 +81,27 @@ LINEAR = {
 ROWS |= {name: row for name, (_, *row) in LINEAR.items()}
 for name in ("cls_eval.sh", "unsupervised_cls_eval/cls_eval.sh"):
     ROWS[name] = ({"split": "test", "classifier": None}, 1, 1, 64, "64G", "00:10:00")
+for choice in ("lvl_2", "lvl_3", "lvl_4", "lvl_5", "lvl_6", "entity13", "entity30", "living17", "nonliving26"):
+    row = ({"superclass": [choice.removeprefix("lvl_")], "classifier": None}, 1, 1, 64, "64G", "00:10:00")
+    ROWS[f"unsupervised_cls_eval/cls_eval_superclass_{choice}.sh"] = row
+KMEANS = {
+    "kmeans": 1000,
+    "layer": "backbone",
+    "normalize": False,
+    "fit_share": 0.1,
+    "init": "k-means++",
+    "restarts": 10,
+}
+for name, model in (
+    ("barlowtwins", "barlow-twins-1000ep"),
+    ("dino", "dino-resnet50"),
+    ("mocov2", "moco-v2-800ep"),
+    ("obow", "obow-200ep"),
+    ("simsiam", "simsiam-100ep"),
+    ("swav", "swav-800ep"),
+):
+    row = ({**KMEANS, "checkpoint": model}, 1, 1, 64, "128G", "00:10:00")
+    ROWS[f"kmeans_baselines/kmeans_eval_{name}.sh"] = row
 # theirs: one task of four GPUs and 64 CPUs
 for name, figures in (("cls_eval.sh", 0), ("tsne_imagenet.sh", 5)):
     ROWS[f"first_generation/{name}"] = ({"tsne": figures, "tsne_classes": 10}, 1, 4, 16, "64G", "00:10:00")
@@ -156,7 +178,7 @@ def test_a_script_asks_for_the_published_resources_and_starts_the_published_run(
     if name in EVALUATIONS:
         assert program == "cls_eval.py"
         options, found = parse_cls_eval(words), {}
-        assert options.checkpoint.startswith("/experiments/")
+        assert options.checkpoint in RELEASES or options.checkpoint.startswith("/experiments/")
         found = as_plain(options)
         assert options.data == "/data sets/imagenet"
     else:
@@ -175,6 +197,15 @@ def test_a_script_asks_for_the_published_resources_and_starts_the_published_run(
 def test_a_script_says_the_published_value(name):
     published = re.search(r"^# published: linear top-1 (\S+)   ours", SCRIPTS[name].read_text(), flags=re.MULTILINE)
     assert float(published[1]) == LINEAR[name][0]
+
+
+def test_no_two_evaluations_of_one_checkpoint_write_to_one_folder():
+    folders = [
+        found[1] for name in EVALUATIONS if (found := re.search(r'--output-dir "(.*)\$RUN"', SCRIPTS[name].read_text()))
+    ]
+    assert len(set(folders)) == len(folders) == 15
+    for folder in folders:
+        assert folder.partition("/")[2] in {header(path)["job-name"] for path in SCRIPTS.values()}
 
 
 def test_no_two_trainings_share_a_folder_unless_they_are_the_same():

@@ -10,7 +10,7 @@ import torch
 from ..data.datasets import Images
 from ..data.loaders import Views, single_views
 from ..features import predict_clusters
-from ..metrics import clustering_scores
+from ..metrics import clustering_scores, superclass_accuracy
 
 SCORES = ("acc", "nmi", "ami", "ari")
 
@@ -19,6 +19,32 @@ def score_classifiers(labels: np.ndarray, clusters: np.ndarray) -> list[dict]:
     """`clustering_scores` of each classifier's clusters, (K, N), on the images that have a label, with `used` clusters."""
     known = labels >= 0
     return [{**clustering_scores(labels[known], row[known]), "used": len(np.unique(row))} for row in clusters]
+
+
+def score_superclasses(
+    labels: np.ndarray, clusters: np.ndarray, class_to_superclass: dict[int, int]
+) -> dict[str, dict]:
+    """Score clusters by two protocols on the images whose class has a superclass.
+
+    "published": as the authors did. Clusters are matched with classes, both are renamed to superclasses, and `acc` counts
+    what then agrees; `nmi`, `ami` and `ari` stay those of the classes. "throughout": the labels are superclasses from the
+    start, clusters are matched with them by the over-clustering rule, and all four scores are about them.
+
+    Args:
+        labels: (N,) class of every image, -1 where unknown.
+        clusters: (N,) cluster of every image.
+        class_to_superclass: {class: superclass}, of some classes, at least one of them with an image.
+    """
+    belongs = np.isin(labels, list(class_to_superclass))
+    labels, clusters = labels[belongs], clusters[belongs]
+    published = clustering_scores(labels, clusters) | {
+        "acc": superclass_accuracy(labels, clusters, class_to_superclass)
+    }
+    throughout = clustering_scores(np.array([class_to_superclass[label] for label in labels.tolist()]), clusters)
+    return {
+        "published": {name: published[name] for name in SCORES},
+        "throughout": {name: throughout[name] for name in SCORES},
+    }
 
 
 def kmeans_on_pixels(train: np.ndarray, test: np.ndarray, num_clusters: int, seed: int = 0) -> np.ndarray:
