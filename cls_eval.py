@@ -118,7 +118,7 @@ def main() -> None:
         clusters, confidences = (each.cpu().numpy()[None] for each in found)
         protocol = (
             f"one central view per image, output of the {options.layer}{' at unit length' * options.normalize}; k-means with "
-            f"{options.kmeans} clusters, the best of {options.restarts} starts ({options.init}, seed {options.seed}), fitted "
+            f"{options.kmeans} clusters, the best of {options.restarts} starts ({options.init}), fitted "
             f"on {len(rows)} training images ({which})"
         )
     else:
