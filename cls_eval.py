@@ -3,6 +3,7 @@
     python cls_eval.py --checkpoint runs/digits/checkpoint.pt
     python cls_eval.py --checkpoint checkpoint.pt --data ~/pictures --output-dir what-is-in-it
     python cls_eval.py --checkpoint checkpoint.pt --tsne 5                          # and five figures of the features
+    python cls_eval.py --checkpoint checkpoint.pt --ensemble --feature-quality
     python cls_eval.py --checkpoint checkpoint.pt --data "$IMAGENET" --superclass 2 living17
     python cls_eval.py --checkpoint moco-v2-800ep --data "$IMAGENET" --kmeans 1000 --fit-share 0.1
 
@@ -33,8 +34,9 @@ def main() -> None:
     from src.evaluation.clustering import SCORES, kmeans_on_pixels, score_classifiers, score_superclasses
     from src.evaluation.knn import unit_rows
     from src.evaluation.linear import keep_rows
+    from src.evaluation.quality import agreement, align, balance, rankme, silhouette
     from src.evaluation.tsne import choose_images, project
-    from src.features import extract, predict_clusters
+    from src.features import average_clusters, extract, predict_clusters
     from src.logs import percent, table, write_json
     from src.run import choose_folder, make_folder
 
@@ -92,6 +94,12 @@ def main() -> None:
             chosen, chosen_by = 0, "being the first"
         if not 0 <= chosen < len(sizes):
             raise config.InputError(f"--classifier {chosen}: this checkpoint has classifiers 0 to {len(sizes) - 1}")
+        equals = [k for k, size in enumerate(sizes) if size == sizes[chosen]]
+        if options.ensemble and len(equals) == 1:
+            raise config.InputError(
+                f"--ensemble: classifier {chosen} is the only one with {sizes[chosen]} classes: drop it, or give another "
+                "--classifier"
+            )
 
     # the cluster of every image
     device = distributed.start(options.device)
@@ -104,29 +112,35 @@ def main() -> None:
         return extract(method, images, split, views, layer, *how)
 
     if options.kmeans:
-        to_cluster = features_of(data, options.split, options.layer)
+        extracted = features_of(data, options.split, options.layer)
         if options.split == "train":
-            fitted_on = to_cluster[rows]
+            fitted_on = extracted[rows]
         elif options.features_cache:  # a cache is for the whole split: the next evaluation may take another share
             fitted_on = features_of(train, "train", options.layer)[rows]
         else:
             fitted_on = features_of(keep_rows(train, rows), "train", options.layer)
+        to_cluster = extracted
         if options.normalize:
-            fitted_on, to_cluster = (unit_rows(each, torch.float32) for each in (fitted_on, to_cluster.clone()))
+            fitted_on, to_cluster = (unit_rows(each, torch.float32) for each in (fitted_on, extracted.clone()))
         fit = kmeans.fit(fitted_on.to(device), options.kmeans, options.init, options.restarts, options.seed)
         found = kmeans.assign(to_cluster.to(device), fit.centroids)
         clusters, confidences = (each.cpu().numpy()[None] for each in found)
+        predictions = [np.bincount(clusters[0], minlength=options.kmeans)]
         protocol = (
             f"one central view per image, output of the {options.layer}{' at unit length' * options.normalize}; k-means with "
             f"{options.kmeans} clusters, the best of {options.restarts} starts ({options.init}), fitted "
             f"on {len(rows)} training images ({which})"
         )
     else:
-        batches = single_views(data, views, options.batch_size, device, options.workers)
-        clusters, confidences = predict_clusters(method, batches, len(data), autocast)
+        loading = (data, views, options.batch_size, device, options.workers)
+        clusters, confidences, predictions = predict_clusters(method, single_views(*loading), len(data), autocast)
         protocol = "one central view per image, arg-max"
-    if options.tsne:
-        features = features_of(data, options.split, "backbone").numpy()
+        if options.ensemble:
+            common = {k: align(clusters[k], clusters[chosen], sizes[chosen]) for k in equals}
+            together, _ = average_clusters(method, single_views(*loading), len(data), common, autocast)
+    if options.tsne or options.feature_quality:
+        known = options.kmeans and options.layer == "backbone"
+        features = extracted if known else features_of(data, options.split, "backbone")
     if not distributed.is_main():
         distributed.stop()
         return
@@ -154,12 +168,33 @@ def main() -> None:
         settings = {field.name: getattr(options, field.name) for field in fields(config.KMeansOptions)}
         fitted = {"fit_images": len(rows), "inertia": fit.inertia, "iterations": fit.iterations, "best": fit.restart}
         result["kmeans"] = {"clusters": settings.pop("kmeans"), **settings, **fitted, "features": fitted_on.shape[1]}
+
+    # what can be said without labels
+    used = [len(np.unique(row)) for row in clusters]
+    balances = [balance(prediction) for prediction in predictions]
+    quality = {"used": used[chosen], "balance": balances[chosen]}
+    if not options.kmeans:
+        pairs = agreement(clusters, sizes)
+        quality["agreement"] = {str(size): {"ami": ami, "pairs": count} for size, (ami, count) in pairs.items()}
+    if options.feature_quality:
+        quality |= {"rankme": rankme(features), "silhouette": silhouette(features, clusters[chosen])}
+    result["quality"] = quality
+    remarks = [
+        f"agreement of the {count} pair{'s' * (count > 1)} of classifiers with {size} clusters: AMI {percent(ami)}"
+        for size, (ami, count) in ({} if options.kmeans else pairs).items()
+    ]
+    if options.feature_quality:
+        shape = "none" if quality["silhouette"] is None else f"{quality['silhouette']:.3f}"
+        remarks.append(
+            f"features: RankMe {quality['rankme']:.1f} of {features.shape[1]}; silhouette of the clusters {shape}"
+        )
+
     gallery = folder / "gallery.png"
     if not len(labelled):
         figures.gallery(gallery, data.picture, None, clusters[chosen], confidences[chosen], None, None)
         write_json(folder / "cls_eval.json", result)
-        used = len(np.unique(clusters[chosen]))
-        print(f"{len(data)} images in {used} cluster{'s' * (used > 1)}; no labels, so no scores: see {gallery}")
+        filled = f"{used[chosen]} cluster{'s' * (used[chosen] > 1)}, balance {percent(balances[chosen])}"
+        print(f"{len(data)} images in {filled}; no labels, so no scores: see {gallery}", *remarks, sep="\n")
         distributed.stop()
         return
 
@@ -168,19 +203,29 @@ def main() -> None:
     result |= {name: scores[chosen][name] for name in SCORES}
     result["mapping"] = {str(cluster): label for cluster, label in mapping.items()}
     if not options.kmeans:
-        result["classifiers"] = [{name: score[name] for name in (*SCORES, "used")} for score in scores]
+        result["classifiers"] = [
+            {**{name: score[name] for name in (*SCORES, "used")}, "balance": balances[k]}
+            for k, score in enumerate(scores)
+        ]
     rows = [
-        [name + " (chosen)" * (k == chosen and not options.kmeans), str(size), str(score["used"])]
+        [name + " (chosen)" * (k == chosen and not options.kmeans), str(size), str(used[k]), percent(balances[k])]
         + [percent(score[of]) for of in SCORES]
         for k, (name, size, score) in enumerate(zip(names, sizes, scores, strict=True))
     ]
+    if options.ensemble:
+        score = score_classifiers(labels, together[None])[0]
+        result["ensemble"] = {"members": equals, **{name: score[name] for name in (*SCORES, "used")}}
+        rows.append(
+            [f"mean of {len(equals)} classifiers", str(sizes[chosen]), str(score["used"]), ""]
+            + [percent(score[name]) for name in SCORES]
+        )
     if options.pixel_kmeans:
         train = open_data(source.data, "train", source.data_root, False, source.subset_file)
         found = kmeans_on_pixels(train.images.numpy(), data.images[labelled].numpy(), len(data.classes))
         baseline = score_classifiers(labels[labelled], found[None])[0]
         result["pixel_kmeans"] = {name: baseline[name] for name in (*SCORES, "used")}
         rows.append(
-            ["k-means on pixels", str(len(data.classes)), str(baseline["used"])]
+            ["k-means on pixels", str(len(data.classes)), str(baseline["used"]), ""]
             + [percent(baseline[name]) for name in SCORES]
         )
 
@@ -188,8 +233,8 @@ def main() -> None:
     for choice, (of_class, superclass_names) in superclasses.items():
         found = score_superclasses(labels, clusters[chosen], of_class)
         images = int(np.isin(labels, list(of_class)).sum())
-        sizes = {"superclasses": len(superclass_names), "classes": len(of_class), "images": images}
-        result.setdefault("superclass", {})[choice] = {**sizes, **found}
+        covered = {"superclasses": len(superclass_names), "classes": len(of_class), "images": images}
+        result.setdefault("superclass", {})[choice] = {**covered, **found}
         title = f"level {choice}" if choice.isdecimal() else choice
         coarse += [
             [f"{title}, {protocol}", str(len(superclass_names)), str(len(of_class)), f"{images:,}"]
@@ -209,10 +254,10 @@ def main() -> None:
     )
     for seed in range(options.tsne):
         shown = choose_images(labels, options.tsne_classes, seed)
-        figures.scatter(folder / f"tsne_{seed}.png", project(features[shown]), labels[shown], data.classes)
+        figures.scatter(folder / f"tsne_{seed}.png", project(features[shown].numpy()), labels[shown], data.classes)
     write_json(folder / "cls_eval.json", result)
     print(f"{source.data}, {options.split} split, {len(labelled)} labelled images, {len(data.classes)} classes")
-    print(table(["", "clusters", "used", *(name.upper() for name in SCORES)], rows))
+    print(table(["", "clusters", "used", "balance", *(name.upper() for name in SCORES)], rows), *remarks, sep="\n")
     if coarse:
         print(table(["superclasses", "number", "classes", "images", *(name.upper() for name in SCORES)], coarse))
         print("published: clusters matched with classes, ACC of superclasses; throughout: superclasses are the labels")

@@ -242,6 +242,10 @@ class ClsEvalOptions(KMeansOptions, DeviceOptions, DataOptions):
     checkpoint: str = ""  # file of train.py or of others, or a name of `python -m src.pretrained list`
     split: Literal["train", "test"] = "test"  # of the data
     classifier: int | None = None  # which one to score; default: the one that training named
+    ensemble: bool = False  # also score the mean prediction of all classifiers with as many classes; another pass
+    feature_quality: bool = (
+        False  # also RankMe of the backbone's features and the silhouette of the clusters in them; another pass
+    )
     batch_size: int = 256  # images per forward pass and rank
     features_cache: str = ""  # folder of features; those found there are taken, others left there
     superclass: tuple[
@@ -272,6 +276,8 @@ class ClsEvalOptions(KMeansOptions, DeviceOptions, DataOptions):
             raise InputError("--hierarchy is for superclasses, which --superclass asks for: give that, or drop this")
         if self.kmeans and self.classifier is not None:
             raise InputError("--kmeans and --classifier both name the clusters to score: drop one")
+        if self.kmeans and self.ensemble:
+            raise InputError("--ensemble puts classifiers together, --kmeans does without them: drop one")
         if self.fit_share > 1:
             raise InputError(f"--fit-share is {self.fit_share}: expected a fraction, 0.1 for 10 %")
         if self.fit_share < 1 and self.fit_list:

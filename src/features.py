@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ PIECE = 1 << 26  # bytes of features that travel between ranks at once
 @torch.no_grad()
 def predict_clusters(
     method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, autocast: torch.dtype | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The cluster of every image by each classifier, in evaluation mode.
 
     Args:
@@ -32,27 +32,65 @@ def predict_clusters(
         num_images: N, over all ranks.
 
     Returns:
-        clusters (K, N) long, arg-max of the logits; confidences (K, N) in [0, 1], the probability of that class.
+        clusters (K, N) long, arg-max of the logits; confidences (K, N) in [0, 1], the probability of that class; the mean
+        prediction of each classifier, K × (C_k,), which sums to 1.
     """
-    was_training = method.training
-    method.eval()
-    clusters = confidences = None
-    for images, indices in batches:
-        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            logits = method.predict(images)
+    clusters = confidences = sums = None
+    for probabilities, indices in _probabilities(method, batches, autocast):
         if clusters is None:
-            clusters = torch.zeros(len(logits), num_images, dtype=torch.long)
-            confidences = torch.zeros(len(logits), num_images)
-        for k, z in enumerate(logits):
-            best = (z.float() / method.temperature).softmax(dim=1).max(dim=1)
+            clusters = torch.zeros(len(probabilities), num_images, dtype=torch.long)
+            confidences = torch.zeros(len(probabilities), num_images)
+            sums = [torch.zeros(p.shape[1], dtype=torch.float64) for p in probabilities]
+        for k, p in enumerate(probabilities):
+            best = p.max(dim=1)
             clusters[k, indices], confidences[k, indices] = best.indices.cpu(), best.values.cpu()
-    method.train(was_training)
+            sums[k] += p.sum(dim=0).double().cpu()
     if clusters is None:
         raise ValueError("no images: every rank needs at least one")
     # Every image was seen by one rank and is zero on the others.
     if distributed.world_size() > 1:
         clusters, confidences = distributed.sum_over_ranks(clusters), distributed.sum_over_ranks(confidences)
-    return clusters.numpy(), confidences.numpy()
+        sums = [distributed.sum_over_ranks(each) for each in sums]
+    return clusters.numpy(), confidences.numpy(), [(each / num_images).numpy() for each in sums]
+
+
+@torch.no_grad()
+def average_clusters(
+    method,
+    batches: Iterable[tuple[Tensor, np.ndarray]],
+    num_images: int,
+    names: dict[int, np.ndarray],
+    autocast: torch.dtype | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cluster of every image by the mean probability of several classifiers with C clusters each.
+
+    Args:
+        batches, num_images: as for `predict_clusters`.
+        names: {classifier: (C,) common name of each of its clusters}.
+
+    Returns:
+        clusters (N,) long, in common names; confidences (N,) in [0, 1], the mean probability of that cluster.
+    """
+    clusters, confidences = torch.zeros(num_images, dtype=torch.long), torch.zeros(num_images)
+    for probabilities, indices in _probabilities(method, batches, autocast):
+        mean = 0
+        for k, name in names.items():
+            own = torch.from_numpy(np.argsort(name)).to(probabilities[k].device)  # what the classifier calls each
+            mean = mean + probabilities[k][:, own] / len(names)
+        best = mean.max(dim=1)
+        clusters[indices], confidences[indices] = best.indices.cpu(), best.values.cpu()
+    return distributed.sum_over_ranks(clusters).numpy(), distributed.sum_over_ranks(confidences).numpy()
+
+
+def _probabilities(method, batches, autocast: torch.dtype | None) -> Iterator[tuple[list[Tensor], np.ndarray]]:
+    """Of each batch the K × (B, C_k) probabilities of the classifiers, in evaluation mode, and the indices."""
+    was_training = method.training
+    method.eval()
+    for images, indices in batches:
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            logits = method.predict(images)
+        yield [(z.float() / method.temperature).softmax(dim=1) for z in logits], indices
+    method.train(was_training)
 
 
 # --------------------------------------------------------------------------------------------------------------------

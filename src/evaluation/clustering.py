@@ -75,6 +75,7 @@ def evaluate(
     """Score one classifier on a split, for the log of a run: acc, nmi, ami, ari; empty if the split has no labels."""
     if not (data.labels >= 0).any():
         return {}
-    clusters, _ = predict_clusters(method, single_views(data, views, batch_size, device, workers), len(data), autocast)
+    batches = single_views(data, views, batch_size, device, workers)
+    clusters, _, _ = predict_clusters(method, batches, len(data), autocast)
     scores = score_classifiers(data.labels.numpy(), clusters[[classifier]])[0]
     return {name: scores[name] for name in SCORES}

@@ -1,0 +1,223 @@
+"""Numbers without labels by hand and against scikit-learn; several classifiers as one; cls_eval.py as a user types it."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
+
+import cls_eval
+from src import checkpoint
+from src.config import InputError, as_plain, parse_cls_eval, parse_train
+from src.data.datasets import open_data
+from src.evaluation.quality import agreement, align, balance, rankme, silhouette
+from src.features import average_clusters, predict_clusters
+from src.methods import build_method
+from src.metrics import clustering_scores
+from src.pretrained import load_method
+
+
+def test_balance_is_one_for_equal_shares_and_zero_for_one_cluster():
+    assert balance(np.ones(7)) == pytest.approx(1)
+    assert balance(np.array([0.0, 4.0, 0.0])) == 0
+    # -(3/4 ln 3/4 + 1/4 ln 1/4) / ln 2 of two clusters, and over ln 4 of four of which two are empty
+    assert balance(np.array([30, 10])) == pytest.approx(0.8112781)
+    assert balance(np.array([0.75, 0.25, 0, 0])) == pytest.approx(0.4056391)
+    assert balance(np.array([5])) == 1
+
+
+def test_agreement_is_the_mean_ami_of_pairs_of_one_size():
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 4, (3, 200))
+    rows[1, :150] = rows[0, :150]
+    clusters = np.stack([*rows, rng.integers(0, 6, 200), (rows[0] + 1) % 4])
+    found = agreement(clusters, [4, 4, 4, 6, 4])
+    pairs = [(a, b) for a in (0, 1, 2, 4) for b in (0, 1, 2, 4) if a < b]
+    expected = np.mean([adjusted_mutual_info_score(clusters[a], clusters[b]) for a, b in pairs])
+    assert found == {4: (pytest.approx(expected), 6)}
+    assert agreement(clusters[[0, 4]], [4, 4])[4][0] == pytest.approx(1)
+
+
+def test_align_finds_the_renaming():
+    rng = np.random.default_rng(0)
+    reference = rng.integers(0, 6, 500)
+    reference[reference == 5] = 4  # empty
+    name = rng.permutation(6)
+    clusters = np.argsort(name)[reference]
+    clusters[:100] = rng.integers(0, 6, 100)
+    found = align(clusters, reference, 6)
+    assert np.array_equal(found, name)
+
+
+def test_rankme_counts_directions():
+    rng = np.random.default_rng(0)
+    directions = np.linalg.qr(rng.normal(size=(50, 8)))[0]
+    assert rankme(torch.from_numpy(3 * directions)) == pytest.approx(8, rel=1e-4)
+    assert rankme(torch.from_numpy(directions[:, :1] @ rng.normal(size=(1, 8)))) == pytest.approx(1, rel=1e-4)
+    features = rng.normal(size=(200, 8)) * np.arange(1, 9) ** -2.0 + 0.5
+    values = np.linalg.svd(features, compute_uv=False)
+    shares = values / values.sum() + 1e-7
+    assert rankme(torch.from_numpy(features)) == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
+
+
+def test_silhouette_of_a_sample():
+    # clusters {0, 1} and {5}: (5 - 1)/5, (4 - 1)/4 and 0 for an image alone
+    features = torch.tensor([[0.0], [1.0], [5.0]])
+    assert silhouette(features, np.array([0, 0, 1])) == pytest.approx((0.8 + 0.75 + 0) / 3)
+    assert silhouette(features, np.array([2, 2, 2])) is None
+    assert silhouette(features, np.array([0, 1, 2])) is None
+    rng = np.random.default_rng(0)
+    features, clusters = torch.from_numpy(rng.normal(size=(300, 3))), rng.integers(0, 3, 300)
+    rows = np.random.default_rng(4).permutation(300)[:50]
+    expected = silhouette_samples(features.numpy()[rows], clusters[rows]).mean()
+    assert silhouette(features, clusters, sample=50, seed=4) == pytest.approx(expected)
+
+
+class Logits(torch.nn.Module):
+    """Stands for a method: its image i is the number i, its classifiers' logits a table."""
+
+    temperature = 0.5
+
+    def __init__(self, *tables):
+        super().__init__()
+        self.tables = tables
+
+    def predict(self, images):
+        return [table[images.long()] for table in self.tables]
+
+
+def batches(N):
+    return [(rows.float(), rows.numpy()) for rows in torch.arange(N).split(7)]
+
+
+def test_mean_predictions_are_those_of_all_images():
+    tables = torch.randn(20, 3), torch.randn(20, 5)
+    method = Logits(*tables).train()
+    clusters, confidences, predictions = predict_clusters(method, batches(20), 20)
+    for k, table in enumerate(tables):
+        probabilities = (table / 0.5).softmax(dim=1)
+        assert np.array_equal(clusters[k], table.argmax(dim=1))
+        assert np.allclose(confidences[k], probabilities.amax(dim=1))
+        assert np.allclose(predictions[k], probabilities.mean(dim=0), atol=1e-6)
+    assert method.training
+
+
+def test_an_ensemble_averages_probabilities_in_common_names():
+    torch.manual_seed(0)
+    tables = torch.randn(20, 4), torch.randn(20, 9), torch.randn(20, 4)
+    names = {0: np.arange(4), 2: np.array([2, 0, 3, 1])}
+    clusters, confidences = average_clusters(Logits(*tables), batches(20), 20, names)
+    mean = torch.zeros(20, 4)
+    for k, name in names.items():
+        for c in range(4):
+            mean[:, name[c]] += (tables[k] / 0.5).softmax(dim=1)[:, c] / 2
+    assert np.array_equal(clusters, mean.argmax(dim=1))
+    assert np.allclose(confidences, mean.amax(dim=1))
+    alone, _ = average_clusters(Logits(*tables), batches(20), 20, {2: np.arange(4)})
+    assert not np.array_equal(clusters, alone)
+
+
+# ---- cls_eval.py ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Classifiers of 10, 10, 20 and 10 classes on a network with random weights."""
+    options, name, knobs = parse_train(["--classes", "10", "10", "20", "10", "--data", "digits"])
+    torch.manual_seed(0)
+    size, crops = options.global_crops_size, options.global_crops_number
+    method = build_method(name, knobs, options.arch, 1, size, options.patch_size, crops)
+    settings = {"method": name, "channels": 1, **as_plain(options), **as_plain(knobs)}
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
+    checkpoint.save(path, {"config": settings, "history": [], "epoch": 0, "model": method.state_dict()})
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the script in this process; what it wrote, and what it printed."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["cls_eval.py", *map(str, words), "--output-dir", str(tmp_path / "out")])
+        cls_eval.main()
+        return json.loads((tmp_path / "out" / "cls_eval.json").read_text()), capsys.readouterr().out
+
+    return run
+
+
+def test_the_written_numbers_are_those_of_the_network(trained, run):
+    result, printed = run("--checkpoint", trained, "--classifier", "1", "--ensemble", "--feature-quality")
+    method, _ = load_method(trained)
+    data = open_data("digits", "test")
+    with torch.no_grad():
+        images = 2 * (data.images.float() / 255) - 1
+        logits, features = method.predict(images), method.backbone(images)
+    probabilities = [(z / method.temperature).softmax(dim=1).double() for z in logits]
+    clusters = [p.argmax(dim=1).numpy() for p in probabilities]
+
+    entropy = [(-(m * m.log()).sum() / math.log(len(m))).item() for m in (p.mean(dim=0) for p in probabilities)]
+    assert [row["balance"] for row in result["classifiers"]] == pytest.approx(entropy, rel=1e-5)
+    quality = result["quality"]
+    assert (quality["balance"], quality["used"]) == (pytest.approx(entropy[1], rel=1e-5), len(set(clusters[1])))
+    pairs = [adjusted_mutual_info_score(clusters[a], clusters[b]) for a, b in ((0, 1), (0, 3), (1, 3))]
+    assert quality["agreement"] == {"10": {"ami": pytest.approx(np.mean(pairs), abs=1e-6), "pairs": 3}}
+    assert f"agreement of the 3 pairs of classifiers with 10 clusters: AMI {100 * np.mean(pairs):.1f}" in printed
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum() + 1e-7
+    assert quality["rankme"] == pytest.approx(torch.exp(-(shares * shares.log()).sum()).item(), rel=1e-3)
+    expected = silhouette_samples(features.numpy(), clusters[1]).mean()
+    assert quality["silhouette"] == pytest.approx(expected, abs=1e-4)
+
+    mean = torch.zeros(len(data), 10, dtype=torch.float64)
+    for k in (0, 1, 3):
+        counts = np.array([[((clusters[k] == a) & (clusters[1] == b)).sum() for b in range(10)] for a in range(10)])
+        mean[:, linear_sum_assignment(-counts)[1]] += probabilities[k] / 3
+    together = clustering_scores(data.labels.numpy(), mean.argmax(dim=1).numpy())
+    assert result["ensemble"]["members"] == [0, 1, 3]
+    assert result["ensemble"]["ami"] == pytest.approx(together["ami"], abs=1e-6)
+    assert result["ensemble"]["ami"] != result["ami"]
+    assert "mean of 3 classifiers" in printed
+
+
+def test_no_pass_more_than_asked_for(trained, run, monkeypatch):
+    monkeypatch.setattr("src.features._run", lambda *_: pytest.fail("features were computed"))
+    result, printed = run("--checkpoint", trained)
+    assert set(result["quality"]) == {"used", "balance", "agreement"}
+    assert "ensemble" not in result
+    assert "RankMe" not in printed
+
+
+def test_k_means_has_a_balance_of_sizes_and_one_pass(trained, run, monkeypatch):
+    from src import features
+
+    passes, compute = [], features._run
+    monkeypatch.setattr(features, "_run", lambda *words: passes.append(words[-1]) or compute(*words))
+    result, _ = run("--checkpoint", trained, "--kmeans", "3", "--restarts", "1", "--feature-quality")
+    assert passes == ["features, test", "features, train"]
+    assert result["quality"]["balance"] == pytest.approx(balance(np.array(result["cluster_sizes"])))
+    assert set(result["quality"]) == {"used", "balance", "rankme", "silhouette"}
+
+
+def test_wrong_flags(trained, run):
+    with pytest.raises(InputError, match="--ensemble: classifier 2 is the only one with 20 classes"):
+        run("--checkpoint", trained, "--classifier", "2", "--ensemble")
+    with pytest.raises(InputError, match="--ensemble puts classifiers together, --kmeans"):
+        parse_cls_eval(["--checkpoint", "x", "--kmeans", "3", "--ensemble"])
+
+
+@pytest.mark.slow
+def test_two_ranks_write_what_one_writes(trained, run, run_python, tmp_path):
+    words = ("--checkpoint", trained, "--ensemble", "--feature-quality")
+    one, _ = run(*words)
+    ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "cls_eval.py")
+    done = run_python(*ranks, *words, "--output-dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two" / "cls_eval.json").read_text())
+    assert two["ensemble"] == one["ensemble"]
+    assert two["quality"] == {
+        name: value if name == "agreement" else pytest.approx(value, rel=1e-4) for name, value in one["quality"].items()
+    }
