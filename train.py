@@ -113,6 +113,8 @@ def main() -> None:
     )
     if started:
         progress.say(started)
+    if device.type == "cpu" and options.precision == "float16":
+        progress.say("float16 is emulated on a CPU and many times slower there: --precision float32")
     if found:
         progress.say(f"going on from step {trainer.step} (epoch {trainer.epoch + 1} of {options.epochs})")
     stop_request.listen()

@@ -118,7 +118,7 @@ STAND_INS = (
 
 def _read(path: str | Path) -> object:
     if not Path(path).is_file():
-        raise InputError(f"checkpoint {path}: no such file")
+        raise InputError(f"checkpoint {path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
     try:
         with _open(path) as file, warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
             warnings.simplefilter("ignore")  # about pickles of another protocol, which are refused below anyway
@@ -141,6 +141,8 @@ def _open(path: str | Path) -> BinaryIO:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            if damaged := archive.testzip():  # torch does not compare the checksums
+                raise InputError(f"damaged: {damaged} has other bytes than were written; take another copy")
             if not any(name.endswith("data.pkl") for name in names):  # else torch.save's own archive
                 inside = [name for name in names if name.endswith((".pth", ".pt", ".tar"))]
                 if len(inside) != 1:

@@ -424,7 +424,10 @@ def flag(name: str) -> str:
 def require_positive(config: object, *names: str) -> None:
     for name in names:
         if not 0 < getattr(config, name) < math.inf:
-            raise InputError(f"{flag(name)} is {getattr(config, name)}: expected a number above 0")
+            found = getattr(config, name)
+            raise InputError(
+                f"{flag(name)} is {found}: expected a number above 0" + ", a finite one" * (found == math.inf)
+            )
 
 
 def require_at_least(config: object, **bounds: float) -> None:
@@ -705,11 +708,13 @@ def data_of(trained: dict, given: DataOptions) -> DataOptions:
 
 
 def _explain_unknown(words: list[str], method: str) -> str:
-    for other in method_names():
-        owned = {flag(field.name) for field in fields(read_method(other).config)}
-        for word in words:
-            if word.split("=")[0].replace("--no-", "--") in owned:
-                return f"{word} belongs to method {other}, not to {method}"
+    for word in words:
+        name = word.split("=")[0].replace("--no-", "--")
+        owners = [
+            other for other in method_names() if name in {flag(f.name) for f in fields(read_method(other).config)}
+        ]
+        if owners:
+            return f"{word} belongs to {' and '.join(owners)}, not to {method}"
     return f"unknown: {' '.join(words)}"
 
 

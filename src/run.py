@@ -10,7 +10,7 @@ from .config import FREE_TO_CHANGE, InputError, flag
 from .logs import EpochLog, write_json
 from .trainer import Trainer
 
-LAST, BEFORE = "checkpoint.pt", "checkpoint_previous.pt"
+LAST, BEFORE, DAMAGED = "checkpoint.pt", "checkpoint_previous.pt", "checkpoint_damaged.pt"
 
 
 def choose_folder(output_dir: str, fresh: bool, name: str) -> Path:
@@ -46,23 +46,31 @@ def _first_free(folder: Path) -> Path:
 
 
 def find_checkpoint(folder: Path, config: dict) -> dict | None:
-    """The checkpoint to continue from, if the folder holds one. Where the last one is damaged, which a network disk can do
-    to a file that was written whole, the one before is taken, which is said.
+    """The checkpoint to continue from, if the folder holds one. Where the last one is gone or damaged, as a network disk can
+    leave a file that was written whole, the one before is taken, which is said.
 
     Raises:
         InputError: if it belongs to a run with other options, which are named; if none can be read.
     """
-    if not (folder / LAST).exists():
+    last, previous = folder / LAST, folder / BEFORE
+    if last.is_dir():
+        raise InputError(f"{last} is a folder, expected a checkpoint: move it away")
+    if not last.exists() and not previous.exists():
         return None
     try:
-        state = checkpoint.load(folder / LAST)
+        state = checkpoint.load(last)
     except InputError as damage:
-        if not (folder / BEFORE).exists():
-            raise
-        state = checkpoint.load(folder / BEFORE)
+        if not previous.exists():
+            raise InputError(f"{damage}; delete it to start over, or give --fresh") from None
+        state = checkpoint.load(previous)
         if distributed.is_main():
-            print(f"{damage}; taking the one before it, {BEFORE}", flush=True)
+            print(f"{damage}; going on from the one before it, {BEFORE}", flush=True)
+        state["fell_back"] = True
     before = state["config"]
+    if before.get("method") != config.get("method"):
+        raise InputError(
+            f"{folder} holds a run of --method {before.get('method')}: give another --output-dir, or --fresh"
+        )
     differing = [
         f"{flag(name)} {before.get(name)} (now {config.get(name)})"
         for name in sorted(before.keys() | config.keys())
@@ -102,6 +110,8 @@ class Run:
         self.log = None
         if distributed.is_main():
             make_folder(folder)
+            if found and found.get("fell_back") and (folder / LAST).exists():
+                os.replace(folder / LAST, folder / DAMAGED)  # else it would take the place of the good one
             write_json(folder / "config.json", config)
             self.log = EpochLog(folder)
             self.log.keep_until(len(self.history))

@@ -280,8 +280,38 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
     assert run.find_checkpoint(tmp_path, config)["epoch"] == 2
     said = capsys.readouterr().out
     assert "checkpoint.pt" in said
-    assert "taking the one before it, checkpoint_previous.pt" in said
+    assert "going on from the one before it, checkpoint_previous.pt" in said
     assert not list(tmp_path.glob(".*.part"))
-    (tmp_path / "checkpoint_previous.pt").unlink()
+
+    # going on, the damaged file does not take the place of the good one, even if the next save fails
+    keeper = run.Run(tmp_path, config, run.find_checkpoint(tmp_path, config) | {"history": []}, save_every=25)
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint.torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(RunError):
+            keeper.save(Stub())
+    assert run.find_checkpoint(tmp_path, config)["epoch"] == 2
+    assert (tmp_path / "checkpoint_damaged.pt").exists()
+    keeper.save(Stub())
+    keeper.close()
+    assert run.find_checkpoint(tmp_path, config)["epoch"] == 3
+
+    (tmp_path / "checkpoint.pt").unlink()  # gone altogether
+    assert run.find_checkpoint(tmp_path, config)["epoch"] == 2
+    (tmp_path / "checkpoint_previous.pt").write_bytes(b"")
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(InputError, match="is a folder, expected a checkpoint"):
+        run.find_checkpoint(tmp_path, config)
+    (tmp_path / "checkpoint.pt").rmdir()
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
     with pytest.raises(InputError):
         run.find_checkpoint(tmp_path, config)
+
+
+def test_flipped_bytes_within_tensors_are_found_out(tmp_path):
+    checkpoint.save(tmp_path / "c.pt", {"model": {"w": torch.zeros(10000)}})
+    whole = bytearray((tmp_path / "c.pt").read_bytes())
+    middle = whole.index(bytes(20000))
+    whole[middle + 10000] ^= 1
+    (tmp_path / "c.pt").write_bytes(whole)
+    with pytest.raises(InputError, match=r"damaged: .* has other bytes than were written"):
+        checkpoint.load(tmp_path / "c.pt")

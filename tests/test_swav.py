@@ -352,6 +352,12 @@ def test_ranks_train_what_one_process_trains(run_ranks, world_size):
         ),
         (
             SwAV,
+            SwAVConfig(queue_length=256, queue_start=46),
+            (128, 1000, 2, 320),
+            "--queue-length 256, filled from epoch 46 .* would be full after 324 steps, and the run has 320",
+        ),
+        (
+            SwAV,
             SwAVConfig(assign_views=(0, 2)),
             (128, 1000, 2, 900),
             "--assign-views names view 2, but there are only views 0 to 1",

@@ -7,7 +7,8 @@ centroids become the head's prototypes. Every view then predicts the cluster of 
 Defaults are the authors' 800-epoch recipe. Departures from their code: every rank holds the whole bank, so that a run can be
 continued on another number of ranks; initial centroids are drawn from all images, not from those of rank 0; the loss counts
 the images with a cluster over all ranks, so that W ranks are one; an image that no epoch has shown yet has no cluster, and a
-batch of such images costs nothing, where theirs is not a number.
+batch of such images costs nothing, where theirs is not a number; the pass that fills the bank at first shows the very views
+of the first epoch, where theirs draws others in the same order. That pass and the clustering run in float32 whatever --precision is.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .. import distributed
 from ..assignments import spherical_kmeans
-from ..config import InputError, require_at_least, require_positive, require_sizes, require_views
+from ..config import InputError, RunError, require_at_least, require_positive, require_sizes, require_views
 from ..losses import IGNORED, assigned_cross_entropy
 from ..queues import MemoryBank
 from .base import PrototypeMethod, Step
@@ -136,6 +137,11 @@ class DeepClusterV2(PrototypeMethod):
 
     def assign(self, head: int, embeddings: Tensor, mine: Tensor, generator: np.random.Generator) -> Tensor:
         """The clusters of the embeddings `mine`, this rank's share of all `embeddings`; sets the head's prototypes."""
+        if len(embeddings) < self.classes[head]:
+            raise RunError(
+                f"--prototypes {self.classes[head]} is more than the {len(embeddings)} different images that could be read: "
+                "give fewer, or repair the reported files"
+            )
         first = generator.choice(len(embeddings), self.classes[head], replace=False)
         start = embeddings[torch.from_numpy(first).to(embeddings.device)]
         clusters, centroids = spherical_kmeans(mine, start, self.config.kmeans_iterations)

@@ -6,7 +6,7 @@ head, whose argmax labels the image; and the prototypes are trained with the net
 
 The authors published results but no code, and the paper leaves open what is our choice here: --lam, --tolerance and
 --max-iterations (as in SeLa, which has no limit), --freeze-prototypes and their unit length after every step (as in SwAV),
-hard labels and banks that the heads use in turn (as in DeepCluster-v2).
+hard labels, banks that the heads use in turn, and float32 (as in DeepCluster-v2).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..assignments import balanced_labels
-from ..config import require_at_least, require_positive, require_sizes, require_views
+from ..config import RunError, require_at_least, require_positive, require_sizes, require_views
 from .deepcluster_v2 import DeepClusterV2
 
 
@@ -92,4 +92,10 @@ class SeLaV2(DeepClusterV2):
 
     def assign(self, head: int, embeddings: Tensor, mine: Tensor, generator: np.random.Generator) -> Tensor:
         log_probabilities = (self.classifiers[head](mine) / self.temperature).log_softmax(dim=1)
-        return balanced_labels(log_probabilities, self.config.lam, self.config.tolerance, self.config.max_iterations)
+        limits = self.config.lam, self.config.tolerance, self.config.max_iterations
+        try:
+            return balanced_labels(log_probabilities, *limits)
+        except ValueError as error:
+            raise RunError(
+                f"the labels of head {head} cannot be balanced ({error}): try a smaller --lam or --lr"
+            ) from None

@@ -38,8 +38,8 @@ class Config:
     freeze_prototypes: int = 313  # steps during which the prototypes keep their start
 
     def __post_init__(self):
-        require_positive(self, "temperature", "epsilon")
-        require_at_least(self, prototypes=2, sinkhorn_iterations=1, dim=1, hidden_dim=1)
+        require_positive(self, "temperature")
+        require_at_least(self, epsilon=1e-4, prototypes=2, sinkhorn_iterations=1, dim=1, hidden_dim=1)
         require_at_least(self, queue_length=0, queue_start=0, freeze_prototypes=0)
         require_views(self, "assign_views")
 
@@ -137,6 +137,12 @@ class SwAV(PrototypeMethod):
         if config.queue_length and config.queue_length < batch_size:
             raise InputError(
                 f"--queue-length {config.queue_length} is shorter than --batch-size {batch_size}: lengthen it, or give 0 for none"
+            )
+        full = config.queue_start * (num_images // batch_size) + -(-config.queue_length // batch_size)
+        if config.queue_length and steps is not None and full >= steps:
+            raise InputError(
+                f"--queue-length {config.queue_length}, filled from epoch {config.queue_start} on (--queue-start), would be full after "
+                f"{full} steps, and the run has {steps}: shorten it, start it earlier, or give 0 for none"
             )
 
     def prepare_epoch(self, epoch: int, loader) -> None:

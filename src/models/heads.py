@@ -104,4 +104,6 @@ class Prototypes(nn.Module):
         self.weight.copy_(F.normalize(self.weight, dim=1))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        return F.linear(embeddings, self.weight)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            # steps of half precision near 1 are as wide as what codes of a small epsilon have to tell apart
+            return F.linear(embeddings.to(self.weight.dtype), self.weight)
