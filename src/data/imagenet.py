@@ -34,9 +34,11 @@ SETS = {  # name: level, below which node, with how many classes at least
 
 @dataclass(frozen=True)
 class Superclasses:
-    """Attributes:
-    names: what people call each superclass.
-    of_class: {WordNet id of a class: position in `names`}; classes that belong to none are not there.
+    """Groups of classes.
+
+    Attributes:
+        names: what people call each superclass.
+        of_class: {WordNet id of a class: position in `names`}; classes that belong to none are not there.
     """
 
     names: list[str]
