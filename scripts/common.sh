@@ -46,8 +46,18 @@ launch() {
     unset SLURM_CPUS_PER_GPU
     [ -n "${SLURM_GPUS_ON_NODE:-}" ] || unset SLURM_GPUS_PER_NODE
     # The tasks of a training end together. If one has ended, the others wait for it in vain, and are ended after a minute;
-    # at once (--kill-on-bad-exit) they would not get to say why. In an evaluation the first may go on drawing for long.
-    [ "$2" != train.py ] || alone=60
+    # at once (--kill-on-bad-exit) they would not get to say why. In other evaluations, and in a probe with --fast, the first
+    # may go on for long.
+    case " $* " in
+        *" --fast "*) ;;
+        *" train.py "* | *" lincls_eval.py "*) alone=60 ;;
+    esac
+    # Once on every node, such as the unpacking of the data onto its own disk. Every start does it: a requeued job may have
+    # other nodes.
+    if [ -n "${NODE_SETUP:-}" ]; then
+        srun --ntasks="$nodes" --ntasks-per-node=1 bash -c "$NODE_SETUP" ||
+            { echo "$NAME: NODE_SETUP failed on a node" >&2; exit 1; }
+    fi
     trap save_and_requeue USR1
     # In the background, because bash lets a signal wait for the command in front.
     srun --label --wait="$alone" --ntasks=$((nodes * per_node)) --ntasks-per-node="$per_node" \

@@ -590,9 +590,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
         help="learning rate per 256 images instead of --lr, which becomes this × batch size / 256; --warmup-start "
         "becomes this, --final-lr keeps the preset's share of --lr (default: --lr as it is)",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration as JSON and exit, checking flags only"
-    )
+    _add_dry_run(parser)
     changed = method.presets[preset]
     source = Path(__file__).read_text()
     for group in reversed(TrainOptions.__mro__[1:-1]):
@@ -608,11 +606,21 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
     elif known.preset and "--lr" not in given:
         _check_lr_fits(values.batch_size, published, known.preset)
     options, knobs = collect(TrainOptions, values), collect(method.config, values)
+    _end_dry_run(values, {"method": known.method, **as_plain(options), **as_plain(knobs)})
+    return options, known.method, knobs
+
+
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration as JSON and exit, checking flags only"
+    )
+
+
+def _end_dry_run(values: argparse.Namespace, settings: dict) -> None:
+    """With --dry-run, print the settings, one a line, and end."""
     if values.dry_run:
-        settings = {"method": known.method, **as_plain(options), **as_plain(knobs)}
         print("{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(settings[name])}" for name in settings) + "\n}")
         raise SystemExit(0)
-    return options, known.method, knobs
 
 
 def _apply_base_lr(values: argparse.Namespace, published: dict, given: set[str]) -> None:
@@ -648,7 +656,11 @@ def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:
     for group in (ClsEvalOptions, KMeansOptions, DataOptions, DeviceOptions):
         defaults = {"data": ""} if group is DataOptions else {}  # that of the checkpoint
         add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
-    return collect(ClsEvalOptions, parser.parse_args(argv))
+    _add_dry_run(parser)
+    values = parser.parse_args(argv)
+    options = collect(ClsEvalOptions, values)
+    _end_dry_run(values, as_plain(options))
+    return options
 
 
 def parse_knn_eval(argv: Sequence[str] | None = None) -> KnnEvalOptions:
@@ -660,7 +672,11 @@ def parse_knn_eval(argv: Sequence[str] | None = None) -> KnnEvalOptions:
     for group in (KnnEvalOptions, DataOptions, DeviceOptions):
         defaults = {"data": ""} if group is DataOptions else {}  # that of the checkpoint
         add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
-    return collect(KnnEvalOptions, parser.parse_args(argv))
+    _add_dry_run(parser)
+    values = parser.parse_args(argv)
+    options = collect(KnnEvalOptions, values)
+    _end_dry_run(values, as_plain(options))
+    return options
 
 
 def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict | None = None) -> LinclsEvalOptions:
@@ -694,7 +710,27 @@ def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict | None = 
         defaults["train_share"] = 1.0  # a list takes the place of a preset's draw
     for group in (LinclsEvalOptions, DataOptions, DeviceOptions):
         add_flags(parser, group, field_comments(source, group.__name__), group.__doc__, **defaults)
-    return collect(LinclsEvalOptions, parser.parse_args(argv))
+    _add_dry_run(parser)
+    values = parser.parse_args(argv)
+    options = collect(LinclsEvalOptions, values)
+    if known.preset and not options.fast:
+        _check_probe_lr_fits(options, defaults, {word.split("=")[0] for word in argv})
+    _end_dry_run(values, as_plain(options))
+    return options
+
+
+def _check_probe_lr_fits(options: LinclsEvalOptions, preset: dict, given: set[str]) -> None:
+    """As for a training: the rates of a preset are those of its batch, and with another one they are to be given."""
+    batch = preset.get("batch_size", LinclsEvalOptions.batch_size)
+    if abs(options.batch_size / batch - 1) <= 0.01:
+        return
+    for name in ("lr", "backbone_lr"):
+        rate = preset.get(name, getattr(LinclsEvalOptions, name))
+        if rate is not None and flag(name) not in given:
+            raise InputError(
+                f"--batch-size {options.batch_size}: {flag(name)} {rate} of --preset {options.preset} is for {batch} images; "
+                f"{flag(name)} {rate * options.batch_size / batch:.2g} scales it with the batch"
+            )
 
 
 def data_of(trained: dict, given: DataOptions) -> DataOptions:

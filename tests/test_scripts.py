@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 
@@ -14,13 +15,17 @@ from slurm import SlurmCluster, why_not
 from test_recipes import DEEPCLUSTER_V2, FIRST, SECOND, SELA_V2, SWAV, tables_of_presets
 
 from src import checkpoint
-from src.config import InputError, as_plain, parse_cls_eval, parse_train
+from src.config import InputError, as_plain, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
+from src.distributed import Launch, read_launch
 from src.pretrained import RELEASES
 
 SCRIPTS = {str(path.relative_to(ROOT / "scripts")): path for path in sorted((ROOT / "scripts").rglob("*.sh"))}
 COMMON = SCRIPTS.pop("common.sh")
-EVALUATIONS = {name for name in SCRIPTS if re.search("_eval|tsne", name)}
-TRAININGS = sorted(SCRIPTS.keys() - EVALUATIONS)
+TRAININGS = sorted(name for name in SCRIPTS if re.search("train", name))
+PROBES = {name for name in SCRIPTS if re.search("lincls|semisup|/eval", name)}
+NEIGHBORS = {name for name in SCRIPTS if name.endswith("knn_eval.sh")}
+EVALUATIONS = SCRIPTS.keys() - TRAININGS
+PARSE = {"cls_eval.py": parse_cls_eval, "knn_eval.py": parse_knn_eval, "lincls_eval.py": parse_lincls_eval}
 
 # ---- the published scripts, as the fact sheet gives them ------------------------------------------------------------
 
@@ -102,9 +107,61 @@ for name, model in (
 ):
     row = ({**KMEANS, "checkpoint": model}, 1, 1, 64, "128G", "00:10:00")
     ROWS[f"kmeans_baselines/kmeans_eval_{name}.sh"] = row
+# What a preset of a probe means is held against the published values here, not against the preset.
+FROZEN = {"finetune": False, "train_bn": False, "schedule": "cosine", "epochs": 100, "momentum": 0.9, "nesterov": False}
+LINCLS = {**FROZEN, "optimizer": "lars", "batch_size": 1024 * 4, "lr": 0.8, "weight_decay": 0, "crop_flip": True}
+ROWS["lincls_eval.sh"] = (LINCLS, 4, 4, 16, "64G", "24:00:00")
+ROWS["first_generation/eval.sh"] = (LINCLS, 4, 4, 16, "64G", "6:00:00")
+LINCLS_SWAV = {**FROZEN, "optimizer": "sgd", "batch_size": 8 * 32, "lr": 0.3, "weight_decay": 1e-6, "crop_flip": True}
+ROWS["swav/swav_800ep_lincls_eval.sh"] = (LINCLS_SWAV, 1, 8, 8, "450G", "48:00:00")
+for percent, head, trunk in ((1, 5, 0.02), (10, 0.2, 0.01)):
+    row = {"finetune": True, "train_bn": True, "train_share": percent / 100, "epochs": 20, "batch_size": 8 * 32}
+    row |= {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0, "lr": head, "backbone_lr": trunk, "crop_flip": True}
+    row |= {"schedule": "step", "decay_epochs": [12, 16], "gamma": 0.2}
+    ROWS[f"swav/swav_800ep_semisup_{percent}_eval.sh"] = (row, 1, 8, 8, "450G", "12:00:00")
+NEAREST = {"layer": "backbone", "tau": 0.1, "bank_share": 1, "bank_list": ""}
+# theirs: one task of four GPUs and 64 CPUs; features in half precision
+row = {**NEAREST, "k": [10, 20, 100, 200], "precision": "float16"}
+ROWS["knn_eval.sh"] = (row, 1, 4, 16, "128G", "3:00:00")
+ROWS["first_generation/knn_eval.sh"] = ({**NEAREST, "k": [20], "precision": "float32"}, 1, 1, 64, "128G", "3:00:00")
 # theirs: one task of four GPUs and 64 CPUs
 for name, figures in (("cls_eval.sh", 0), ("tsne_imagenet.sh", 5)):
     ROWS[f"first_generation/{name}"] = ({"tsne": figures, "tsne_classes": 10}, 1, 4, 16, "64G", "00:10:00")
+
+# What is known of the published results; of all other scripts, nothing.
+CLUSTERS = {
+    "train_100ep.sh": "71.2 49.2 26.1 37.3",
+    "train_200ep.sh": "72.5 51.6 28.1 39.4",
+    "train_400ep.sh": "72.9 52.3 28.8 40.2",
+    "train_800ep.sh": "73.3 53.1 29.5 41.1",
+    "train.sh": "73.3 53.1 29.5 41.1",
+    "cls_eval.sh": "73.3 53.1 29.5 41.1",
+    "unsupervised_cls_eval/cls_eval.sh": "73.3 53.1 29.5 41.1",
+    "unsupervised_cls_eval/cls_eval_superclass_lvl_2.sh": "74.0 54.3 30.9 85.7",
+    "unsupervised_cls_eval/cls_eval_superclass_lvl_3.sh": "74.0 54.3 30.9 79.7",
+    "unsupervised_cls_eval/cls_eval_superclass_lvl_4.sh": "74.0 54.3 30.9 71.8",
+    "unsupervised_cls_eval/cls_eval_superclass_lvl_5.sh": "73.9 54.3 30.8 60.0",
+    "unsupervised_cls_eval/cls_eval_superclass_lvl_6.sh": "74.1 55.3 32.1 46.7",
+    "unsupervised_cls_eval/cls_eval_superclass_entity13.sh": "73.6 54.1 30.7 84.4",
+    "unsupervised_cls_eval/cls_eval_superclass_entity30.sh": "72.9 53.4 29.8 81.0",
+    "unsupervised_cls_eval/cls_eval_superclass_living17.sh": "67.2 51.8 26.4 90.8",
+    "unsupervised_cls_eval/cls_eval_superclass_nonliving26.sh": "72.2 57.0 36.8 76.7",
+    "kmeans_baselines/kmeans_eval_barlowtwins.sh": "68.8 48.3 14.7 33.2",
+    "kmeans_baselines/kmeans_eval_obow.sh": "66.5 42.0 16.9 31.1",
+    "kmeans_baselines/kmeans_eval_dino.sh": "66.2 42.3 15.6 30.7",
+    "kmeans_baselines/kmeans_eval_mocov2.sh": "66.6 45.3 12.0 30.6",
+    "kmeans_baselines/kmeans_eval_swav.sh": "64.1 38.8 13.4 28.1",
+    "kmeans_baselines/kmeans_eval_simsiam.sh": "62.2 34.9 11.6 24.9",
+}
+PUBLISHED = dict.fromkeys(SCRIPTS, "none")
+PUBLISHED |= {name: f"linear top-1 {row[0]}" for name, row in LINEAR.items()}
+for name, scores in CLUSTERS.items():
+    PUBLISHED[name] = "NMI {}, AMI {}, ARI {}, ACC {}".format(*scores.split())
+PUBLISHED["lincls_eval.sh"] = "linear top-1 74.1"
+PUBLISHED["swav/swav_800ep_lincls_eval.sh"] = "linear top-1 75.3"
+PUBLISHED["swav/swav_800ep_semisup_1_eval.sh"] = "top-1 53.9, top-5 78.5"
+PUBLISHED["swav/swav_800ep_semisup_10_eval.sh"] = "top-1 70.2, top-5 89.9"
+PUBLISHED["first_generation/tsne_imagenet.sh"] = "none (figures)"
 
 FOLDERS = {"self_classifier": "", "self_classifier_v1": "first_generation/"}
 FOLDERS |= {method: f"{method}/" for method in ("swav", "deepcluster_v2", "sela_v2")}
@@ -166,7 +223,7 @@ def test_a_script_asks_for_the_published_resources_and_starts_the_published_run(
     assert (asked["nodes"], asked["gpus-per-node"], asked["cpus-per-gpu"]) == (str(nodes), str(gpus), str(cpus))
     assert (asked["mem"], asked["time"]) == (memory, limit)
     assert "requeue" in asked
-    assert asked.get("signal") == ("B:USR1@120" if name in TRAININGS else None)
+    assert asked.get("signal") == ("B:USR1@120" if name in TRAININGS or name in PROBES else None)
     hours, minutes, _ = map(int, limit.split(":"))
     cost = float(re.search(r"^# cost: at most ([\d.,]+) GPU hours", text, flags=re.MULTILINE)[1].replace(",", ""))
     assert cost == pytest.approx(nodes * gpus * (hours + minutes / 60), abs=0.05)
@@ -176,8 +233,9 @@ def test_a_script_asks_for_the_published_resources_and_starts_the_published_run(
 
     program, *words = command(run_script(name, SLURM_NNODES=str(nodes), SLURM_GPUS_ON_NODE=str(gpus)))
     if name in EVALUATIONS:
-        assert program == "cls_eval.py"
-        options, found = parse_cls_eval(words), {}
+        expected = "lincls_eval.py" if name in PROBES else "knn_eval.py" if name in NEIGHBORS else "cls_eval.py"
+        assert program == expected
+        options = PARSE[program](words)
         assert options.checkpoint in RELEASES or options.checkpoint.startswith("/experiments/")
         found = as_plain(options)
         assert options.data == "/data sets/imagenet"
@@ -193,17 +251,17 @@ def test_a_script_asks_for_the_published_resources_and_starts_the_published_run(
     assert {key: found[key] for key in row} == row
 
 
-@pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_script_says_the_published_value(name):
-    published = re.search(r"^# published: linear top-1 (\S+)   ours", SCRIPTS[name].read_text(), flags=re.MULTILINE)
-    assert float(published[1]) == LINEAR[name][0]
+    published = re.search(r"^# published: (.+)   ours", SCRIPTS[name].read_text(), flags=re.MULTILINE)
+    assert published[1] == PUBLISHED[name]
 
 
 def test_no_two_evaluations_of_one_checkpoint_write_to_one_folder():
     folders = [
         found[1] for name in EVALUATIONS if (found := re.search(r'--output-dir "(.*)\$RUN"', SCRIPTS[name].read_text()))
     ]
-    assert len(set(folders)) == len(folders) == 15
+    assert len(set(folders)) == len(folders) == 17
     for folder in folders:
         assert folder.partition("/")[2] in {header(path)["job-name"] for path in SCRIPTS.values()}
 
@@ -232,7 +290,9 @@ def test_one_task_for_each_gpu_of_what_was_allocated(run_script):
 
 def test_the_last_task_of_a_training_is_waited_for_a_minute_of_an_evaluation_for_ever(run_script):
     assert "--wait=60" in run_script("train.sh").stdout.splitlines()
+    assert "--wait=60" in run_script("lincls_eval.sh").stdout.splitlines()
     assert "--wait=0" in run_script("first_generation/tsne_imagenet.sh").stdout.splitlines()
+    assert "--wait=0" in run_script("lincls_eval.sh", "--fast").stdout.splitlines()  # the others have nothing to do
 
 
 def test_flags_behind_the_script_win_and_may_hold_blanks(run_script):
@@ -245,8 +305,11 @@ def test_a_task_of_an_array_has_its_own_seed_and_folder(run_script):
     task = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "74"}
     options, _, _ = parse_train(command(run_script("train.sh", **task))[1:])
     assert (options.seed, options.output_dir) == (3, "/experiments/sc_800ep_train/seed_3")
-    options = parse_cls_eval(command(run_script("cls_eval.sh", **task))[1:])
-    assert options.checkpoint == "/experiments/sc_800ep_train/seed_3/checkpoint.pt"
+    for name in ("cls_eval.sh", "knn_eval.sh", "lincls_eval.sh"):
+        program, *words = command(run_script(name, **task))
+        options = PARSE[program](words)
+        assert options.checkpoint == "/experiments/sc_800ep_train/seed_3/checkpoint.pt"
+        assert options.seed == (0 if name == "cls_eval.sh" else 3)
 
 
 def test_a_released_model_may_be_scored(run_script):
@@ -257,6 +320,16 @@ def test_a_released_model_may_be_scored(run_script):
 def test_a_container_is_put_before_python(run_script):
     done = run_script("train.sh", CONTAINER="apptainer exec --nv it.sif")
     assert "\napptainer\nexec\n--nv\nit.sif\npython\ntrain.py\n" in done.stdout
+
+
+def test_a_setup_of_the_nodes_comes_first_once_on_each(run_script):
+    given = {"SLURM_NNODES": "3", "SLURM_GPUS_ON_NODE": "8", "NODE_SETUP": "tar xf 'my data.tar'"}
+    words = run_script("train.sh", **given).stdout.splitlines()
+    assert words[:5] == ["--ntasks=3", "--ntasks-per-node=1", "bash", "-c", "tar xf 'my data.tar'"]
+    assert "--ntasks=24" in words[5:]
+    done = run_script("train.sh", **given, SRUN_EXITS="4")
+    assert (done.returncode, done.stderr) == (1, "slurm_script: NODE_SETUP failed on a node\n")
+    assert "--ntasks=24" not in done.stdout
 
 
 @pytest.mark.parametrize("missing", ["DATASET_PATH", "EXPERIMENT_PATH"])
@@ -335,22 +408,75 @@ def test_dry_run_prints_the_configuration_without_torch(run_python):
     assert run_python("train.py", "--dry-run", "--lr", "-1").returncode == 2
 
 
+@pytest.mark.parametrize("program", PARSE)
+def test_dry_run_of_an_evaluation_opens_no_file(program, run_python):
+    words = ["--checkpoint", "nowhere.pt", "--data", "x", "--seed", "3"]
+    done = run_python("-X", "importtime", program, *words, *["--kmeans", "5"] * (program == "cls_eval.py"), "--dry-run")
+    assert done.returncode == 0
+    assert " torch\n" not in done.stderr
+    printed = json.loads(done.stdout)
+    assert (printed["checkpoint"], printed["seed"], printed["precision"]) == ("nowhere.pt", 3, "float32")
+    assert run_python(program, *words, "--batch-size", "0", "--dry-run").returncode == 2
+
+
+def test_a_probe_of_another_batch_without_a_learning_rate_is_refused(run_script):
+    def of(*words: str):
+        return parse_lincls_eval(["--checkpoint", "x", "--data", "somewhere", *words])
+
+    _, *words = command(run_script("lincls_eval.sh", "--batch-size", "1024"))
+    message = r"--batch-size 1024: --lr 0\.8 of --preset self_classifier is for 4096 images; --lr 0\.2 scales it"
+    with pytest.raises(InputError, match=message):
+        parse_lincls_eval(words)
+    assert parse_lincls_eval([*words, "--lr", "0.2"]).lr == 0.2
+    assert of("--preset", "self_classifier", "--batch-size=4092").lr == 0.8
+    with pytest.raises(
+        InputError, match=r"--backbone-lr 0\.01 of --preset swav_semi_10 is for 256 images; --backbone-lr 0\.02 "
+    ):
+        of("--preset", "swav_semi_10", "--batch-size", "512", "--lr", "0.4")
+    assert of("--preset", "swav_semi_10", "--batch-size", "512", "--lr=0.4", "--backbone-lr=0.02").batch_size == 512
+    assert of("--preset", "swav", "--batch-size", "512", "--fast").batch_size == 512  # which tries rates of its own
+    assert of("--batch-size", "512").lr == 0.8  # nobody named a preset
+
+
 # ---- docs/cluster.md ------------------------------------------------------------------------------------------------
 
 
 def test_every_submission_in_the_document_is_understood(run_script):
     text = (ROOT / "docs" / "cluster.md").read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    submissions = [words for words in lines if words[:1] == ["sbatch"]]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("sbatch ")]
+    submissions = [shlex.split(line, comments=True) for line in lines]
     assert len(submissions) >= 5
     for words in submissions:
         path = next(word for word in words if word.startswith("scripts/"))
         program, *given = command(run_script(path.removeprefix("scripts/"), *words[words.index(path) + 1 :]))
-        (parse_cls_eval if program == "cls_eval.py" else parse_train)(given)
+        PARSE.get(program, parse_train)(given)
     assert set(re.findall(r"`(scripts/[\w./-]+\.(?:sh|def))`", text)) <= {
         str(path.relative_to(ROOT)) for path in (ROOT / "scripts").rglob("*.*")
     }
+
+
+def test_the_block_for_lsf_tells_each_task_its_place(tmp_path):
+    text = (ROOT / "docs" / "cluster.md").read_text().partition("## IBM's LSF")[2]
+    script = re.search(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[1]
+    start = (
+        'for r in 0 1 2; do JSM_NAMESPACE_RANK=$r JSM_NAMESPACE_LOCAL_RANK=$((r % 2)) JSM_NAMESPACE_SIZE=3 "$@"; done'
+    )
+    (tmp_path / "jsrun").write_text(f'#!/bin/sh\nwhile [ "$1" != bash ]; do shift; done\n{start}\n')
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\nenv\necho\n')
+    for path in tmp_path.iterdir():
+        path.chmod(0o755)
+    job = {"LSB_MCPU_HOSTS": "batch1 1 gpu03 42 gpu04 42", "LSB_JOBID": "40017", "DATASET_PATH": "digits"}
+    environ = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "EXPERIMENT_PATH": "/experiments", **job}
+    done = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    places = []
+    for printed in done.stdout.strip().split("\n\n"):
+        line, *variables = printed.splitlines()
+        program, *words = shlex.split(line)
+        assert (program, parse_train(words)[0].epochs) == ("train.py", 800)
+        places.append(read_launch(dict(each.split("=", 1) for each in variables)))
+    assert places == [Launch(rank, 3, rank % 2, "gpu03", 20017) for rank in range(3)]
 
 
 # ---- on a real Slurm ------------------------------------------------------------------------------------------------
@@ -444,6 +570,18 @@ class TestOnSlurm:
         assert scores["acc"] > 0.3
         assert (scores["epochs"], scores["images"]) == (EPOCHS, 360)
 
+    def test_two_nodes_learn_what_one_process_learns(self, trained, run_python, tmp_path):
+        words = ("--data", "digits", "--seed", "0", *DIGITS.split(), "--output-dir", tmp_path)
+        assert run_python("train.py", "--preset", "800ep", *words).returncode == 0
+        done = run_python("cls_eval.py", "--checkpoint", tmp_path / "checkpoint.pt", "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+        folders = (trained / "sc_800ep_train", tmp_path)
+        # the same views in the same batches: what differs is the rounding of sums, which the steps then magnify
+        first = [json.loads((each / "metrics.jsonl").read_text().partition("\n")[0])["loss"] for each in folders]
+        assert first[0] == pytest.approx(first[1], rel=1e-3)
+        scores = [json.loads((each / "cls_eval.json").read_text())["acc"] for each in folders]
+        assert scores[0] == pytest.approx(scores[1], abs=0.15)
+
     def test_cut_off_by_the_signal_and_by_a_requeue_it_ends_with_the_weights_of_an_undisturbed_run(
         self, cluster, trained, submit, tmp_path
     ):
@@ -471,11 +609,39 @@ class TestOnSlurm:
         assert log.read_text().count("going on from step ") == 2
         assert_ended_with_the_weights_of(trained, folder)
 
+    def test_kill_9_of_one_rank_ends_the_job_within_a_minute_and_it_is_not_requeued(self, cluster, submit, tmp_path):
+        job = submit(2, "scripts/train.sh", *DIGITS.split())
+        folder, log = tmp_path / "sc_800ep_train", tmp_path / "log.txt"
+        wait_until((folder / "checkpoint.pt").exists, lambda: log.exists() and log.read_text())
+        os.kill(cluster.pid(job, rank=1), signal.SIGKILL)
+        killed = time.monotonic()
+        assert wait_for_end(cluster, job, tmp_path) == "FAILED"
+        assert time.monotonic() - killed < 60
+        assert field(cluster, job, "ExitCode") != "0:0"
+        assert field(cluster, job, "Restarts") == "0"
+        assert "rank 1 of 2 no longer answers" in log.read_text()
+        assert 1 <= checkpoint.load(folder / "checkpoint.pt")["epoch"] < EPOCHS
+
     def test_a_job_that_fails_is_not_requeued(self, cluster, submit, tmp_path):
         job = submit(2, "scripts/train.sh", "--lr", "-1")
         assert wait_for_end(cluster, job, tmp_path) == "FAILED"
         assert (field(cluster, job, "ExitCode"), field(cluster, job, "Restarts")) == ("2:0", "0")
         assert "--lr is -1.0: expected a number above 0" in (tmp_path / "log.txt").read_text()
+
+    def test_the_setup_runs_on_both_nodes_ahead_of_the_training(self, cluster, tmp_path):
+        paths = {"DATASET_PATH": "digits", "EXPERIMENT_PATH": str(tmp_path)}
+        sbatch = ("sbatch", "--parsable", f"--output={tmp_path}/log.txt", *fit(2), "scripts/train.sh", "--dry-run")
+        setup = f'touch "{tmp_path}/$SLURMD_NODENAME"; echo it is set up'
+        job = cluster.run(*sbatch, **paths, NODE_SETUP=setup).stdout.strip()
+        assert wait_for_end(cluster, job, tmp_path) == "COMPLETED", (tmp_path / "log.txt").read_text()
+        log = (tmp_path / "log.txt").read_text()
+        assert log.count("it is set up") == 2
+        assert log.count('"epochs": 800') == 2
+        assert log.rindex("it is set up") < log.index('"epochs": 800')
+        assert len(list(tmp_path.glob("0x7f*"))) == 2
+        job = cluster.run(*sbatch, **paths, NODE_SETUP="exit $SLURM_NODEID").stdout.strip()
+        assert wait_for_end(cluster, job, tmp_path) == "FAILED"
+        assert "sc_800ep_train: NODE_SETUP failed on a node" in (tmp_path / "log.txt").read_text()
 
     def test_every_task_of_an_array_has_its_seed(self, cluster, submit, tmp_path):
         paths = {"DATASET_PATH": "somewhere", "EXPERIMENT_PATH": str(tmp_path)}
