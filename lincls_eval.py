@@ -4,6 +4,7 @@
     python lincls_eval.py --checkpoint runs/demo/checkpoint.pt --fast               # many rates and decays at once
     torchrun --standalone --nproc_per_node=8 lincls_eval.py --checkpoint checkpoint.pt --data "$IMAGENET"
     python lincls_eval.py --checkpoint swav-800ep --data "$IMAGENET" --preset swav
+    python lincls_eval.py --checkpoint swav-800ep --data "$IMAGENET" --preset swav_2x2 --feature-bn
     python lincls_eval.py --checkpoint swav-800ep --data "$IMAGENET" --preset swav_semi_1 --train-list 1percent.txt
 
 A probe that is stopped (Ctrl-C, SIGTERM) saves first; the same command goes on from that very step.
@@ -26,6 +27,7 @@ def main() -> None:
     from src.evaluation import linear
     from src.features import extract
     from src.logs import Progress, percent, table, write_json
+    from src.models.backbones import pool_windows
     from src.pretrained import load_backbone
     from src.run import choose_folder, make_folder
     from src.trainer import Interrupted, StopRequest
@@ -39,6 +41,9 @@ def main() -> None:
         raise config.InputError(
             f"--data {options.data}: images have {train.channels} channels, the network takes {trained['channels']}"
         )
+    num_features = backbone.width
+    if options.pool_window:
+        num_features = pool_windows(backbone, options.pool_window, train.channels, trained["global_crops_size"])
     if options.train_list:
         train = linear.keep_rows(train, read_list(train, options.train_list, "--train-list"))
     elif options.train_share < 1:
@@ -61,6 +66,7 @@ def main() -> None:
         "test_images": len(test),
         "classes": len(train.classes),
         "backbone_sha256": before,
+        "features": num_features,
     }
 
     device = distributed.start(options.device)
@@ -69,7 +75,8 @@ def main() -> None:
     views = linear.training_views(options.data, train, trained["global_crops_size"], central, options.crop_flip)
     autocast = None if options.precision == "float32" else getattr(torch, options.precision)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    probe = linear.LinearProbe(backbone, len(train.classes), options.finetune, options.train_bn)
+    how = (options.finetune, options.train_bn, num_features, options.feature_bn)
+    probe = linear.LinearProbe(backbone, len(train.classes), *how)
     probe = probe.to(device, memory_format=layout)
 
     # the quick way: features once, then many settings at once
@@ -116,7 +123,7 @@ def main() -> None:
     )
     factor = linear.rate_factor(options.schedule, options.epochs, options.decay_epochs, options.gamma)
     loader = TrainLoader(train, views, options.batch_size, options.seed, device, options.workers, keep_last=True)
-    wrapped = distributed.parallel(probe, device, sync_bn_group=0 if options.train_bn else 1)
+    wrapped = distributed.parallel(probe, device, sync_bn_group=0 if probe.shares_statistics else 1)
     stop_request = StopRequest()
     trainer = linear.ProbeTrainer(
         *(wrapped, optimizer, factor, loader, train.labels, device, autocast, options.log_every, stop_request)
@@ -202,9 +209,12 @@ def describe(options: config.LinclsEvalOptions) -> str:
     """The protocol in one sentence."""
     share = f"{100 * options.train_share:g} % of the labels, " if options.train_share < 1 else ""
     share = f"labels of {options.train_list}, " if options.train_list else share
+    window = options.pool_window
+    pooling = f"means over windows of {window} × {window} places, " if window else ""
+    pooling += "batch-normalised, " * options.feature_bn
     if options.fast:
         return (
-            f"linear classifier on standardised features of the central view, {share}{len(options.fast_lrs)} learning rates and "
+            f"linear classifier on standardised features of the central view, {pooling}{share}{len(options.fast_lrs)} learning rates and "
             f"{len(options.fast_weight_decays)} weight decays, the best on {100 * options.held_out:g} % of the training images, "
             f"fitted again on all of them; sgd, batch {options.batch_size}, {options.epochs} epochs, cosine"
         )
@@ -214,7 +224,7 @@ def describe(options: config.LinclsEvalOptions) -> str:
         rate = options.lr if options.backbone_lr is None else options.backbone_lr
         what = f"fine-tuning of the whole network (backbone lr {rate:g}, {statistics} batch-norm statistics)"
     return (
-        f"{what}, {share}preset {options.preset}: {options.optimizer}, batch {options.batch_size}, lr {options.lr:g}, "
+        f"{what}, {pooling}{share}preset {options.preset}: {options.optimizer}, batch {options.batch_size}, lr {options.lr:g}, "
         f"weight decay {options.weight_decay:g}, momentum {options.momentum:g}, {options.epochs} epochs, {options.schedule} "
         f"per epoch, {'augmented' if options.crop_flip else 'unaugmented'}; test: central view, best epoch on the test split"
     )

@@ -24,7 +24,7 @@ from src.data.views import build_views
 from src.evaluation import linear
 from src.logs import Progress
 from src.methods import build_method
-from src.models.backbones import SmallConvNet
+from src.models.backbones import SmallConvNet, build_backbone, pool_windows
 from src.pretrained import load_backbone, load_method
 
 QUIET = Progress(1, 0, enabled=False)
@@ -107,6 +107,81 @@ def test_a_probe_is_softmax_regression(optimizer, lr, decay):
     np.testing.assert_allclose(probe.fc.bias.detach(), expected[1], rtol=1e-10)
 
 
+class Ramp(nn.Module):
+    """A backbone of width 2 whose last map counts its 7 × 7 places row by row, scaled by the image in channel 1."""
+
+    width = 2
+
+    def __init__(self):
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, images):
+        places = torch.arange(49, dtype=images.dtype).view(1, 1, 7, 7).expand(len(images), 1, 7, 7)
+        return self.avgpool(torch.cat([places, places * images.mean(dim=(1, 2, 3), keepdim=True)], dim=1)).flatten(1)
+
+
+def test_windows_of_the_last_map_by_hand():
+    backbone = Ramp()
+    images = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    torch.testing.assert_close(backbone(images), torch.tensor([[24.0, 48], [24, -24]]))
+    assert pool_windows(backbone, 6, 1, 4) == 8
+    # the mean of place 7 r + c over rows 0 to 5 and columns 0 to 5 is 7 * 2.5 + 2.5
+    windows = torch.tensor([20.0, 21, 27, 28])
+    expected = torch.stack([torch.cat([windows, 2 * windows]), torch.cat([windows, -windows])])
+    torch.testing.assert_close(backbone(images), expected)
+    for window, places in ((1, 49), (7, 1)):
+        assert pool_windows(Ramp(), window, 1, 4) == 2 * places
+    with pytest.raises(InputError, match=r"--pool-window 8 does not fit into the last map, 7 × 7"):
+        pool_windows(Ramp(), 8, 1, 4)
+    with pytest.raises(InputError, match="--pool-window 2: this backbone does not end in the mean of a map"):
+        pool_windows(Pixels(), 2, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "window", "features"),
+    [("resnet18", 224, 6, 4 * 512), ("small_convnet", 16, 3, 4 * 128), ("cifar_resnet18", 32, 3, 4 * 512)],
+)
+def test_backbones_give_one_feature_for_each_window(arch, size, window, features):
+    torch.manual_seed(0)
+    backbone = build_backbone(arch).eval()
+    before, images = linear.fingerprint(backbone), torch.rand(1, 3, size, size)
+    with torch.no_grad():
+        whole = backbone(images)
+        assert pool_windows(backbone, window, 3, size) == features == 4 * backbone.width
+        found = backbone(images).view(backbone.width, 4)
+        assert not torch.equal(found[:, 0], found[:, 3])
+        assert linear.fingerprint(backbone) == before  # nothing learned is touched
+        backbone.avgpool = nn.AvgPool2d(window + 1)  # the whole map
+        torch.testing.assert_close(backbone(images), whole)
+
+
+def test_the_features_batch_normalisation_by_hand():
+    """One channel's windows share mean and variance; in evaluation the running ones count. Only what follows the backbone learns."""
+    torch.manual_seed(0)
+    backbone = Ramp()
+    probe = linear.LinearProbe(backbone, 3, num_features=pool_windows(backbone, 6, 1, 4), feature_bn=True).double()
+    probe.train()
+    images = torch.tensor([2.0, -1.0], dtype=torch.float64).view(2, 1, 1, 1).expand(2, 1, 4, 4)
+    windows = np.array([20.0, 21, 27, 28])
+    channels = np.stack([np.stack([windows, windows]), np.stack([2 * windows, -windows])])  # channel, image, window
+    mean, variance = channels.mean(axis=(1, 2)), channels.var(axis=(1, 2))
+    normed = (channels - mean[:, None, None]) / np.sqrt(variance + 1e-5)[:, None, None]
+    expected = normed.transpose(1, 0, 2).reshape(2, 8) @ probe.fc.weight.detach().numpy().T
+    np.testing.assert_allclose(probe(images).detach(), expected, rtol=1e-9)
+    np.testing.assert_allclose(probe.bn.running_mean, 0.1 * mean)
+    assert set(probe.trained_state()) == {
+        *("fc.weight", "fc.bias"),
+        *(f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+    }
+    optimizer = linear.build_probe_optimizer(probe, "sgd", 0.1)
+    assert sum(p.numel() for p in optimizer.param_groups[0]["params"]) == 8 * 3 + 3 + 2 * 2
+    probe.eval()
+    shifted = (channels - 0.1 * mean[:, None, None]) / np.sqrt(0.9 + 0.1 * variance * 8 / 7 + 1e-5)[:, None, None]
+    expected = shifted.transpose(1, 0, 2).reshape(2, 8) @ probe.fc.weight.detach().numpy().T
+    np.testing.assert_allclose(probe(images).detach(), expected, rtol=1e-9)
+
+
 def test_schedules_by_epoch():
     cosine = linear.rate_factor("cosine", 100)
     assert [cosine(e) for e in (0, 25, 50, 99)] == pytest.approx([1, 0.8535533906, 0.5, 0.0002467198], rel=1e-6)
@@ -125,6 +200,8 @@ def test_presets_are_the_published_protocols():
         "self_classifier": {**common, "optimizer": "lars", "batch_size": 4096, "lr": 0.8, "weight_decay": 0.0},
         "swav": {**common, "optimizer": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 1e-6},
     }
+    expected["swav"] |= {"pool_window": 0, "feature_bn": False}
+    expected["swav_2x2"] = {**expected["swav"], "pool_window": 6}
     semi = {**common, "optimizer": "sgd", "batch_size": 256, "weight_decay": 0.0, "finetune": True, "train_bn": True}
     semi |= {"epochs": 20, "schedule": "step", "decay_epochs": (12, 16), "gamma": 0.2}
     expected["swav_semi_1"] = {**semi, "lr": 5.0, "backbone_lr": 0.02, "train_share": 0.01}
@@ -219,19 +296,19 @@ from src.data.loaders import TrainLoader, single_views
 from src.data.views import build_views
 from src.evaluation import linear
 from src.logs import Progress
-from src.models.backbones import SmallConvNet
+from src.models.backbones import SmallConvNet, build_backbone, pool_windows
 
 saved = []
-for finetune, train_bn, rows in ((False, False, 39), (True, True, 38)):
+for finetune, train_bn, rows, feature_bn in ((False, False, 39, False), (True, True, 38, False), (False, False, 38, True)):
     torch.manual_seed(0)
     data = linear.keep_rows(open_data("digits", "train"), np.arange(rows))
     test = linear.keep_rows(open_data("digits", "test"), np.arange(33))
     views = build_views("digits", data, 1, 0, 8, 8, (1, 1), (1, 1))
     device = torch.device("cpu")
     loader = TrainLoader(data, views, 16, 0, device, keep_last=True)
-    probe = linear.LinearProbe(SmallConvNet(1), 10, finetune, train_bn)
+    probe = linear.LinearProbe(SmallConvNet(1), 10, finetune, train_bn, feature_bn=feature_bn)
     optimizer = linear.build_probe_optimizer(probe, "sgd", 0.5, 0.05 if finetune else None)
-    wrapped = distributed.parallel(probe, device, 0 if train_bn else 1)
+    wrapped = distributed.parallel(probe, device, 0 if probe.shares_statistics else 1)
     trainer = linear.ProbeTrainer(wrapped, optimizer, linear.rate_factor("cosine", 3), loader, data.labels, device)
     losses = [trainer.train_epoch(Progress(1, 0, False))["loss"] for _ in range(3)]
     tops = linear.score(wrapped, single_views(test, views, 5, device), test.labels)
@@ -442,6 +519,45 @@ def test_fast_chooses_the_best_of_what_was_held_out(untrained, lincls, tmp_path,
     assert "taken from" in capsys.readouterr().out
 
 
+def test_windows_of_the_map_are_probed(untrained, lincls, tmp_path, monkeypatch, capsys):
+    """The digits' last map has 2 × 2 places: each its own window. Also stopped and continued, and the fast way."""
+    words = ("--checkpoint", untrained, "--pool-window", "1", "--epochs", "3", "--output-dir")
+    lincls(*words, tmp_path / "out", "--feature-bn")
+    result = read(tmp_path / "out")
+    assert result["features"] == 4 * 128
+    assert "means over windows of 1 × 1 places, batch-normalised, preset digits" in result["protocol"]
+    saved = checkpoint.load(tmp_path / "out" / linear.LAST)["model"]
+    assert saved["fc.weight"].shape == (10, 512)
+    assert saved["bn.running_mean"].shape == (128,)
+    agree, steps = linear.ProbeTrainer._agree, []
+
+    def stop_in_the_second_epoch(self, losses):
+        steps.append(1)
+        if len(steps) == 15:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agree(self, losses)
+
+    monkeypatch.setattr(linear.ProbeTrainer, "_agree", stop_in_the_second_epoch)
+    with pytest.raises(SystemExit):
+        lincls(*words, tmp_path / "stopped", "--feature-bn")
+    with pytest.raises(InputError, match=r"--feature-bn True \(now False\)"):
+        lincls(*words, tmp_path / "stopped")
+    lincls(*words, tmp_path / "stopped", "--feature-bn")
+    resumed = checkpoint.load(tmp_path / "stopped" / linear.LAST)["model"]
+    assert all(torch.equal(value, resumed[name]) for name, value in saved.items())
+
+    lincls(*words, tmp_path / "fast", "--fast", "--features-cache", tmp_path / "c")
+    lincls("--checkpoint", untrained, "--fast", "--output-dir", tmp_path / "whole", "--features-cache", tmp_path / "c")
+    windows, whole = read(tmp_path / "fast"), read(tmp_path / "whole")
+    assert (windows["features"], whole["features"]) == (512, 128)
+    assert "taken from" not in capsys.readouterr().out  # other features than those of the whole map
+    assert windows["backbone_sha256"] == whole["backbone_sha256"]
+    with pytest.raises(
+        InputError, match="--pool-window 3 does not fit into the last map, 2 × 2 for images of 8 pixels"
+    ):
+        lincls("--checkpoint", untrained, "--pool-window", "3", "--output-dir", tmp_path / "never")
+
+
 def test_few_labels_fine_tuned(untrained, lincls, tmp_path, capsys):
     words = ("--preset", "swav_semi_10", "--epochs", "2", "--lr", "0.1", "--no-crop-flip", "--schedule", "cosine")
     lincls("--checkpoint", untrained, *words, "--output-dir", tmp_path / "out")
@@ -506,8 +622,6 @@ def test_training_views_are_a_crop_and_a_flip():
 
 
 def test_backbones_of_others(tmp_path):
-    from src.models.backbones import build_backbone
-
     torch.manual_seed(0)
     theirs = build_backbone("resnet18")
     state = {f"module.{key}": value for key, value in theirs.state_dict().items()}
@@ -535,6 +649,8 @@ def test_backbones_of_others(tmp_path):
         (["--backbone-lr", "0.1"], "--backbone-lr is for --finetune"),
         (["--train-bn"], "--train-bn is for --finetune"),
         (["--fast", "--finetune"], "--fast .* --finetune"),
+        (["--fast", "--feature-bn"], "--fast standardises every feature already"),
+        (["--pool-window", "-1"], "--pool-window is -1"),
         (["--train-share", "0"], "--train-share is 0"),
         (["--train-share", "10"], "0.01 for 1 %"),
         (["--train-share", "0.1", "--train-list", "x"], "drop one"),

@@ -101,16 +101,33 @@ class LinearProbe(nn.Module):
     Args:
         finetune: train the backbone too.
         train_bn: its batch normalisation then takes the batch's statistics; otherwise always those of pre-training.
+        num_features: F of the backbone; None: its width. See `pool_windows` in src/models/backbones.py.
+        feature_bn: batch normalisation `bn` of the backbone's channels before the linear layer, trained with it. One
+            channel's windows share their statistics.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, finetune: bool = False, train_bn: bool = False):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        finetune: bool = False,
+        train_bn: bool = False,
+        num_features: int | None = None,
+        feature_bn: bool = False,
+    ):
         super().__init__()
-        self.backbone, self.fc = backbone, nn.Linear(backbone.width, num_classes)
+        self.backbone, self.fc = backbone, nn.Linear(num_features or backbone.width, num_classes)
+        self.bn = nn.BatchNorm1d(backbone.width) if feature_bn else None
         self.finetune, self.train_bn = finetune, train_bn
         backbone.requires_grad_(finetune)
         if not finetune:
             nn.init.normal_(self.fc.weight, std=0.01)
             nn.init.zeros_(self.fc.bias)
+
+    @property
+    def shares_statistics(self) -> bool:
+        """Whether a step's batch normalisation looks at the batch, of all ranks."""
+        return self.train_bn or self.bn is not None
 
     def train(self, mode: bool = True) -> "LinearProbe":
         super().train(mode)
@@ -126,12 +143,19 @@ class LinearProbe(nn.Module):
         with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
             features = self.backbone(images)
         with torch.autocast(images.device.type, enabled=False):
-            return self.fc(features.to(self.fc.weight.dtype))
+            features = features.to(self.fc.weight.dtype)
+            if self.bn is not None:
+                features = self.bn(features.unflatten(1, (self.bn.num_features, -1))).flatten(1)
+            return self.fc(features)
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those that are not the backbone's."""
+        return [*self.fc.parameters(), *(self.bn.parameters() if self.bn is not None else ())]
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What was learned: the whole network, or the linear layer alone where the rest is as it was."""
+        """What was learned: the whole network, or what follows the backbone where that is as it was."""
         state = self.state_dict()
-        return state if self.finetune else {key: value for key, value in state.items() if key.startswith("fc.")}
+        return state if self.finetune else {key: v for key, v in state.items() if not key.startswith("backbone.")}
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -183,10 +207,10 @@ def build_probe_optimizer(
     weight_decay: float = 0.0,
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimiser of the linear layer with rate `lr` and, if it is fine-tuned, of the backbone with rate `backbone_lr`."""
+    """An optimiser of what follows the backbone with rate `lr` and, if it is fine-tuned, of that with rate `backbone_lr`."""
     if nesterov and (name != "sgd" or not momentum):
         raise InputError(f"--nesterov is for --optimizer sgd with momentum, not {name}: drop it")
-    groups = [{"params": list(probe.fc.parameters()), "lr": lr, "weight_decay": weight_decay}]
+    groups = [{"params": probe.own_parameters(), "lr": lr, "weight_decay": weight_decay}]
     if probe.finetune:
         rate = lr if backbone_lr is None else backbone_lr
         groups.append({"params": list(probe.backbone.parameters()), "lr": rate, "weight_decay": weight_decay})
@@ -248,7 +272,7 @@ class ProbeTrainer:
         for batch in self.loader.epoch(self.epoch, start=self.done):
             images, labels = batch.views[0], self.labels[batch.indices]
             together = min(self.loader.batch_size, self.loader.images - self.done * self.loader.batch_size)
-            if inner.train_bn:  # shared statistics need as many rows on every rank
+            if inner.shares_statistics:  # shared statistics need as many rows on every rank
                 each = together // ranks
                 images, labels, together = images[:each], labels[:each], each * ranks
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):

@@ -1,7 +1,9 @@
 """Backbones: networks without their classifier. Each has `width`, the size F of its features."""
 
+import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,6 +97,7 @@ class WideResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         for i, number in enumerate((3, 4, 6, 3)):
             planes, stride = 64 * widen * 2**i, 1 if i == 0 else 2
             outputs = planes * Bottleneck.expansion
@@ -111,7 +114,7 @@ class WideResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean(dim=(2, 3))
+        return self.avgpool(x).flatten(1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -134,10 +137,11 @@ class SmallConvNet(nn.Module):
             *(conv_bn(32, 64, 3), nn.ReLU()),
             *(conv_bn(64, 128, 3, stride=2), nn.ReLU()),
         )
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.width = 128
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images).mean(dim=(2, 3))
+        return self.avgpool(self.layers(images)).flatten(1)
 
 
 class BasicBlock(nn.Module):
@@ -170,10 +174,43 @@ class CifarResNet(nn.Module):
                 stages.append(BasicBlock(inputs, outputs, stride))
                 inputs = outputs
         self.stages = nn.Sequential(*stages)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.width = inputs
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.stages(self.stem(images)).mean(dim=(2, 3))
+        return self.avgpool(self.stages(self.stem(images))).flatten(1)
+
+
+def pool_windows(backbone: nn.Module, window: int, in_channels: int, image_size: int) -> int:
+    """Replace the mean over the whole last map by those over all windows of `window` × `window` of its places, one step
+    apart, in place: a backbone with C channels then gives (B, C · n) features, the n windows of a channel side by side.
+
+    SwAV's linear evaluation does so, arXiv:2006.09882: windows of 6 on the 7 × 7 map of a ResNet-50 leave 4, 8192 features.
+
+    Args:
+        image_size: side of the images that it will see.
+
+    Returns:
+        C · n.
+
+    Raises:
+        InputError: if the backbone has no such mean, or the window does not fit into its map.
+    """
+    if not isinstance(getattr(backbone, "avgpool", None), nn.AdaptiveAvgPool2d):
+        raise InputError(
+            f"--pool-window {window}: this backbone does not end in the mean of a map; a ResNet does, for instance"
+        )
+    backbone.avgpool = nn.Identity()
+    with torch.no_grad():
+        places = backbone.eval()(torch.zeros(1, in_channels, image_size, image_size)).shape[1] // backbone.width
+    side = math.isqrt(places)
+    if window > side:
+        raise InputError(
+            f"--pool-window {window} does not fit into the last map, {side} × {side} for images of {image_size} pixels: "
+            "give a smaller one, or 0 for the mean of all"
+        )
+    backbone.avgpool = nn.AvgPool2d(window, stride=1)
+    return backbone.width * (side - window + 1) ** 2
 
 
 def count_parameters(module: nn.Module) -> int:
