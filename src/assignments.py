@@ -4,6 +4,7 @@ Legend: B samples on this rank, N over all ranks, K prototypes, D features.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ def balanced_labels(
     chunk by chunk, where the authors' form with powers of p underflows.
 
     Args:
-        log_probabilities: (B, K) of this rank's images. Anything that differs by a constant per row gives the same labels.
+        log_probabilities: (B, K) of this rank's images. Anything that differs by a constant per row has the same plan.
         lam: larger is nearer to exact transport; 25 on ImageNet.
         tolerance: iterations end when the sum over images of the relative change of their scaling, looked at after the
             1st, 11th, 21st ... iteration, is not above it,
@@ -85,40 +86,86 @@ def balanced_labels(
     Raises:
         ValueError: if an entry is not finite, or `lam` or `tolerance` not positive.
     """
+    B, K = log_probabilities.shape
+    read = log_probabilities.__getitem__
+    return _balance(read, B, K, log_probabilities.device, lam, tolerance, max_iterations)
+
+
+@torch.no_grad()
+def balanced_prototype_labels(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    temperature: float,
+    lam: float = 25.0,
+    tolerance: float = 0.1,
+    max_iterations: int = 1000,
+) -> Tensor:
+    """`balanced_labels` of p = softmax(embeddings · prototypes / temperature), which is computed anew in every iteration.
+
+    So that memory is that of a chunk and of the embeddings, D numbers for an image instead of K: on ImageNet with 3,000
+    prototypes the matrix alone would take 15 GB over the ranks.
+
+    Args:
+        embeddings: (B, D) of this rank's images.
+        prototypes: (K, D), the same on all ranks.
+    """
+
+    def read(rows: slice) -> Tensor:
+        return (embeddings[rows] @ prototypes.T).div_(temperature).log_softmax(dim=1)
+
+    return _balance(read, len(embeddings), len(prototypes), embeddings.device, lam, tolerance, max_iterations)
+
+
+def _balance(
+    read: Callable[[slice], Tensor],
+    B: int,
+    K: int,
+    device: torch.device,
+    lam: float,
+    tolerance: float,
+    max_iterations: int,
+) -> Tensor:
+    """See `balanced_labels`; `read(rows)` gives the log-probabilities of some rows, once in every iteration."""
     if lam <= 0 or tolerance <= 0:
         raise ValueError(f"need lam > 0 and tolerance > 0, got {lam} and {tolerance}")
-    B, K = log_probabilities.shape
     size = max(CHUNK // K, 1)
     chunks = [slice(start, start + size) for start in range(0, B, size)]
-    device = log_probabilities.device
     images = distributed.sum_over_ranks(torch.tensor(B, device=device)).item()
     scaling = torch.full((B,), -math.log(images), dtype=torch.float64, device=device)  # log c, of images
-    prototypes = torch.zeros(K, dtype=torch.float64, device=device)  # log r, of classes
+    # r_k = 1/K / sum_n c_n p_nk^lam with equal c, a running log-sum-exp over chunks, then over ranks
+    peak = torch.full((K,), -math.inf, dtype=torch.float64, device=device)
+    total = torch.zeros_like(peak)
+    for rows in chunks:
+        logs = read(rows).double() * lam
+        higher = torch.maximum(peak, logs.amax(dim=0))
+        total = total * (peak - higher).exp() + _exp(logs.sub_(higher)).sum(dim=0)
+        peak = higher
+    highest = distributed.max_over_ranks(peak)
+    total = distributed.sum_over_ranks(total * (peak - highest).exp())
+    prototypes = -(total.log() + highest - math.log(images)) - math.log(K)  # log r, of classes
+    sums = torch.full_like(prototypes, images / K)  # of the plan's columns, times N; such that r stays at first
     for iteration in range(max_iterations):
-        # r_k = 1/K / sum_n c_n p_nk^lam, a running log-sum-exp over chunks, then over ranks
-        peak, total = torch.full_like(prototypes, -math.inf), torch.zeros_like(prototypes)
+        # r_k /= K sums_k / N, which is not 0: the r before gave every column an entry of at least 1/(K N)
+        prototypes = prototypes - (sums * K / images).log()
+        # c_n = 1/N / sum_k r_k p_nk^lam; N c_n r_k p_nk^lam is the row of the plan, of which the columns are summed
+        before, scaling, sums = scaling, torch.empty_like(scaling), torch.zeros_like(prototypes)
         for rows in chunks:
-            logs = log_probabilities[rows].double() * lam + scaling[rows, None]
-            higher = torch.maximum(peak, logs.amax(dim=0))
-            total = total * (peak - higher).exp() + (logs - higher).exp_().sum(dim=0)
-            peak = higher
-        highest = distributed.max_over_ranks(peak)
-        if not highest.isfinite().all():
+            logs = (read(rows).double() * lam).add_(prototypes)
+            peaks = logs.amax(dim=1, keepdim=True)
+            plan = _exp(logs.sub_(peaks))
+            row_sums = plan.sum(dim=1, keepdim=True)
+            sums += plan.div_(row_sums).sum(dim=0)
+            scaling[rows] = -(peaks + row_sums.log()).flatten() - math.log(images)
+        sums = distributed.sum_over_ranks(sums)
+        if not sums.isfinite().all():
             raise ValueError("a probability is not finite, or a class has none")
-        total = distributed.sum_over_ranks(total * (peak - highest).exp())
-        prototypes = -(total.log() + highest) - math.log(K)
-        # c_n = 1/N / sum_k r_k p_nk^lam
-        before, scaling = scaling, torch.empty_like(scaling)
-        for rows in chunks:
-            scaling[rows] = -torch.logsumexp(log_probabilities[rows].double() * lam + prototypes, dim=1)
-        scaling -= math.log(images)
         if iteration % 10 == 0:
             change = distributed.sum_over_ranks((before - scaling).expm1().abs().sum())
             if change <= tolerance:
                 break
     labels = torch.empty(B, dtype=torch.long, device=device)
     for rows in chunks:
-        labels[rows] = (log_probabilities[rows].double() * lam + prototypes).argmax(dim=1)
+        labels[rows] = (read(rows).double() * lam).add_(prototypes).argmax(dim=1)
     return labels
 
 

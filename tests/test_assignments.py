@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
+from torch.overrides import TorchFunctionMode
 
-from src.assignments import balanced_labels, sinkhorn, spherical_kmeans
+from src.assignments import balanced_labels, balanced_prototype_labels, sinkhorn, spherical_kmeans
 
 
 def plain_sinkhorn(scores, epsilon, iterations):
@@ -178,6 +180,34 @@ def test_a_constant_for_each_image_changes_no_label_and_chunks_do_not_matter(mon
     assert torch.equal(balanced_labels(logits, 10.0), labels)
 
 
+class Largest(TorchFunctionMode):
+    """Remembers the number of entries of the largest tensor that any function returns."""
+
+    entries = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.entries = max(self.entries, found.numel())
+        return found
+
+
+@pytest.mark.parametrize(("temperature", "lam"), [(0.1, 25.0), (0.5, 3.0)])
+def test_labels_from_prototypes_are_those_of_the_whole_matrix(monkeypatch, temperature, lam):
+    generator = torch.Generator().manual_seed(2)
+    rows, prototypes = (
+        torch.nn.functional.normalize(torch.randn(n, 5, generator=generator).double(), dim=1) for n in (700, 40)
+    )
+    logs = (rows @ prototypes.T / temperature).log_softmax(dim=1)
+    expected = balanced_labels(logs, lam, 1e-3, 200)
+    assert len(expected.unique()) == 40
+    monkeypatch.setattr("src.assignments.CHUNK", 2000)
+    with Largest() as largest:
+        found = balanced_prototype_labels(rows, prototypes, temperature, lam, 1e-3, 200)
+    assert torch.equal(found, expected)
+    assert largest.entries <= 700 * 5  # the embeddings; the whole matrix has 28,000
+
+
 def test_an_impossible_class_and_a_meaningless_setting_are_refused():
     logs = torch.zeros(4, 2)
     logs[:, 1] = -math.inf
@@ -196,7 +226,7 @@ def test_ranks_find_what_one_process_finds(run_ranks, world_size):
     code = f"""
         sys.path.insert(0, "tests")
         from test_assignments import cosines
-        from src.assignments import balanced_labels, sinkhorn, spherical_kmeans
+        from src.assignments import balanced_labels, balanced_prototype_labels, sinkhorn, spherical_kmeans
 
         scores = cosines(50, 6).double()
         rows = torch.nn.functional.normalize(cosines(50, 8, seed=1).double(), dim=1)
@@ -204,9 +234,10 @@ def test_ranks_find_what_one_process_finds(run_ranks, world_size):
         codes = sinkhorn(scores[mine], 0.03)
         clusters, centroids = spherical_kmeans(rows[mine], rows[:5])
         labels = balanced_labels(scores[mine], 25.0)
-        torch.save((codes, clusters, labels, centroids), out / f"{{rank}}.pt")
+        own = balanced_prototype_labels(rows[mine], rows[:5], 0.1)
+        torch.save((codes, clusters, labels, own, centroids), out / f"{{rank}}.pt")
     """
-    codes, clusters, labels, centroids = zip(*run_ranks(world_size, code), strict=True)
+    codes, clusters, labels, own, centroids = zip(*run_ranks(world_size, code), strict=True)
     scores = cosines(50, 6).double()
     rows = torch.nn.functional.normalize(cosines(50, 8, seed=1).double(), dim=1)
     torch.testing.assert_close(torch.cat(codes), sinkhorn(scores, 0.03))
@@ -214,3 +245,26 @@ def test_ranks_find_what_one_process_finds(run_ranks, world_size):
     assert torch.equal(torch.cat(clusters), expected)
     torch.testing.assert_close(centroids[-1], centres)
     assert torch.equal(torch.cat(labels), balanced_labels(scores, 25.0))
+    assert torch.equal(torch.cat(own), balanced_prototype_labels(rows, rows[:5], 0.1))
+
+
+def test_authors_sinkhorn_on_two_ranks(golden, run_ranks):
+    numbers = golden("swav.npz")
+    count = int(numbers["num_sinkhorn_two"])
+    code = f"""
+        import numpy as np
+        from src.assignments import sinkhorn
+
+        numbers = np.load({str(GOLDEN / "swav.npz")!r})
+        found = []
+        for i in range({count}):
+            case = {{name: numbers[f"sinkhorn_two{{i}}_{{name}}"] for name in ("scores", "epsilon", "iterations")}}
+            mine = torch.from_numpy(case["scores"]).chunk(2)[rank]
+            found.append(sinkhorn(mine, float(case["epsilon"]), int(case["iterations"])))
+        torch.save(found, out / f"{{rank}}.pt")
+    """
+    halves = run_ranks(2, code)
+    for i in range(count):
+        codes = torch.cat([half[i] for half in halves])
+        expected = torch.from_numpy(numbers[f"sinkhorn_two{i}_codes"])
+        assert (codes - expected).abs().max() <= 1e-5 * expected.abs().max()
