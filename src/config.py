@@ -289,7 +289,7 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
     """linear classifier"""
 
     checkpoint: str = ""  # file of train.py or of the authors, or a name of `python -m src.pretrained list`
-    preset: Literal["self_classifier", "swav", "swav_semi_10", "swav_semi_1", "digits"] = (
+    preset: Literal["self_classifier", "swav", "swav_2x2", "swav_semi_10", "swav_semi_1", "digits"] = (
         "self_classifier"  # named set of defaults, listed in docs/recipes.md; of digits it is digits
     )
     arch: str = ""  # of a released backbone, where its file does not say; default: resnet50
@@ -304,6 +304,8 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
     momentum: float = 0.9  # of lars and sgd
     nesterov: bool = False  # Nesterov's momentum; of sgd
     weight_decay: float = 0.0  # on every trained parameter
+    pool_window: int = 0  # side of the windows of the last map that are averaged, one step apart; 0: all of it
+    feature_bn: bool = False  # batch normalisation of the backbone's channels before the linear layer
     crop_flip: bool = (
         True  # train on a random resized crop, flipped at random (digits: their own views); if off, on the central view
     )
@@ -330,6 +332,7 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
         if self.data:
             super().__post_init__()
         require_at_least(self, epochs=1, batch_size=1, val_batch_size=1, weight_decay=0, gamma=0, seed=0, log_every=1)
+        require_at_least(self, pool_window=0)
         require_positive(self, "lr", "train_share", "held_out")
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum is {self.momentum}: expected 0 <= momentum < 1")
@@ -341,6 +344,8 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
             raise InputError(f"--held-out is {self.held_out}: expected a fraction below 1")
         if self.fast and self.finetune:
             raise InputError("--fast fits on features of a frozen backbone, --finetune trains it: drop one")
+        if self.fast and self.feature_bn:
+            raise InputError("--fast standardises every feature already, in the place of --feature-bn: drop one")
         if not self.finetune:
             for name in ("backbone_lr", "train_bn"):
                 if getattr(self, name):
@@ -393,6 +398,8 @@ LINCLS_PRESETS = {
     "self_classifier": {},
     # SwAV, arXiv:2006.09882: linear classification on ImageNet, and semi-supervised learning with 1 % and 10 % of the labels
     "swav": {"optimizer": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 1e-6},
+    # their other pooling, of a ResNet-50's map of 7 × 7; without published numbers
+    "swav_2x2": {"base": "swav", "pool_window": 6},
     "swav_semi_10": {
         "optimizer": "sgd",
         "batch_size": 256,
