@@ -97,7 +97,25 @@ PRESETS = {
         "queue_length": 1536,
         "queue_start": 0,
     },
-    # ours
+    # ours; docs/training.md says what of it is whose advice. Not run by us.
+    "cifar10": {
+        "arch": "cifar_resnet18",
+        "global_crops_size": 32,
+        "global_crops_scale": (0.08, 1.0),
+        "local_crops_number": 0,
+        "augment": "swav",
+        "prototypes": 100,
+        "hidden_dim": 512,
+        "freeze_prototypes": 195,
+        "epochs": 200,
+        "batch_size": 256,
+        "optimizer": "adamw",
+        "lr": 0.002,
+        "warmup_epochs": 10,
+        "warmup_start": 0.0002,
+        "final_lr": 0.000002,
+        "weight_decay": 1e-6,
+    },
     "digits": {
         "arch": "small_convnet",
         "global_crops_size": 8,
