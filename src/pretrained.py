@@ -244,7 +244,9 @@ def start_from(method, method_name: str, name: str) -> str:
     """Load weights into a freshly built method, for `--pretrained`, and say in one line what was and was not loaded.
 
     Of a file with weights of the same method the network is taken, and not what it remembers (queues, banks), whose images
-    are those of another run; of any other file the backbone. Parts that the file does not have keep their random start.
+    are those of another run. Between SwAV, DeepCluster-v2 and SeLa-v2, whose networks have the same parts, head and
+    prototypes are taken too, each if it fits; of any other file the backbone. Parts that are not taken keep their random
+    start.
 
     Args:
         name: a path or a released model.
@@ -253,10 +255,15 @@ def start_from(method, method_name: str, name: str) -> str:
         InputError: if there is no backbone in it, or a part that is taken does not fit exactly.
     """
     from . import checkpoint
+    from .methods import METHODS, PrototypeMethod
 
     weights = checkpoint.read_weights(resolve(name))
     own = method.state_dict()
-    parts = _network(method) if weights.method == method_name else {"backbone"}
+    parts = {"backbone"}
+    if weights.method == method_name:
+        parts = _network(method)
+    elif isinstance(method, PrototypeMethod) and issubclass(METHODS.get(weights.method, object), PrototypeMethod):
+        parts |= {part for part in _network(method) if _shapes(own, part) == _shapes(weights.tensors, part)}
     taken = {key: value for key, value in weights.tensors.items() if _part(key) in parts}
     if not any(_part(key) == "backbone" for key in taken):
         raise InputError(f"--pretrained {name}: no backbone in it, but {_count(weights.tensors)}")
@@ -276,6 +283,10 @@ def _network(method) -> set[str]:
 
 def _part(key: str) -> str:
     return key.split(".")[0]
+
+
+def _shapes(tensors, part: str) -> dict:
+    return {key: value.shape for key, value in tensors.items() if _part(key) == part}
 
 
 def _count(keys) -> str:

@@ -1,7 +1,7 @@
 """METHODS: name → class, the only place that lists the methods. The names are the names of their files."""
 
 from ..models.backbones import build_backbone
-from .base import Method, Step
+from .base import Method, PrototypeMethod, Step
 from .deepcluster_v2 import DeepClusterV2
 from .sela_v2 import SeLaV2
 from .self_classifier import SelfClassifier
@@ -25,4 +25,4 @@ def build_method(
     return METHODS[name](backbone, config, num_global)
 
 
-__all__ = ["METHODS", "Method", "Step", "build_method"]
+__all__ = ["METHODS", "Method", "PrototypeMethod", "Step", "build_method"]
