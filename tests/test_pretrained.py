@@ -1,5 +1,6 @@
 """Released models by name, and what a method takes from whose file."""
 
+import json
 import re
 import subprocess
 import sys
@@ -275,6 +276,53 @@ def test_a_released_file_with_prototypes_becomes_a_method(tmp_path, name, protot
     with torch.no_grad():
         for found, expected in zip(loaded.predict(images), method.predict(images), strict=True):
             assert torch.equal(found, expected)
+
+
+HEADS_OF_THREE = {f"module.prototypes.prototypes{k}.weight": [3000, 128] for k in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("heads", "name", "knobs", "said"),
+    [
+        # SwAV's layout with three heads is that of DeepCluster-v2 and SeLa-v2
+        (HEADS_OF_THREE, "sela_v2", {}, "took backbone (318), projection_head (9), classifiers (3); left out nothing"),
+        (HEADS_OF_THREE, "deepcluster_v2", {}, "took backbone (318), projection_head (9), classifiers (3); left out n"),
+        (HEADS_OF_THREE, "swav", {}, "took backbone (318), projection_head (9); left out classifiers (3); fresh start"),
+        (None, "swav", {}, "took backbone (318), projection_head (9), classifiers (1); left out nothing; fresh start"),
+        (None, "sela_v2", {}, "took backbone (318), projection_head (9); left out classifiers (1); fresh start for cl"),
+        (None, "sela_v2", {"prototypes": (3000,)}, "took backbone (318), projection_head (9), classifiers (1); left"),
+        (None, "deepcluster_v2", {"hidden_dim": 64}, "took backbone (318); left out projection_head (9), classifiers"),
+        (None, "self_classifier", {}, "took backbone (318); left out projection_head (9), classifiers (1); fresh star"),
+    ],
+)
+def test_networks_with_prototypes_start_from_each_others_files(tmp_path, heads, name, knobs, said):
+    """The names and shapes of the authors' own network; see key_layouts.json of the golden data."""
+    path = GOLDEN / "key_layouts.json"
+    if not path.exists():
+        pytest.skip(f"the authors' layouts are not here: {path.name} is looked for beside the repository")
+    shapes = dict(json.loads(path.read_text())["swav_resnet50"])
+    if heads:
+        del shapes["module.prototypes.weight"]
+    generator = torch.Generator().manual_seed(0)
+    state = {key: torch.rand(shape, generator=generator) for key, shape in (shapes | (heads or {})).items()}
+    torch.save(state, tmp_path / "released.pth.tar")
+    kind = METHODS[name]
+    method = build_method(name, kind.Config(**knobs), "resnet50", 3, 224, 16, 2)
+    start = {key: value.clone() for key, value in method.state_dict().items()}
+    line = start_from(method, name, str(tmp_path / "released.pth.tar"))
+    assert f": {said}" in line, line
+    assert "\n" not in line
+    theirs = {
+        "backbone": ("conv1.weight", "module.conv1.weight"),
+        "projection_head": ("mlp.3.weight", "module.projection_head.3.weight"),
+        "classifiers": ("0.weight", "module.prototypes.prototypes0.weight" if heads else "module.prototypes.weight"),
+    }
+    taken = line.partition("; left out")[0]
+    for part, (key, source) in theirs.items():
+        own = f"{part}.{key}"
+        if own in start:
+            expected = state[source] if f"{part} (" in taken else start[own]
+            assert torch.equal(method.state_dict()[own], expected), own
 
 
 def test_what_a_run_remembers_is_not_taken_into_another(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..assignments import balanced_labels
+from ..assignments import balanced_prototype_labels
 from ..config import RunError, require_at_least, require_positive, require_sizes, require_views
 from .deepcluster_v2 import DeepClusterV2
 
@@ -109,10 +109,9 @@ class SeLaV2(DeepClusterV2):
         self.classifiers.requires_grad_(True)
 
     def assign(self, head: int, embeddings: Tensor, mine: Tensor, generator: np.random.Generator) -> Tensor:
-        log_probabilities = (self.classifiers[head](mine) / self.temperature).log_softmax(dim=1)
         limits = self.config.lam, self.config.tolerance, self.config.max_iterations
         try:
-            return balanced_labels(log_probabilities, *limits)
+            return balanced_prototype_labels(mine, self.classifiers[head].weight, self.temperature, *limits)
         except ValueError as error:
             raise RunError(
                 f"the labels of head {head} cannot be balanced ({error}): try a smaller --lam or --lr"
