@@ -73,7 +73,7 @@ def balanced_labels(
     chunk by chunk, where the authors' form with powers of p underflows.
 
     Args:
-        log_probabilities: (B, K) of this rank's images. Anything that differs by a constant per row has the same plan.
+        log_probabilities: (B, K) of this rank's images. Anything that differs by a constant per row gives the same labels.
         lam: larger is nearer to exact transport; 25 on ImageNet.
         tolerance: iterations end when the sum over images of the relative change of their scaling, looked at after the
             1st, 11th, 21st ... iteration, is not above it,
@@ -100,10 +100,10 @@ def balanced_prototype_labels(
     tolerance: float = 0.1,
     max_iterations: int = 1000,
 ) -> Tensor:
-    """`balanced_labels` of p = softmax(embeddings · prototypes / temperature), which is computed anew in every iteration.
+    """`balanced_labels` of p = softmax(embeddings · prototypes / temperature), computed anew in every iteration.
 
-    So that memory is that of a chunk and of the embeddings, D numbers for an image instead of K: on ImageNet with 3,000
-    prototypes the matrix alone would take 15 GB over the ranks.
+    Memory is that of the embeddings, D numbers for an image instead of K, and of a chunk: on ImageNet with 3,000 prototypes
+    the whole matrix would take 15 GB over the ranks.
 
     Args:
         embeddings: (B, D) of this rank's images.
@@ -111,7 +111,7 @@ def balanced_prototype_labels(
     """
 
     def read(rows: slice) -> Tensor:
-        return (embeddings[rows] @ prototypes.T).div_(temperature).log_softmax(dim=1)
+        return (embeddings[rows] @ prototypes.T).div_(temperature)
 
     return _balance(read, len(embeddings), len(prototypes), embeddings.device, lam, tolerance, max_iterations)
 
@@ -125,24 +125,27 @@ def _balance(
     tolerance: float,
     max_iterations: int,
 ) -> Tensor:
-    """See `balanced_labels`; `read(rows)` gives the log-probabilities of some rows, once in every iteration."""
+    """See `balanced_labels`; `read(rows)` gives the log-probabilities of some rows up to a constant each, once in every
+    iteration."""
     if lam <= 0 or tolerance <= 0:
         raise ValueError(f"need lam > 0 and tolerance > 0, got {lam} and {tolerance}")
     size = max(CHUNK // K, 1)
     chunks = [slice(start, start + size) for start in range(0, B, size)]
     images = distributed.sum_over_ranks(torch.tensor(B, device=device)).item()
     scaling = torch.full((B,), -math.log(images), dtype=torch.float64, device=device)  # log c, of images
-    # r_k = 1/K / sum_n c_n p_nk^lam with equal c, a running log-sum-exp over chunks, then over ranks
+    # r_k = 1/K / sum_n c_n p_nk^lam, a running log-sum-exp over chunks, then over ranks
     peak = torch.full((K,), -math.inf, dtype=torch.float64, device=device)
     total = torch.zeros_like(peak)
     for rows in chunks:
-        logs = read(rows).double() * lam
+        logs = read(rows).double()
+        scaling[rows] -= lam * logs.logsumexp(dim=1)  # in the place of the constants
+        logs = logs.mul(lam).add_(scaling[rows, None])
         higher = torch.maximum(peak, logs.amax(dim=0))
         total = total * (peak - higher).exp() + _exp(logs.sub_(higher)).sum(dim=0)
         peak = higher
     highest = distributed.max_over_ranks(peak)
     total = distributed.sum_over_ranks(total * (peak - highest).exp())
-    prototypes = -(total.log() + highest - math.log(images)) - math.log(K)  # log r, of classes
+    prototypes = -(total.log() + highest) - math.log(K)  # log r, of classes
     sums = torch.full_like(prototypes, images / K)  # of the plan's columns, times N; such that r stays at first
     for iteration in range(max_iterations):
         # r_k /= K sums_k / N, which is not 0: the r before gave every column an entry of at least 1/(K N)
@@ -150,7 +153,7 @@ def _balance(
         # c_n = 1/N / sum_k r_k p_nk^lam; N c_n r_k p_nk^lam is the row of the plan, of which the columns are summed
         before, scaling, sums = scaling, torch.empty_like(scaling), torch.zeros_like(prototypes)
         for rows in chunks:
-            logs = (read(rows).double() * lam).add_(prototypes)
+            logs = read(rows).double().mul(lam).add_(prototypes)
             peaks = logs.amax(dim=1, keepdim=True)
             plan = _exp(logs.sub_(peaks))
             row_sums = plan.sum(dim=1, keepdim=True)
@@ -165,7 +168,7 @@ def _balance(
                 break
     labels = torch.empty(B, dtype=torch.long, device=device)
     for rows in chunks:
-        labels[rows] = (read(rows).double() * lam).add_(prototypes).argmax(dim=1)
+        labels[rows] = read(rows).double().mul(lam).add_(prototypes).argmax(dim=1)
     return labels
 
 
