@@ -225,7 +225,6 @@ class KMeansOptions:
     """k-means on features"""
 
     kmeans: int = 0  # clusters of k-means on features, which are scored instead of the classifiers'; 0: none
-    arch: str = ""  # of a released backbone, where its file does not say; default: resnet50
     layer: Literal["backbone", "head"] = "backbone"  # whose output is clustered; head: the embedding behind it
     normalize: bool = False  # bring features to unit length first
     fit_share: float = 1.0  # of each class's training images that it is fitted on: 0.1 as published, drawn by --seed
@@ -240,12 +239,14 @@ class ClsEvalOptions(KMeansOptions, DeviceOptions, DataOptions):
     """evaluation"""
 
     checkpoint: str = ""  # file of train.py or of others, or a name of `python -m src.pretrained list`
+    arch: str = ""  # of a released network, where its file does not say; default: resnet50
     split: Literal["train", "test"] = "test"  # of the data
     classifier: int | None = None  # which one to score; default: the one that training named
     ensemble: bool = False  # also score the mean prediction of all classifiers with as many classes; another pass
     feature_quality: bool = (
         False  # also RankMe of the backbone's features and the silhouette of the clusters in them; another pass
     )
+    compare: tuple[str, ...] = ()  # other checkpoints, to say how far their clusters of the same images agree (AMI)
     batch_size: int = 256  # images per forward pass and rank
     features_cache: str = ""  # folder of features; those found there are taken, others left there
     superclass: tuple[
@@ -253,18 +254,19 @@ class ClsEvalOptions(KMeansOptions, DeviceOptions, DataOptions):
     ] = ()  # of ImageNet, to score against as well: levels 2 to 6, entity13, entity30, living17, nonliving26
     hierarchy: str = ""  # folder of their three files; default: where `python -m src.data.imagenet get` leaves them
     pixel_kmeans: bool = False  # also score k-means on raw pixels; for small images held in memory
+    grids: int = 0  # figures of the clusters of the highest accuracy, each nine of its images drawn at random
+    pca: bool = False  # a figure of the backbone's features by the two directions in which they vary most
     tsne: int = 0  # figures of the backbone's features by t-SNE, each of other classes, drawn at random
     tsne_classes: int = 10  # classes in each of them; 0: all
-    output_dir: str = (
-        ""  # for cls_eval.json and the figures; default: beside the checkpoint, of --kmeans its folder kmeans/
-    )
+    figures: Literal["png", "pdf"] = "png"  # how figures are written
+    output_dir: str = ""  # for cls_eval.json, clusters.csv and the figures; default: beside the checkpoint, of --kmeans its folder kmeans/
 
     def __post_init__(self):
         if not self.checkpoint:
             raise InputError("--checkpoint is missing: name a file written by train.py, or a released model")
         if self.data:
             super().__post_init__()
-        require_at_least(self, batch_size=1, tsne=0, tsne_classes=0, kmeans=0, restarts=1, seed=0)
+        require_at_least(self, batch_size=1, grids=0, tsne=0, tsne_classes=0, kmeans=0, restarts=1, seed=0)
         require_positive(self, "fit_share")
         for field in fields(KMeansOptions):
             if not self.kmeans and getattr(self, field.name) != field.default:
@@ -344,6 +346,8 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
             raise InputError(f"--held-out is {self.held_out}: expected a fraction below 1")
         if self.fast and self.finetune:
             raise InputError("--fast fits on features of a frozen backbone, --finetune trains it: drop one")
+        if self.fast and self.feature_bn:
+            raise InputError("--fast standardises every feature already, in the place of --feature-bn: drop one")
         if self.fast and self.feature_bn:
             raise InputError("--fast standardises every feature already, in the place of --feature-bn: drop one")
         if not self.finetune:

@@ -1,9 +1,10 @@
-"""Pictures of a clustering and of a training run, written as PNG files.
+"""Pictures of a clustering and of a training run, written as PNG or, where the file is called so, PDF.
 
 Nothing here needs a display: figures are drawn by matplotlib's Agg canvas, never through pyplot. matplotlib is imported
 on first use, so that importing this file costs nothing.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+FORMATS = (".png", ".pdf")
 INK, MUTED, FAINT, ACCENT = "#1f2328", "#656d76", "#d8dee4", "#0a3069"
 WRONG = "#d1242f"
 LINES = ["#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf3989"]
@@ -47,7 +49,7 @@ def confusion_matrix(
     darker than in proportion (square root, as the scale at the side shows), or thin cells would vanish.
 
     Args:
-        path: PNG file to write; its folder must exist.
+        path: file to write, .png or .pdf; its folder must exist.
         labels: (N,) class of every image, a position in `class_names`.
         clusters: (N,) cluster of every image.
         mapping: {cluster: class}, for every cluster that occurs.
@@ -138,7 +140,7 @@ def gallery(
     come after all others: being pure is easy for them.
 
     Args:
-        path: PNG file to write; its folder must exist.
+        path: file to write, .png or .pdf; its folder must exist.
         images: index -> (H, W, 3) or (H, W) uint8 array. Asked only for the images that are drawn. Wide or tall images
             are cropped to the square in the middle.
         labels: (N,) class of every image, a position in `class_names`; None for a folder without labels.
@@ -256,6 +258,86 @@ def _tile(image: NDArray, side: int, framed: bool) -> NDArray:
     return tile
 
 
+# ---- one cluster, and all of them ------------------------------------------------------------------------------------
+
+
+def grid(path: str | PathLike, images: Sequence[NDArray]) -> None:
+    """Draw images of one cluster as Self-Classifier's authors show them: a square of tiles of 128 × 128 pixels, each squeezed
+    to that shape and in a black border of 3 pixels, with 15 pixels of white between and around.
+
+    Args:
+        path: file to write, .png or .pdf; its folder must exist.
+        images: a square number of them, each (H, W, 3) or (H, W) uint8. Nine make 444 × 444 pixels.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if their number is not a square, or an image is not as described.
+    """
+    side = math.isqrt(len(images))
+    if side * side != len(images) or not images:
+        raise ValueError(f"expected a square number of images, got {len(images)}")
+    gap, tile, border = 15, 128, 3
+    pitch = tile + gap
+    canvas = np.full((side * pitch + gap, side * pitch + gap, 3), 255, dtype=np.uint8)
+    for position, image in enumerate(images):
+        top, left = (gap + pitch * each for each in divmod(position, side))
+        shown = Image.fromarray(_checked_image(image)).convert("RGB").resize((tile, tile), Image.Resampling.BILINEAR)
+        canvas[top : top + tile, left : left + tile] = 0
+        inside = slice(border, tile - border)
+        canvas[top + border : top + tile - border, left + border : left + tile - border] = np.array(shown)[
+            inside, inside
+        ]
+    dpi = 100
+    with _figure(path, canvas.shape[1] / dpi, canvas.shape[0] / dpi, dpi=dpi) as figure:
+        figure.figimage(canvas)
+
+
+def cluster_sizes(path: str | PathLike, sizes: ArrayLike, class_sizes: ArrayLike | None = None) -> None:
+    """Draw how many images each cluster holds, the largest first, with a line where all would hold as many.
+
+    Args:
+        path: file to write, .png or .pdf; its folder must exist.
+        sizes: (K,) images of every cluster, of empty ones too.
+        class_sizes: (C,) images of every class, to be drawn beside them as a line; None: unknown.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if there is no image.
+    """
+    sizes = np.sort(np.asarray(sizes))[::-1]
+    if not sizes.sum():
+        raise ValueError("there is no image in any cluster")
+    with _figure(path, 6, 3.2, layout="constrained") as figure:
+        axes = figure.add_subplot()
+        edges = np.arange(len(sizes) + 1)
+        if len(sizes) <= 60:
+            axes.bar(edges[:-1] + 0.5, sizes, width=0.8, color=LINES[0])
+        else:  # bars would be thinner than what is between them
+            axes.stairs(sizes, edges, fill=True, color=LINES[0])
+        axes.axhline(sizes.mean(), color=MUTED, linewidth=1, linestyle="--", label="all alike")
+        if class_sizes is not None:
+            class_sizes = np.sort(np.asarray(class_sizes))[::-1]
+            # stretched, so that both have the largest at the left and the smallest at the right end
+            spread = np.linspace(0, len(sizes), len(class_sizes) + 1)
+            scaled = class_sizes * len(class_sizes) / len(sizes)
+            same = "" if len(class_sizes) == len(sizes) else f", times {len(class_sizes)}/{len(sizes)}"
+            axes.stairs(scaled, spread, color=LINES[1], linewidth=1.4, label=f"classes{same}", baseline=None)
+        empty = int((sizes == 0).sum())
+        axes.set_title(
+            f"{sizes.sum():,} images in {len(sizes) - empty:,} of {len(sizes):,} clusters", loc="left", weight="bold"
+        )
+        axes.set_xlabel("clusters, the largest first")
+        axes.set_ylabel("images")
+        axes.set_xlim(0, len(sizes))
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(length=0)
+        axes.locator_params(axis="x", integer=True)
+        axes.legend(frameon=False, fontsize=8)
+
+
 # ---- points in the plane --------------------------------------------------------------------------------------------
 
 
@@ -263,7 +345,7 @@ def scatter(path: str | PathLike, points: ArrayLike, labels: ArrayLike, class_na
     """Draw points in the colours of their classes, without axes; up to 20 classes are named at the side.
 
     Args:
-        path: PNG file to write; its folder must exist.
+        path: file to write, .png or .pdf; its folder must exist.
         points: (N, 2), of t-SNE for instance.
         labels: (N,) class of every point, a position in `class_names`.
         class_names: name of each class.
@@ -304,7 +386,7 @@ def training_curves(
     """Draw numbers over epochs, one small panel per title.
 
     Args:
-        path: PNG file to write; its folder must exist.
+        path: file to write, .png or .pdf; its folder must exist.
         epochs: (E,) horizontal axis.
         curves: {title: [(name, (E,) values), ...]}. None stands for an epoch in which the number was not measured: the
             line goes on to the next one that was. A single line with an empty name has no legend.
@@ -350,6 +432,8 @@ def _cycled(values: Sequence) -> Iterator:
 @contextmanager
 def _figure(path: str | PathLike, width: float, height: float, dpi: int = 150, layout: str | None = None) -> Iterator:
     """A white figure of width by height inches to draw on, written to `path` at the end of the block."""
+    if Path(path).suffix not in FORMATS:
+        raise ValueError(f"{path}: expected a name that ends in {' or '.join(FORMATS)}")
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: the folder {Path(path).absolute().parent} does not exist")
     import matplotlib
@@ -362,7 +446,7 @@ def _figure(path: str | PathLike, width: float, height: float, dpi: int = 150, l
         if layout == "constrained":
             figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
         yield figure
-        figure.savefig(path, format="png", dpi=dpi)
+        figure.savefig(path, dpi=dpi)
 
 
 def _classes_of(cluster_ids: NDArray, mapping: Mapping[int, int], num_classes: int) -> NDArray:

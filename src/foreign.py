@@ -21,7 +21,8 @@ class Weights(NamedTuple):
     method: the method of this project that all of `tensors` belong to; None if only the backbone is of use to us. Files of
         DeepCluster-v2 and SeLa-v2 cannot be told apart by their names, and hold the same network: both are deepcluster_v2.
     arch: the backbone as the file names it; if it does not, a ResNet-50 or a wide one, known by its shapes; else "".
-    record: what else was in it: of a checkpoint of train.py everything, of others the number of epochs.
+    record: what else was in it: of a checkpoint of train.py everything, of others the number of epochs, and of several
+        classifiers the one with the lowest loss, as SCAN's files say.
     """
 
     tensors: dict[str, Tensor]
@@ -39,6 +40,7 @@ class Source:
     signs: patterns; each must match the beginning of some name in the state dict (without DataParallel's `module.`).
     rules: (pattern, replacement) for the beginning of a name; the first that matches counts. What none matches is left out.
     beside: at least one of these must lie in the file beside the state dict, or hold it.
+    arch: the backbone, where there is only one of these names.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Source:
     rules: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
     beside: tuple[str, ...] = ()
     method: str | None = None
+    arch: str = ""
 
 
 def _small_block(match: re.Match) -> str:
@@ -129,6 +132,7 @@ SOURCES = (
             (r"backbone\.layer(\d)\.(\d)\.(\w+)\.", _small_block),
             *SCAN_HEADS,
         ),
+        arch="cifar_resnet18",
     ),
     Source(
         "SCAN, ResNet-50",
@@ -221,14 +225,16 @@ def translate(content: object) -> Weights:
     queue = content.get("nn_queue") if "state_dict" in beside else None
     if isinstance(queue, AuthorsQueue) and queue.state:
         tensors |= queue.buffers()
-    arch, epoch = (content.get("arch"), content.get("epoch")) if beside else (None, None)
+    arch, epoch, *best = (content.get(name) if beside else None for name in ("arch", "epoch", "head", "best_loss_head"))
+    best = next((head for head in best if isinstance(head, int)), None)
     return Weights(
         tensors,
         source.name,
         left_out=[name for name, new in renamed.items() if not new],
         method=source.method,
-        arch=arch if isinstance(arch, str) else _resnet50_in(tensors),
-        record={"epoch": epoch if isinstance(epoch, int) else None},
+        arch=arch if isinstance(arch, str) else source.arch or _resnet50_in(tensors),
+        record={"epoch": epoch if isinstance(epoch, int) else None}
+        | ({} if best is None else {"history": [{"classifier": best}]}),
     )
 
 

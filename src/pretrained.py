@@ -124,6 +124,10 @@ def _files_of(release: str) -> list[Path]:
 # from a file to a method
 
 
+class Unclassified(InputError):
+    """Weights of a backbone, where a method with classifiers was expected."""
+
+
 def load_method(name: str | Path):
     """Rebuild the method that a checkpoint holds, with its weights, in evaluation mode.
 
@@ -136,7 +140,8 @@ def load_method(name: str | Path):
         configuration does not name the data.
 
     Raises:
-        InputError: if the file is neither, or its weights do not fit what its configuration names.
+        InputError: if the file is neither, or its weights do not fit what its configuration names; Unclassified if it is
+            a backbone alone.
     """
     from . import checkpoint
     from .methods import METHODS, build_method
@@ -144,7 +149,8 @@ def load_method(name: str | Path):
     weights = checkpoint.read_weights(resolve(name))
     if weights.method not in METHODS:
         known = weights.method or f"a backbone ({weights.source}) without classifiers of a method here"
-        raise InputError(f"checkpoint {name}: holds {known}; expected {', '.join(METHODS)}")
+        kind = InputError if weights.method else Unclassified
+        raise kind(f"checkpoint {name}: holds {known}; expected {', '.join(METHODS)}")
     if not weights.arch:
         raise InputError(
             f"checkpoint {name}: does not say of which architecture it is, and has not the shapes of a ResNet-50: "
@@ -170,6 +176,52 @@ def load_method(name: str | Path):
     memory = {} if own else {key: value for key, value in method.state_dict().items() if _part(key) not in network}
     checkpoint.load_into(method, {**memory, **weights.tensors}, f"checkpoint {name}")
     return method.eval(), state
+
+
+def load_classifiers(name: str | Path, arch: str = ""):
+    """Any file that can say which cluster an image is in: a method of this project, or linear classifiers on a backbone.
+
+    Args:
+        name, arch: as for `load_backbone`.
+
+    Returns:
+        A module with `backbone`, `predict`, `classes` and `temperature`, and the rest of the checkpoint.
+
+    Raises:
+        Unclassified: if the file holds no classifiers.
+        InputError: as `load_backbone`, or if the classifiers do not fit the backbone.
+    """
+    from torch import nn
+
+    from . import checkpoint
+    from .methods import METHODS
+    from .models.heads import LinearClassifiers
+
+    weights = checkpoint.read_weights(resolve(name))
+    if weights.method in METHODS:
+        if arch and weights.arch and arch != weights.arch:
+            raise InputError(f"--arch {arch}: checkpoint {name} holds {weights.arch}: drop --arch")
+        return load_method(name)
+    heads = {key: value for key, value in weights.tensors.items() if _part(key) == "classifiers"}
+    if not heads:
+        held = weights.method or f"a backbone ({weights.source})"
+        raise Unclassified(f"checkpoint {name}: holds {held} without classifiers; expected a method or classifiers")
+    backbone, state = load_backbone(name, arch)
+    classifiers = []
+    while f"classifiers.{len(classifiers)}.weight" in heads:
+        prefix = f"classifiers.{len(classifiers)}"
+        weight, bias = heads.pop(f"{prefix}.weight"), heads.pop(f"{prefix}.bias", None)
+        if weight.ndim != 2 or weight.shape[1] != backbone.width:
+            raise InputError(
+                f"checkpoint {name}: {prefix}.weight is of shape {tuple(weight.shape)}, the backbone {state['config']['arch']} "
+                f"has {backbone.width} features: it needs another --arch, or is of no use here"
+            )
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        linear.load_state_dict({"weight": weight, **({} if bias is None else {"bias": bias})})
+        classifiers.append(linear)
+    if heads or not classifiers:
+        raise InputError(f"checkpoint {name}: classifiers with unknown names ({', '.join(list(heads)[:3])})")
+    return LinearClassifiers(backbone, classifiers).eval(), state
 
 
 def load_backbone(name: str | Path, arch: str = ""):
@@ -200,7 +252,9 @@ def load_backbone(name: str | Path, arch: str = ""):
     if not tensors:
         raise InputError(f"checkpoint {name}: no backbone in it, but {_count(weights.tensors)}")
     patches = tensors.get("patch_embed.proj.weight")
-    options = config.TrainOptions(arch=known, patch_size=patches.shape[-1] if patches is not None else 16)
+    patch_size = patches.shape[-1] if patches is not None else 16
+    size = 32 if known.startswith("cifar") else config.TrainOptions.global_crops_size
+    options = config.TrainOptions(arch=known, patch_size=patch_size, global_crops_size=size)
     settings = {**config.as_plain(options), "method": weights.source, "channels": 3, "data": "", "seed": None}
     settings |= weights.record.get("config", {})
     backbone = build_backbone(known, settings["channels"], settings["global_crops_size"], settings["patch_size"])
@@ -283,6 +337,10 @@ def _network(method) -> set[str]:
 
 def _part(key: str) -> str:
     return key.split(".")[0]
+
+
+def _shapes(tensors, part: str) -> dict:
+    return {key: value.shape for key, value in tensors.items() if _part(key) == part}
 
 
 def _shapes(tensors, part: str) -> dict:

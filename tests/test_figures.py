@@ -64,7 +64,7 @@ def small_gallery(path, **changes):
     }
     arguments |= changes
     figures.gallery(path, **arguments)
-    return arguments["images"].asked, pixels(path)
+    return arguments["images"].asked, pixels(path) if path.suffix == ".png" else None
 
 
 def test_gallery_asks_only_for_the_most_confident_images_of_each_cluster(tmp_path):
@@ -334,7 +334,72 @@ def test_training_curves_refuse_a_wrong_number_of_values(tmp_path):
         figures.training_curves(tmp_path / "curves.png", [1, 2, 3], {})
 
 
+# ---- one cluster, and all of them -----------------------------------------------------------------------------------
+
+
+def test_a_grid_is_that_of_the_paper_to_the_pixel(tmp_path):
+    images = [np.broadcast_to(np.uint8(colour_of(i)), (40 + i, 60, 3)) for i in range(9)]
+    figures.grid(tmp_path / "grid.png", images)
+    picture = pixels(tmp_path / "grid.png")
+    assert picture.shape == (444, 444, 3)
+    for i in range(9):
+        top, left = 15 + 143 * (i // 3), 15 + 143 * (i % 3)
+        tile = picture[top : top + 128, left : left + 128]
+        assert (tile[3:-3, 3:-3] == colour_of(i)).all(), i
+        assert all((side == 0).all() for side in (tile[:3], tile[-3:], tile[:, :3], tile[:, -3:])), i
+    assert (picture[:15] == 255).all()
+    assert (picture[:, 429:] == 255).all()
+    assert (picture[143:158] == 255).all()
+
+
+@pytest.mark.parametrize("count", [0, 8])
+def test_a_grid_needs_a_square_number(tmp_path, count):
+    with pytest.raises(ValueError, match=f"square number of images, got {count}"):
+        figures.grid(tmp_path / "grid.png", [np.zeros((4, 4), np.uint8)] * count)
+
+
+@pytest.mark.parametrize(("number", "drawn_as"), [(4, "bar"), (61, "stairs")])
+def test_cluster_sizes_come_in_order_with_a_line_where_all_are_alike(tmp_path, monkeypatch, number, drawn_as):
+    found = {}
+
+    def recorded(name):
+        original = getattr(Axes, name)
+
+        def record(self, *words, **keywords):
+            found.setdefault(name, []).append([np.asarray(word).tolist() for word in words])
+            return original(self, *words, **keywords)
+
+        monkeypatch.setattr(Axes, name, record)
+
+    for name in ("bar", "stairs", "axhline"):
+        recorded(name)
+    text = drawn_text(monkeypatch)
+    sizes = [3, 0, 9, 4] + [0] * (number - 4)
+    figures.cluster_sizes(tmp_path / "sizes.png", sizes, [8, 8])
+    heights = found["bar"][0][1] if drawn_as == "bar" else found["stairs"][0][0]
+    assert heights == sorted(sizes, reverse=True)
+    assert found["axhline"][0][0] == 16 / number
+    assert found["stairs"][-1] == [[8 * 2 / number] * 2, [0, number / 2, number]]  # the classes, of the same area
+    assert f"16 images in 3 of {number} clusters" in text
+
+
+def test_cluster_sizes_of_nothing_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no image in any cluster"):
+        figures.cluster_sizes(tmp_path / "sizes.png", [0, 0])
+
+
 # ---- all ------------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_written_as_pdf_where_the_file_is_called_so(tmp_path):
+    small_gallery(tmp_path / "gallery.pdf")
+    figures.grid(tmp_path / "grid.pdf", [np.zeros((4, 4), np.uint8)])
+    for name in ("gallery.pdf", "grid.pdf"):
+        content = (tmp_path / name).read_bytes()
+        assert content.startswith(b"%PDF")
+        assert content.rstrip().endswith(b"%%EOF")
+    with pytest.raises(ValueError, match=r"ends in \.png or \.pdf"):
+        figures.grid(tmp_path / "grid.jpg", [np.zeros((4, 4), np.uint8)])
 
 
 def test_missing_folder_is_named(tmp_path):

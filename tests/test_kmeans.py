@@ -237,7 +237,8 @@ def test_the_written_numbers_are_those_of_the_features(trained, run, tmp_path):
         re.search(r"^k-means, backbone +10 +10( +[\d.]+){3} +(.+?) ", printed, re.M)[2] == f"{100 * result['ami']:.1f}"
     )
     assert (result["classifier"], "classifiers" in result) == (None, False)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cls_eval.json", "confusion.png", "gallery.png"}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"cls_eval.json", "clusters.csv", "confusion.png", "gallery.png", "sizes.png"}
 
     words = ("--kmeans", "12", "--fit-share", "0.1", "--seed", "3", "--restarts", "2", "--init", "random")
     result, printed = run("--checkpoint", trained, *words, "--features-cache", tmp_path / "cache")
@@ -329,7 +330,7 @@ def test_what_is_wrong_is_said_before_any_work(trained, run, folder, moco, monke
         ),
         ((*digits, "5", "--fit-list", tmp_path / "list.txt"), r"--fit-list .*1 of 2 images listed .* such as 1437"),
         ((*digits, "5", "--data", folder), r"images have 3 channels, the network takes 1"),
-        (("--checkpoint", moco, "--data", folder), r"moco.* without classifiers .*; --kmeans K clusters the features"),
+        (("--checkpoint", moco, "--data", folder), r"moco.* without classifiers.*; --kmeans K clusters the features"),
         (
             ("--checkpoint", moco, "--data", folder, "--kmeans", "3", "--layer", "head"),
             r"without .*; drop --layer head",

@@ -199,7 +199,7 @@ def test_k_means_has_a_balance_of_sizes_and_one_pass(trained, run, monkeypatch):
     result, _ = run("--checkpoint", trained, "--kmeans", "3", "--restarts", "1", "--feature-quality")
     assert passes == ["features, test", "features, train"]
     assert result["quality"]["balance"] == pytest.approx(balance(np.array(result["cluster_sizes"])))
-    assert set(result["quality"]) == {"used", "balance", "rankme", "silhouette"}
+    assert set(result["quality"]) == {"used", "balance", "rankme", "features", "silhouette"}
 
 
 def test_wrong_flags(trained, run):

@@ -107,3 +107,24 @@ class Prototypes(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             # steps of half precision near 1 are as wide as what codes of a small epsilon have to tell apart
             return F.linear(embeddings.to(self.weight.dtype), self.weight)
+
+
+class LinearClassifiers(nn.Module):
+    """Linear classifiers on a backbone, as SCAN and SeLa have them: what it takes to be asked for clusters.
+
+    Attributes:
+        classes: number of classes of each classifier.
+        temperature: that of the softmax.
+    """
+
+    temperature = 1.0
+
+    def __init__(self, backbone: nn.Module, classifiers: list[nn.Module]):
+        super().__init__()
+        self.backbone, self.classifiers = backbone, nn.ModuleList(classifiers)
+        self.classes = [classifier.out_features for classifier in classifiers]
+
+    def predict(self, images: Tensor) -> list[Tensor]:
+        """Logits of each classifier, K × (B, C_k)."""
+        features = self.backbone(images)
+        return [classifier(features) for classifier in self.classifiers]

@@ -1,10 +1,10 @@
-"""t-SNE figures: which images, which features, where they land."""
+"""Maps of features: which images, which features, where they land."""
 
 import numpy as np
 import pytest
 
 from src.config import InputError
-from src.evaluation.tsne import choose_images, project
+from src.evaluation.maps import choose_images, tsne, two_directions
 
 
 def test_images_of_randomly_chosen_classes_are_shown_the_same_for_the_same_seed():
@@ -23,7 +23,7 @@ def test_all_classes_are_shown_if_asked_for_or_if_there_are_no_more(num_classes)
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(InputError, match="only 2 with a label"):
+    with pytest.raises(InputError, match="only 2 to place"):
         choose_images(np.array([0, -1, 1]), 0, seed=0)
 
 
@@ -31,10 +31,25 @@ def test_too_few_images_are_refused():
 def test_images_that_are_alike_land_together(size):
     rng = np.random.default_rng(0)
     features = np.concatenate([rng.normal(size=(size, 16)) + offset for offset in (0, 30, 60)]).astype(np.float32)
-    points = project(features)
+    points = tsne(features)
     assert points.shape == (3 * size, 2)
-    assert np.array_equal(points, project(features))
+    assert np.array_equal(points, tsne(features))
     if size > 1:
         centres = points.reshape(3, size, 2).mean(axis=1)
         distances = np.linalg.norm(points[:, None] - centres, axis=2)
         assert (distances.argmin(axis=1) == np.arange(3).repeat(size)).all()
+
+
+def test_two_directions_are_those_of_the_singular_vectors():
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(50, 6)) * [1, 5, 0.2, 9, 1, 1] + 100).astype(np.float32)
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    expected = centred @ np.linalg.svd(centred)[2][:2].T
+    assert np.allclose(np.abs(two_directions(features)), np.abs(expected), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (1, 4)])
+def test_a_direction_that_does_not_exist_is_zero(shape):
+    points = two_directions(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    assert points.shape == (shape[0], 2)
+    assert (points[:, 1] == 0).all()

@@ -1,4 +1,5 @@
-"""t-SNE of a backbone's features, coloured by label: the figure of Self-Classifier's first generation (arXiv:2103.10994v1)."""
+"""Features in the plane: by t-SNE, as the figures of Self-Classifier's first generation (arXiv:2103.10994v1), and by the two
+directions in which they vary most."""
 
 import numpy as np
 
@@ -9,7 +10,7 @@ def choose_images(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray
     """Positions of all images of `num_classes` classes drawn at random, in ascending order; 0: of all classes.
 
     Args:
-        labels: (N,) class of every image, -1 where unknown; those are never chosen.
+        labels: (N,) class or cluster of every image, -1 where unknown; those are never chosen.
 
     Raises:
         InputError: if there are fewer than three.
@@ -19,11 +20,11 @@ def choose_images(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray
         classes = np.random.default_rng(seed).choice(classes, num_classes, replace=False)
     chosen = np.flatnonzero(np.isin(labels, classes))
     if len(chosen) < 3:
-        raise InputError(f"--tsne places images by their neighbours, but there are only {len(chosen)} with a label")
+        raise InputError(f"--tsne places images by their neighbours, but there are only {len(chosen)} to place")
     return chosen
 
 
-def project(features: np.ndarray) -> np.ndarray:
+def tsne(features: np.ndarray) -> np.ndarray:
     """scikit-learn's t-SNE in two dimensions with random state 0, (N, F) → (N, 2).
 
     The perplexity is 30, less for fewer than 91 images.
@@ -31,3 +32,11 @@ def project(features: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE  # slow to import
 
     return TSNE(perplexity=min(30.0, max((len(features) - 1) / 3, 1.0)), random_state=0).fit_transform(features)
+
+
+def two_directions(features: np.ndarray) -> np.ndarray:
+    """The first two principal components, (N, F) → (N, 2); one that does not exist is zero."""
+    centred = features - features.mean(axis=0, dtype=np.float64)
+    _, directions = np.linalg.eigh(centred.T @ centred)  # by ascending variance
+    points = centred @ directions[:, :-3:-1]
+    return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))

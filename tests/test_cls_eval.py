@@ -1,0 +1,243 @@
+"""cls_eval.py as a user types it: the list of who is where, grids of clusters, maps, other checkpoints beside it."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import adjusted_mutual_info_score
+from torchvision import transforms
+from torchvision.models import resnet18, resnet50
+
+import cls_eval
+from src import checkpoint
+from src.config import InputError, as_plain, parse_train
+from src.data.datasets import open_data
+from src.features import predict_clusters
+from src.methods import build_method
+from src.pretrained import load_method
+from src.unsupervised import best_clusters
+
+
+def save(path, *words, seed=0, channels=1):
+    """A checkpoint of a network with random weights, and a history that names classifier 1."""
+    options, name, knobs = parse_train(["--data", "digits", "--classes", "10", "12", *words])
+    torch.manual_seed(seed)
+    size, crops = options.global_crops_size, options.global_crops_number
+    method = build_method(name, knobs, options.arch, channels, size, options.patch_size, crops)
+    settings = {"method": name, "channels": channels, **as_plain(options), **as_plain(knobs)}
+    state = {"config": settings, "history": [{"classifier": 1}], "epoch": 0, "model": method.state_dict()}
+    checkpoint.save(path, state)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("run") / "checkpoint.pt")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the script in this process; what it wrote, and what it printed."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["cls_eval.py", *map(str, words), "--output-dir", str(tmp_path / "out")])
+        cls_eval.main()
+        return json.loads((tmp_path / "out" / "cls_eval.json").read_text()), capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with val/ of three classes of four images."""
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        folder = tmp_path / "pictures" / "val" / f"class_{label}"
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 255, (260, 300, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def listed(folder):
+    with (folder / "out" / "clusters.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def clusters_of(path, data):
+    method, _ = load_method(path)
+    batches = [(2 * (data.images.float() / 255) - 1, np.arange(len(data)))]
+    return predict_clusters(method, batches, len(data))
+
+
+def test_every_image_is_listed_with_its_cluster_and_its_class(trained, run, tmp_path):
+    result, printed = run("--checkpoint", trained)
+    data = open_data("digits", "test")
+    clusters, confidences, _ = clusters_of(trained, data)
+    lines = listed(tmp_path)
+    assert [int(line["image"]) for line in lines] == list(range(360))
+    assert [int(line["cluster"]) for line in lines] == clusters[1].tolist()
+    assert [float(line["confidence"]) for line in lines] == pytest.approx(confidences[1].tolist(), rel=1e-3)
+    assert [line["class"] for line in lines] == [data.classes[label] for label in data.labels.tolist()]
+    right = sum(line["class"] == line["class_of_cluster"] for line in lines)
+    assert right / 360 == pytest.approx(result["acc"])
+    assert "clusters.csv" in printed
+
+
+def test_files_without_labels_are_listed_by_name(run, tmp_path):
+    path = save(tmp_path / "rgb.pt", "--global-crops-size", "16", channels=3)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = ["a, b.png", "ä.png", "plain.png", "“q”.png"]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((20, 24, 3), 60 * i, np.uint8)).save(folder / name)
+    result, printed = run("--checkpoint", path, "--data", folder, "--workers", "0", "--tsne", "1", "--pca")
+    lines = listed(tmp_path)
+    assert set(lines[0]) == {"image", "cluster", "confidence"}
+    assert {line["image"] for line in lines} == {str(folder / name) for name in names}
+    sizes = np.bincount([int(line["cluster"]) for line in lines], minlength=12)
+    assert sizes.tolist() == result["cluster_sizes"]
+    assert "no labels, so no scores" in printed
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"cls_eval.json", "clusters.csv", "gallery.png", "sizes.png", "tsne_0.png", "pca.png"}
+
+
+def test_best_clusters_by_hand():
+    labels = np.array([0] * 9 + [1] * 1 + [1] * 9 + [2] * 8 + [2] * 12 + [0] * 6)
+    clusters = np.array([4] * 10 + [7] * 9 + [2] * 8 + [5] * 18)
+    found = best_clusters(labels, clusters, {4: 0, 7: 1, 2: 2, 5: 2})
+    assert [row["cluster"] for row in found] == [7, 4, 5]  # 2 is pure, but has eight images
+    assert [row["accuracy"] for row in found] == pytest.approx([1, 0.9, 12 / 18])
+    assert found[2] == {"cluster": 5, "class": 2, "images": 18, "accuracy": pytest.approx(2 / 3)}
+
+
+def test_grids_show_images_of_their_cluster(trained, run, monkeypatch, tmp_path):
+    from src import figures
+
+    shown = []
+    monkeypatch.setattr(figures, "grid", lambda path, images: shown.append((path.name, images)))
+    result, printed = run("--checkpoint", trained, "--grids", "3")
+    data = open_data("digits", "test")
+    clusters = clusters_of(trained, data)[0][1]
+    assert [name for name, _ in shown] == [f"grid_{rank}.png" for rank in range(len(result["grids"]))]
+    assert 1 <= len(shown) <= 3
+    for (_, images), row in zip(shown, result["grids"], strict=True):
+        members = {data.picture(i).tobytes() for i in np.flatnonzero(clusters == row["cluster"])}
+        assert len(images) == 9
+        assert {image.tobytes() for image in images} <= members
+        inside = data.labels.numpy()[clusters == row["cluster"]]
+        assert row["images"] == len(inside)
+        assert row["accuracy"] == pytest.approx((inside == data.classes.index(row["class"])).mean())
+        assert f"cluster {row['cluster']}, {100 * row['accuracy']:.1f} %" in printed
+
+
+def test_agreement_with_other_checkpoints(trained, run, tmp_path):
+    other = save(tmp_path / "other.pt", "--classes", "7", "9", seed=3)
+    result, printed = run("--checkpoint", trained, "--compare", other, trained)
+    data = open_data("digits", "test")
+    ours, theirs = (clusters_of(path, data)[0][1] for path in (trained, other))
+    expected = {str(other): adjusted_mutual_info_score(ours, theirs), str(trained): 1}
+    assert result["quality"]["compared_with"] == pytest.approx(expected, abs=1e-9)
+    assert f"agreement with {other}: AMI {100 * expected[str(other)]:.1f}" in printed
+
+
+def test_k_means_is_compared_with_a_classifier(trained, run):
+    result, _ = run("--checkpoint", trained, "--kmeans", "4", "--restarts", "1", "--compare", trained)
+    assert -0.1 < result["quality"]["compared_with"][str(trained)] < 1
+
+
+@pytest.mark.slow
+def test_figures_as_pdf(trained, run, tmp_path):
+    run("--checkpoint", trained, "--figures", "pdf", "--pca", "--tsne", "1", "--grids", "1")
+    drawn = {path.name for path in (tmp_path / "out").iterdir()} - {"cls_eval.json", "clusters.csv"}
+    assert drawn == {f"{name}.pdf" for name in ("confusion", "gallery", "sizes", "grid_0", "pca", "tsne_0")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--compare", "nowhere.pt"], "nowhere.pt"),
+        (["--grids", "-1"], "--grids is -1"),
+    ],
+)
+def test_wrong_flags(trained, run, words, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run("--checkpoint", trained, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_fit_is_refused_before_any_image_is_read(trained, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.unsupervised.predict_clusters", lambda *_: pytest.fail("images were read"))
+    colour = save(tmp_path / "rgb.pt", "--global-crops-size", "16", channels=3)
+    with pytest.raises(InputError, match=r"rgb\.pt: takes images with 3 channels, --data digits has 1"):
+        run("--checkpoint", trained, "--compare", colour)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(folder / "a.png")
+    with pytest.raises(InputError, match="--grids shows clusters by their accuracy"):
+        run("--checkpoint", colour, "--data", folder, "--workers", "0", "--grids", "2")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- networks of others ---------------------------------------------------------------------------------------------
+
+
+def test_heads_of_scan_and_sela_are_scored(run, pictures, tmp_path):
+    torch.manual_seed(0)
+    network = resnet18(num_classes=1).eval()
+    heads = [torch.nn.Linear(512, 5), torch.nn.Linear(512, 5), torch.nn.Linear(512, 4)]
+    trunk = {key: value for key, value in network.state_dict().items() if not key.startswith("fc.")}
+    scan = {f"backbone.{key}": value for key, value in trunk.items()}
+    for k, head in enumerate(heads):
+        scan |= {f"cluster_head.{k}.{name}": value for name, value in head.state_dict().items()}
+    torch.save({"model": scan, "head": 1}, tmp_path / "scan.pth.tar")
+    sela = trunk | {f"fc.{name}": value for name, value in heads[2].state_dict().items()}
+    torch.save({"state_dict": sela, "labels": torch.zeros(1, 99)}, tmp_path / "sela.pth")
+
+    data = open_data(str(pictures), "test")
+    network.fc = torch.nn.Identity()
+    transform = transforms.Compose(
+        [
+            transforms.Resize(256, antialias=True),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    with torch.no_grad():
+        features = network(torch.stack([transform(data.open(i)) for i in range(len(data))]))
+        expected = [head(features).argmax(dim=1).tolist() for head in heads]
+
+    words = ("--arch", "resnet18", "--data", pictures, "--workers", "0")
+    result, printed = run("--checkpoint", tmp_path / "scan.pth.tar", *words)
+    assert (result["classifier"], result["method"]) == (1, "SCAN, ResNet-50")
+    assert [row["size"] for row in result["classifiers"]] == [5, 5, 4]
+    assert "classifier 1 (chosen)" in printed
+    found = [int(line["cluster"]) for line in listed(tmp_path)]
+    assert found == expected[1]
+    result, _ = run("--checkpoint", tmp_path / "sela.pth", *words)
+    assert (result["classifier"], result["cluster_sizes"]) == (0, np.bincount(expected[2], minlength=4).tolist())
+
+    torch.save({"model": resnet50_named(scan), "head": 1}, tmp_path / "wide.pth")
+    found = r"classifiers\.0\.weight is of shape \(5, 512\), the backbone resnet50 has 2048"
+    with pytest.raises(InputError, match=found):
+        run("--checkpoint", tmp_path / "wide.pth", "--data", pictures, "--workers", "0")
+
+
+def resnet50_named(scan):
+    """A ResNet-50 with heads that are too narrow for it."""
+    state = {
+        f"backbone.{key}": v for key, v in resnet50(num_classes=1).state_dict().items() if not key.startswith("fc.")
+    }
+    return state | {key: value for key, value in scan.items() if key.startswith("cluster_head.")}
+
+
+def test_a_backbone_alone_has_no_clusters(run, pictures, tmp_path):
+    state = {key: value for key, value in resnet18().state_dict().items() if not key.startswith("fc.")}
+    torch.save(state, tmp_path / "backbone.pth")
+    with pytest.raises(InputError, match=r"without classifiers.*; --kmeans K clusters the features of any backbone"):
+        run("--checkpoint", tmp_path / "backbone.pth", "--arch", "resnet18", "--data", pictures)
