@@ -44,7 +44,7 @@ def test_lloyd_takes_the_way_of_scikit_learn(monkeypatch, chunk, group, most):
     monkeypatch.setattr(kmeans, "MOST", most)
     rows = blobs()
     start = rows[:45].clone()
-    for settings, ours in (({}, {}), ({"max_iter": 3}, {"max_iterations": 3}), ({"tol": 0}, {"tolerance": 0})):
+    for settings, ours in (({"max_iter": 3}, {"max_iterations": 3}), ({"tol": 0}, {"tolerance": 0})):
         expected = theirs(rows, start, **settings)
         centroids, inertia, iterations = kmeans.lloyd(rows, start, **ours)
         assert iterations == expected.n_iter_
@@ -55,10 +55,27 @@ def test_lloyd_takes_the_way_of_scikit_learn(monkeypatch, chunk, group, most):
     assert torch.equal(start, rows[:45])
 
 
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
+def test_lloyd_ends_when_an_iteration_lowers_the_sum_by_less_than_the_tolerance(tolerance):
+    rows = blobs()
+    left = [
+        theirs(rows, rows[:45], max_iter=n, tol=0).transform(rows.numpy()) for n in range(1, 40)
+    ]  # after n means, (N, K) distances
+    owners = [rows.new_tensor(distances.argmin(axis=1)) for distances in left]
+    first = torch.cdist(rows, rows[:45]).argmin(dim=1)
+    sums = []
+    for distances, owner in zip(left, [first, *owners], strict=False):
+        sums.append((distances[np.arange(len(rows)), owner.long()] ** 2).sum())  # to the mean of those it is a mean of
+    enough = next(n for n in range(1, 39) if sums[n - 1] - sums[n] < tolerance * sums[n])
+    centroids, _, iterations = kmeans.lloyd(rows, rows[:45], tolerance=tolerance)
+    assert iterations == enough + 1
+    assert np.allclose(centroids, theirs(rows, rows[:45], max_iter=enough + 1, tol=0).cluster_centers_, atol=1e-9)
+
+
 def test_float32_far_from_the_origin_keeps_its_digits():
     rows = blobs(offset=300.0)
     expected = theirs(rows, rows[:45].clone())
-    centroids, inertia, _ = kmeans.lloyd(rows.float(), rows[:45].float())
+    centroids, inertia, _ = kmeans.lloyd(rows.float(), rows[:45].float(), tolerance=0)
     assert inertia == pytest.approx(expected.inertia_, rel=2e-3)
     clusters, _ = kmeans.assign(rows.float(), centroids)
     exact = torch.cdist(rows, centroids.double()).argmin(dim=1)
@@ -90,7 +107,7 @@ def test_many_empty_centroids_end_where_scikit_learn_ends():
     rows = blobs(N=400, centres=30, seed=3)
     start = torch.cat([rows[:20], torch.full((15, 12), 1e3, dtype=torch.float64) + torch.arange(15)[:, None]])
     expected = theirs(rows, start)
-    centroids, inertia, _ = kmeans.lloyd(rows, start)
+    centroids, inertia, _ = kmeans.lloyd(rows, start, tolerance=0)
     assert inertia == pytest.approx(expected.inertia_, rel=1e-9)
     assert len(kmeans.assign(rows, centroids)[0].unique()) == 35
 

@@ -129,9 +129,10 @@ def lloyd(
 ) -> tuple[Tensor, float, int]:
     """k-means from given centroids: each row joins the nearest one, each centroid becomes the mean of its rows.
 
-    Ends when no row changes its centroid, when the squared distances that centroids move add up to at most `tolerance` ×
-    the mean variance of a feature, or after `max_iterations`; so does scikit-learn's. A centroid that is left without rows
-    moves to the row farthest from its own centroid, which it takes with it; two such centroids to the two farthest, and so on.
+    Ends when no row changes its centroid, when an iteration lowers the sum of squared distances by less than `tolerance` of
+    it, or after `max_iterations`. scikit-learn goes on until centroids stand nearly still, for some 0.1 % of the sum and as
+    long again. A centroid that is left without rows moves to the row farthest from its own centroid, which it takes with
+    it; two such centroids to the two farthest, and so on.
 
     Memory beyond the features: N / GROUP × K bounds, and a chunk.
 
@@ -142,9 +143,9 @@ def lloyd(
     Returns:
         Centroids (K, F), the sum of squared distances of the rows to their nearest one, iterations done.
     """
-    limit = tolerance * features.var(dim=0, correction=0).mean().item()
     search = _Search(features, len(centroids))
-    before = None
+    spread = search.squares.sum(dtype=torch.float64)
+    before, left = None, math.inf
     iterations = 0
     while iterations < max_iterations:
         iterations += 1
@@ -156,11 +157,13 @@ def lloyd(
             search.give(far.indices[moving], empty[moving])
         if before is not None and torch.equal(owner, before):
             break
-        moved = _means(features, owner, centroids)
-        shift = (moved - centroids).norm(dim=1)
-        search.move(shift)
+        moved, counts = _means(features, owner, centroids)
+        search.move((moved - centroids).norm(dim=1))
         centroids, before = moved, owner.clone()
-        if shift.square().sum().item() <= limit:
+        # Σ|x - c|² of rows and their means is Σ|x - m|² of all rows less what the means are apart.
+        apart = (counts * (moved - search.middle).double().square().sum(dim=1)).sum()
+        left_before, left = left, (spread - apart).item()
+        if left_before - left < tolerance * left:
             break
     owner = search.nearest(centroids)
     return centroids, _own_distances(features, owner, centroids).sum(dtype=torch.float64).item(), iterations
@@ -220,14 +223,15 @@ def _own_distances(features: Tensor, owner: Tensor, centroids: Tensor) -> Tensor
     return found
 
 
-def _means(features: Tensor, owner: Tensor, centroids: Tensor) -> Tensor:
-    """(K, F) mean of each centroid's rows, or the centroid if it has none. In the order of rows, so always the same."""
+def _means(features: Tensor, owner: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """(K, F) mean of each centroid's rows, or the centroid if it has none, and (K,) how many. In the order of rows, so always
+    the same."""
     counts = torch.bincount(owner, minlength=len(centroids))
     order = owner.argsort(stable=True)
     sums = F.embedding_bag(
         order, features, counts.cumsum(0) - counts, mode="sum"
     )  # of consecutive stretches of `order`
-    return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids)
+    return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids), counts
 
 
 def _size(width: int) -> int:
@@ -248,14 +252,19 @@ class _Search:
     `upper` is at least a row's distance to its own centroid, `lower` at most its distance to any other of a group. When
     centroids move by `shift`, the one grows and the other shrinks by no more than that. As long as upper <= lower no
     centroid of that group can be nearer.
+
+    Centroids that are alike make a group: then most groups as a whole are far from a row. Groups can be formed anew
+    whenever all rows are compared with all centroids.
     """
 
     def __init__(self, features: Tensor, num_clusters: int):
         N, K = len(features), num_clusters
         self.features, self.K = features, K
-        self.size = K if K <= 2 * GROUP else GROUP  # M
-        self.groups = math.ceil(K / self.size)
+        self.groups = 1 if K <= 2 * GROUP else 2 ** round(math.log2(K / GROUP))
+        self.size = math.ceil(K / self.groups)  # M
         self.squares, self.middle = _centre(features)
+        self.order = torch.arange(K, device=features.device)  # centroids, group by group
+        self.place = self.order.clone()  # where a centroid is in it
         self.owner = torch.zeros(N, dtype=torch.long, device=features.device)
         self.upper = features.new_full((N,), math.inf)
         self.lower = features.new_full((self.groups, N), -math.inf)
@@ -263,7 +272,7 @@ class _Search:
     def move(self, shift: Tensor) -> None:
         """Centroids have moved by (K,) distances."""
         self.upper += shift[self.owner]
-        self.lower -= self._pad(shift, 0.0).view(self.groups, self.size).amax(dim=1)[:, None]
+        self.lower -= self._pad(shift[self.order], 0.0).view(self.groups, self.size).amax(dim=1)[:, None]
 
     def give(self, rows: Tensor, owner: Tensor) -> None:
         """Rows get another centroid than the nearest."""
@@ -272,13 +281,17 @@ class _Search:
 
     def nearest(self, centroids: Tensor) -> Tensor:
         """(N,) nearest centroid of each row."""
-        small, offset = _prepare(centroids, self.middle)
-        small, offset = self._pad(small, 0.0), self._pad(offset, math.inf)
         width = self.features.shape[1]
         for rows in (self.upper > self.lower.amin(dim=0)).nonzero()[:, 0].split(_size(width)):
             own = centroids.index_select(0, self.owner[rows])
             self.upper[rows] = own.sub_(self.features.index_select(0, rows)).square_().sum(dim=1).sqrt_()
-        if (self.upper > self.lower).float().mean() > MOST:
+        all_of_them = (self.upper > self.lower).float().mean() > MOST
+        if all_of_them:
+            self.order = _alike(centroids, self.size)
+            self.place[self.order] = torch.arange(self.K, device=self.order.device)
+        small, offset = _prepare(centroids[self.order], self.middle)
+        small, offset = self._pad(small, 0.0), self._pad(offset, math.inf)
+        if all_of_them:
             for part in _chunks(len(self.features), max(len(small), width)):
                 self._compare_all(part, small, offset)
             return self.owner
@@ -290,21 +303,22 @@ class _Search:
 
     def _compare_all(self, part: slice, small: Tensor, offset: Tensor) -> None:
         """Compare rows with all centroids."""
-        scores = torch.addmm(offset, self.features[part], small.T, alpha=-2).view(-1, self.groups, self.size)
-        nearest = scores.amin(dim=2)  # (B, G)
-        row, group = torch.arange(len(scores), device=scores.device), nearest.argmin(dim=1)
-        inside = scores[row, group]  # (B, M)
+        # centroids × rows, because the minimum over centroids is then one over whole stretches of memory
+        scores = torch.addmm(offset[:, None], small, self.features[part].T, alpha=-2).view(self.groups, self.size, -1)
+        nearest = scores.amin(dim=1)  # (G, B)
+        row, group = torch.arange(nearest.shape[1], device=scores.device), nearest.argmin(dim=0)
+        inside = scores[group, :, row]  # (B, M)
         own, place = inside.min(dim=1)
         inside[row, place] = math.inf
-        nearest[row, group] = inside.amin(dim=1)
-        self.owner[part] = group * self.size + place
+        nearest[group, row] = inside.amin(dim=1)
+        self.owner[part] = self.order[group * self.size + place]
         self.upper[part] = _distances(own, self.squares[part])
-        self.lower[:, part] = _distances(nearest.T, self.squares[part])
+        self.lower[:, part] = _distances(nearest, self.squares[part])
 
     def _compare(self, rows: Tensor, small: Tensor, offset: Tensor, group: int) -> None:
         """Compare rows with the centroids of a group in which there may be a nearer one than their own."""
         scores = torch.addmm(offset, self.features.index_select(0, rows), small.T, alpha=-2)  # (B, M)
-        squares, before, own = self.squares[rows], self.upper[rows], self.owner[rows]
+        squares, before, own = self.squares[rows], self.upper[rows], self.place[self.owner[rows]]
         mine = (own // self.size == group).nonzero()[:, 0]
         scores[mine, own[mine] % self.size] = math.inf
         score, place = scores.min(dim=1)
@@ -312,7 +326,7 @@ class _Search:
         self.lower[group, rows] = found
         better = (found < before).nonzero()[:, 0]
         rows, own, before, place = rows[better], own[better], before[better], place[better]
-        self.owner[rows], self.upper[rows] = group * self.size + place, found[better]
+        self.owner[rows], self.upper[rows] = self.order[group * self.size + place], found[better]
         others = scores.index_select(0, better)
         others[torch.arange(len(better), device=rows.device), place] = math.inf
         self.lower[group, rows] = _distances(others.amin(dim=1), squares[better])
@@ -324,3 +338,19 @@ class _Search:
         """K entries filled up to whole groups."""
         more = self.groups * self.size - self.K
         return torch.cat([values, values.new_full((more, *values.shape[1:]), filling)])
+
+
+def _alike(centroids: Tensor, size: int) -> Tensor:
+    """(K,) an order in which stretches of `size` centroids lie close to one another: halved again and again along the
+    direction of the largest variance."""
+    parts = [torch.arange(len(centroids), device=centroids.device)]
+    while len(parts[0]) > size:
+        halves = []
+        for part in parts:
+            rows = centroids[part] - centroids[part].mean(dim=0)
+            direction = torch.linalg.eigh(rows.T @ rows)[1][:, -1]
+            # whole stretches to the left, so that only the last one is not full
+            left = size * math.ceil(len(part) / size / 2)
+            halves += part[(rows @ direction).argsort(stable=True)].tensor_split([left])
+        parts = [half for half in halves if len(half)]
+    return torch.cat(parts)
