@@ -40,7 +40,8 @@ def main() -> None:
 
     # data: a method sees views and indices; labels are for monitoring
     data = open_data(options.data, "train", options.data_root, options.download, options.subset_file)
-    views = build_views(options.data, data, *(getattr(options, name) for name in config.VIEW_SETTINGS))
+    settings = (getattr(options, name) for name in config.VIEW_SETTINGS)
+    views = build_views(options.data, data, *settings, reference=options.reference_views)
     loader = TrainLoader(data, views, options.batch_size, options.seed, device, options.workers)
     if loader.per_rank % options.accumulate:
         raise config.InputError(
@@ -127,6 +128,8 @@ def main() -> None:
                 )
             run.finish_epoch(trainer, summary)
             if advice := method.diagnose(run.history):
+                progress.say(advice)
+            if trainer.epoch == 1 and (advice := loader.advice(summary)):
                 progress.say(advice)
     except Interrupted as stopped:
         run.save(trainer)

@@ -75,9 +75,14 @@ class ViewOptions:
     augment: Literal["dino", "moco_v2", "swav", "crop_flip"] = (
         "dino"  # recipe for photographs; only dino's views differ
     )
+    reference_views: bool = (
+        False  # make the views of photographs one by one with Pillow, as published: a slow yardstick
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.reference_views and self.data == "digits":
+            raise InputError("--reference-views is for photographs, --data digits has views of its own: drop it")
         require_at_least(self, global_crops_number=1, local_crops_number=0, global_crops_size=1, local_crops_size=1)
         if self.global_crops_number + self.local_crops_number < 2:
             raise InputError("--global-crops-number 1 and --local-crops-number 0 make one view, two are needed")

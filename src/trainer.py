@@ -231,6 +231,9 @@ class Trainer:
             "images_per_second": images / max(self.seconds, 1e-9),
             "seconds": self.seconds,
         }
+        if self.loader.waited:
+            summary["waited"] = self.loader.waited / max(self.seconds, 1e-9)
+            self.loader.waited = 0.0
         if averages.get("neighbor_known", torch.zeros(())) > 0:
             summary["neighbor_agreement"] = (averages["neighbor_agree"] / averages["neighbor_known"]).item()
         summary |= method.summarize(averages)

@@ -12,7 +12,7 @@ from PIL import Image
 from src.config import RunError
 from src.data.datasets import MemoryImages, open_data
 from src.data.digits import DigitRecipe, DigitViews
-from src.data.loaders import TrainLoader
+from src.data.loaders import TrainLoader, available_workers
 from src.data.photographs import PhotoViews, published_views
 from src.logs import Progress
 from src.methods import METHODS, build_method
@@ -195,3 +195,59 @@ def test_more_than_one_percent_damaged_is_too_many(pictures):
     loader = file_loader(pictures(120, damaged={7, 50}), workers=0)
     list(loader.epoch(0))
     assert loader.too_many_damaged
+
+
+# ---- feeding --------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_for_files_is_counted_and_the_work_between_is_not(pictures, monkeypatch):
+    clock = iter(range(0, 10_000, 10))  # every look at the clock is ten seconds later
+    monkeypatch.setattr("src.data.loaders.time.monotonic", lambda: next(clock))
+    loader = file_loader(pictures(60), workers=0)
+    list(loader.epoch(0))
+    assert loader.waited == 20  # two of three batches; before the first one there was nothing to be late with
+
+
+def test_an_epoch_that_waited_long_gets_a_word(pictures):
+    loader = file_loader(pictures(20), workers=0)
+    waiting = {"epoch": 1, "images_per_second": 300.0, "waited": 0.4}
+    said = loader.advice(waiting)
+    assert said.startswith("40% of epoch 1 were spent waiting for images: files come at 300 images/s")
+    assert "training could take 500." in said
+    assert "(now 0)" in said
+    assert loader.advice({**waiting, "waited": 0.1}) == ""
+    assert loader.advice({"epoch": 1, "images_per_second": 300.0}) == ""
+
+
+def test_the_summary_says_how_long_an_epoch_waited():
+    trainer = make_trainer()
+    trainer.loader.waited = 1e6
+    summary = trainer.train_epoch(quiet())
+    assert summary["waited"] == pytest.approx(1e6 / summary["seconds"])
+    assert "waited" not in trainer.train_epoch(quiet())
+
+
+@pytest.mark.parametrize(
+    ("environ", "quota", "expected"),
+    [
+        ({}, None, 16),
+        ({"LOCAL_WORLD_SIZE": "4"}, None, 4),
+        ({"SLURM_NTASKS_PER_NODE": "4"}, None, 4),
+        ({"SLURM_NTASKS_PER_NODE": "4", "SLURM_CPUS_PER_TASK": "6"}, None, 6),  # each task has its own
+        ({"SLURM_CPUS_PER_TASK": "12", "LOCAL_WORLD_SIZE": "4"}, None, 3),  # torchrun in one task
+        ({"SLURM_CPUS_PER_TASK": "64"}, None, 16),  # bound to fewer
+        ({}, "max 100000", 16),
+        ({}, "250000 100000", 2),
+        ({}, "50000 100000", 1),
+        ({}, "nonsense", 16),
+    ],
+)
+def test_workers_are_as_many_as_the_job_has_cores(environ, quota, expected, monkeypatch, tmp_path):
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert available_workers(str(tmp_path / "cpu.max")) == expected

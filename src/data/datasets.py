@@ -1,7 +1,6 @@
 """Data sets: images with an index each. Labels are for monitoring and scoring only; -1 means that there is none."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import BUILT_IN_DATA, InputError
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+from .listing import IMAGE_SUFFIXES, list_images
 
 CIFAR100_COARSE = (
     # superclass (0-19) of each of the 100 classes
@@ -207,7 +205,7 @@ def open_folder(folder: str, split: str) -> ImageFiles:
         raise InputError(f"--data {folder}: no such folder, and not one of {', '.join(BUILT_IN_DATA)}")
     splits = [name for name in ("train", "val", "test") if (top / name).is_dir()]
     if not splits:
-        paths = sorted(_image_files(top))
+        (paths,) = list_images(top, [""])
         if not paths:
             raise InputError(f"--data {folder}: no image in it or below it (known: {' '.join(sorted(IMAGE_SUFFIXES))})")
         return ImageFiles(paths, torch.full((len(paths),), -1), [])
@@ -220,11 +218,11 @@ def open_folder(folder: str, split: str) -> ImageFiles:
     top = top / found[0]
     classes = _class_names(top)
     if not classes:
-        paths = sorted(_image_files(top))
+        (paths,) = list_images(top, [""])
         if not paths:
             raise InputError(f"--data {folder}: no image in {found[0]}/")
         return ImageFiles(paths, torch.full((len(paths),), -1), [])
-    by_class = [sorted(_image_files(top / name)) for name in classes]
+    by_class = list_images(top, classes)
     if not any(by_class):
         raise InputError(f"--data {folder}: {len(classes)} folders in {found[0]}/ but no image in them")
     # A class that lacks test images must not shift the numbers of the others.
@@ -237,31 +235,6 @@ def open_folder(folder: str, split: str) -> ImageFiles:
 
 def _class_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _image_files(folder: Path) -> Iterator[str]:
-    """Paths of all images below a folder; links are followed, what is hidden is not listed.
-
-    Raises:
-        InputError: if a folder cannot be read.
-    """
-    visited = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:  # a link to where we have been: it may go round in circles
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in names if _is_image(name))
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(f"--data: {error.filename}: {error.strerror}")
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def keep_classes(data: Images, subset_file: str) -> Images:

@@ -5,10 +5,13 @@ all ranks holds the same images whatever the number of ranks, and an epoch can b
 """
 
 import atexit
+import contextlib
 import os
 import signal
+import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +24,7 @@ from ..config import InputError
 from .datasets import ImageFiles, Images, MemoryImages
 
 DAMAGED_SHARE = 0.01  # of the images; more of them stop a run
+WAITED_SHARE = 0.1  # of an epoch's time, spent waiting for files; more of it is worth a word
 
 
 class Batch(NamedTuple):
@@ -64,6 +68,7 @@ class TrainLoader:
     Attributes:
         images: how many an epoch has, over all ranks.
         damaged: path → reason, of the files that could not be decoded so far. Each was replaced by the next one that could.
+        waited: seconds in which this rank had to wait for files since this was last set to 0.
 
     Raises:
         InputError: if the batch is larger than the data set or not divisible by the ranks.
@@ -92,6 +97,7 @@ class TrainLoader:
             len(data) if keep_last and len(data) % batch_size >= ranks else len(data) // batch_size * batch_size
         )
         self.damaged: dict[str, str] = {}
+        self.waited = 0.0
         self._files = _FileBatches(data, views, seed, workers) if isinstance(data, ImageFiles) else None
 
     def __len__(self) -> int:
@@ -121,7 +127,8 @@ class TrainLoader:
             yield Batch(self.views(images, part, self.seed, epoch), indices.to(self.device))
 
     def _from_files(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
-        for crops, part, damaged in self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda"):
+        batches = self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda")
+        for crops, part, damaged in self._timed(batches):
             for path, reason in damaged:
                 if path not in self.damaged:
                     readable = os.fsencode(path).decode(errors="replace")
@@ -129,6 +136,27 @@ class TrainLoader:
                 self.damaged[path] = reason
             crops = [crop.to(self.device, non_blocking=True) for crop in crops]
             yield Batch(self.views.finish(crops, part, self.seed, epoch), torch.from_numpy(part).to(self.device))
+
+    def _timed(self, batches: Iterator) -> Iterator:
+        """Count the waiting, but that for the first batch of an epoch, which no worker could begin before."""
+        began = None
+        for batch in batches:
+            if began is not None:
+                self.waited += time.monotonic() - began
+            yield batch
+            began = time.monotonic()
+
+    def advice(self, summary: dict) -> str:
+        """A sentence if an epoch's training, of which this is the summary, waited for files too long; else ""."""
+        share = summary.get("waited", 0.0)
+        if share <= WAITED_SHARE:
+            return ""
+        rate = summary["images_per_second"]
+        return (
+            f"{share:.0%} of epoch {summary['epoch']} were spent waiting for images: files come at {rate:,.0f} images/s, "
+            f"training could take {rate / max(1 - share, 0.01):,.0f}. More --workers help where there are cores for them (now "
+            f"{self._files.workers}), a smaller copy everywhere: python -m src.data.shrink"
+        )
 
 
 def single_views(
@@ -243,10 +271,19 @@ def _as_it_is(batch):
     return batch  # torch's own conversion would turn the indices into tensors
 
 
-def available_workers() -> int:
-    """The cores that this process may use, shared with the other ranks of its host."""
-    on_host = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
-    return max(len(os.sched_getaffinity(0)) // on_host, 1)
+def available_workers(quota_file: str = "/sys/fs/cgroup/cpu.max") -> int:
+    """The cores that this process may use: those it is bound to, at most what Slurm gave its task or a container's quota
+    allows; shared with the other ranks that have the same."""
+    cores = float(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no quota: "max 100000"
+        quota, period = Path(quota_file).read_text().split()
+        cores = min(cores, int(quota) / int(period))
+    of_task = os.environ.get("SLURM_CPUS_PER_TASK")
+    if of_task:
+        cores = min(cores, float(of_task))
+    # torchrun's ranks share what their host or task has; of srun's each has its own, where it says how much
+    sharing = os.environ.get("LOCAL_WORLD_SIZE") or (not of_task and os.environ.get("SLURM_NTASKS_PER_NODE")) or 1
+    return max(int(cores) // int(sharing), 1)
 
 
 def _ignore_signals(worker: int) -> None:

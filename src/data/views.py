@@ -17,6 +17,7 @@ from .photographs import (
     published_views,
     uniform_views,
 )
+from .reference import ReferenceViews
 
 CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training images
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
@@ -34,8 +35,10 @@ def build_views(
     global_scale: tuple[float, float],
     local_scale: tuple[float, float],
     augment: str = "dino",
+    reference: bool = False,
 ) -> Views:
-    """The views of a data set: the digits' own recipe, or for photographs the one named by `augment`.
+    """The views of a data set: the digits' own recipe, or for photographs the one named by `augment`, made as published if
+    `reference`.
 
     Evaluation takes the central 224 of 256 pixels of a large image, and the whole of a small one.
     """
@@ -44,7 +47,8 @@ def build_views(
     recipes = photo_recipes(augment)(num_global, num_local, global_size, local_size, global_scale, local_scale)
     small = isinstance(data, MemoryImages) or global_size <= 64
     statistics = CIFAR_STATISTICS.get(name, (IMAGENET_MEAN, SWAV_STD if augment == "swav" else IMAGENET_STD))
-    return PhotoViews(recipes, global_size if small else round(global_size * 256 / 224), *statistics)
+    kind = ReferenceViews if reference else PhotoViews
+    return kind(recipes, global_size if small else round(global_size * 256 / 224), *statistics)
 
 
 def photo_recipes(augment: str) -> Callable[..., list[PhotoRecipe]]:
