@@ -8,6 +8,7 @@ same centroids for 25 iterations; and k-means++. The peak is what the process gr
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -87,6 +88,16 @@ def plus_plus(rows: torch.Tensor, clusters: int, turns: int) -> dict:
     return {**row, "inertia": {side: inertia(rows, found) for side, found in chosen.items()}}
 
 
+def growth(rows: torch.Tensor, clusters: int) -> dict:
+    """What five iterations take beyond the features, of these rows and of twice as many."""
+    peaks = {}
+    for features_now in (rows, torch.cat([rows, rows.flip(0)])):
+        start = rows[:clusters].clone()
+        run = partial(kmeans.lloyd, features_now, start, max_iterations=5, tolerance=0.0)
+        peaks[len(features_now)] = peak_memory(run)
+    return {"what": "peak beyond the features", "peak_bytes": peaks}
+
+
 def compare(what: str, sides: dict, turns: int) -> dict:
     seconds = seconds_in_turns(sides, turns)
     return {"what": what, "seconds": seconds, "peak_bytes": {side: peak_memory(run) for side, run in sides.items()}}
@@ -124,6 +135,9 @@ def main():
     ):
         results.append(measure())
         show(results[-1])
+    results.append(growth(rows, K))
+    for size, peak in results[-1]["peak_bytes"].items():
+        print(f"{size:,} rows: {peak / 2**20:.0f} MiB beyond the features ({size * width * 4 / 2**20:.0f} MiB)")
     write(arguments.json, where, results)
 
 

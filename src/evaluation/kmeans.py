@@ -131,9 +131,9 @@ def lloyd(
     """k-means from given centroids: each row joins the nearest one, each centroid becomes the mean of its rows.
 
     Ends when no row changes its centroid, when an iteration lowers the sum of squared distances by less than `tolerance` of
-    it, or after `max_iterations`. scikit-learn goes on until centroids stand nearly still: in `benchmarks/kmeans.py` for five
-    times as many iterations and 0.16 % of the sum. A centroid that is left without rows moves to the row farthest from its own centroid, which it takes with
-    it; two such centroids to the two farthest, and so on.
+    it, or after `max_iterations`. scikit-learn goes on until centroids stand nearly still: in `benchmarks/kmeans.py` for
+    five times as many iterations and 0.16 % of the sum. A centroid that is left without rows moves to the row farthest from
+    its own centroid, which it takes with it; two such centroids to the two farthest, and so on.
 
     Memory beyond the features: N / GROUP × K bounds, and a chunk.
 
@@ -198,9 +198,10 @@ def assign(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 def _centre(features: Tensor) -> tuple[Tensor, Tensor]:
     """|x - m|² of each row, (N,), and m, (F,)."""
-    middle = features.mean(dim=0, dtype=torch.float64).to(features.dtype)
+    parts = _chunks(*features.shape)  # in float64 all of them at once would be twice the features
+    middle = (sum(features[part].sum(dim=0, dtype=torch.float64) for part in parts) / len(features)).to(features.dtype)
     squares = features.new_empty(len(features))
-    for part in _chunks(*features.shape):
+    for part in parts:
         squares[part] = (features[part] - middle).square_().sum(dim=1)
     return squares, middle
 
