@@ -57,8 +57,8 @@ def _checked(state: object, path: str | Path) -> dict:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(map(str, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"checkpoint {path}: not written by train.py (it holds {found}, ...)")
-    if state["version"] != VERSION:
-        raise InputError(f"checkpoint {path}: format version {state['version']}, this code reads {VERSION}")
+    if state.get("version") != VERSION:
+        raise InputError(f"checkpoint {path}: format version {state.get('version')}, this code reads {VERSION}")
     return state
 
 
@@ -79,6 +79,10 @@ def read_weights(path: str | Path) -> Weights:
     content = _read(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         record = _checked(content, path)
+        if missing := [part for part in ("config", "model") if part not in record]:
+            raise InputError(
+                f"checkpoint {path}: has no {', '.join(missing)}, as every file of train.py has: take another"
+            )
         config = record["config"]
         return Weights(record.pop("model"), "train.py", [], config["method"], config["arch"], record)
     try:

@@ -51,6 +51,7 @@ def predict_clusters(
     if distributed.world_size() > 1:
         clusters, confidences = distributed.sum_over_ranks(clusters), distributed.sum_over_ranks(confidences)
         sums = [distributed.sum_over_ranks(each) for each in sums]
+    _refuse_nan(~confidences.isfinite().all(dim=0), "probabilities")
     return clusters.numpy(), confidences.numpy(), [(each / num_images).numpy() for each in sums]
 
 
@@ -141,11 +142,20 @@ def extract(
             batches = single_views(data, views, batch_size, device, workers)
             features = _run(method, batches, len(data), layer, autocast, progress, f"features, {split}")
         features = _sum_rows(features, len(data))
+        _refuse_nan(~features.isfinite().all(dim=1), "features")
         if file and not found:
             _write(file, key, features, progress)
         return features
     finally:
         progress.close()
+
+
+def _refuse_nan(rows: Tensor, what: str) -> None:
+    if rows.any():
+        raise InputError(
+            f"the network gives {what} that are not numbers for {int(rows.sum())} of {len(rows)} images: its weights are "
+            "damaged, or --precision float32 is needed"
+        )
 
 
 def _run(method, batches, num_images: int, layer: str, autocast, progress: Progress, what: str) -> Tensor | None:

@@ -334,8 +334,8 @@ def cluster_sizes(path: str | PathLike, sizes: ArrayLike, class_sizes: ArrayLike
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
-        axes.locator_params(axis="x", integer=True)
-        axes.legend(frameon=False, fontsize=8)
+        axes.set_xticks([])
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2)
 
 
 # ---- points in the plane --------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ class Weights(NamedTuple):
 
     method: the method of this project that all of `tensors` belong to; None if only the backbone is of use to us. Files of
         DeepCluster-v2 and SeLa-v2 cannot be told apart by their names, and hold the same network: both are deepcluster_v2.
-    arch: the backbone as the file names it; if it does not, a ResNet-50 or a wide one, known by its shapes; else "".
+    arch: the backbone as the file names it; if it does not, a ResNet known by its blocks and shapes; else "".
     record: what else was in it: of a checkpoint of train.py everything, of others the number of epochs, and of several
         classifiers the one with the lowest loss, as SCAN's files say.
     """
@@ -179,6 +179,13 @@ SOURCES = (
     ),
 )
 
+DEPTHS = {  # blocks of the four layers, and whether each has three convolutions
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+    ((3, 8, 36, 3), True): "resnet152",
+}
 WRAPPERS = ("state_dict", "model", "network", "net")  # where files keep the state dict, if not at the top
 
 
@@ -232,25 +239,26 @@ def translate(content: object) -> Weights:
         source.name,
         left_out=[name for name, new in renamed.items() if not new],
         method=source.method,
-        arch=arch if isinstance(arch, str) else source.arch or _resnet50_in(tensors),
+        arch=arch if isinstance(arch, str) else source.arch or _resnet_in(tensors),
         record={"epoch": epoch if isinstance(epoch, int) else None}
         | ({} if best is None else {"history": [{"classifier": best}]}),
     )
 
 
-def _resnet50_in(tensors: dict[str, Tensor]) -> str:
-    """The name of the ResNet-50 that the backbone is, "resnet50" or a wide one, or "" if it is another network.
+def _resnet_in(tensors: dict[str, Tensor]) -> str:
+    """The name of the ResNet that the backbone is, in torchvision's names of its tensors, or "" if it is another network.
 
-    Other networks have its names: deeper ones, with more blocks; and those that are wide only within the blocks.
+    Others have these names too, such as those that are wide, or in groups, only within the blocks.
     """
     stem, inner = (tensors.get(f"backbone.{name}.weight") for name in ("conv1", "layer1.0.conv2"))
-    blocks = [sum(f"backbone.layer{i}.{j}.conv3.weight" in tensors for j in range(99)) for i in range(1, 5)]
-    if blocks != [3, 4, 6, 3] or stem is None or inner is None:
+    if stem is None or inner is None:
         return ""
+    blocks = tuple(sum(f"backbone.layer{i}.{j}.conv1.weight" in tensors for j in range(99)) for i in range(1, 5))
+    depth = DEPTHS.get((blocks, "backbone.layer1.0.conv3.weight" in tensors), "")
     widen = {64: "", 128: "w2", 256: "w4", 320: "w5"}.get(len(stem))
     if widen is None or stem.shape[1:] != (3, 7, 7) or inner.shape[:2] != (len(stem), len(stem)):
         return ""
-    return "resnet50" + widen
+    return depth + widen if depth == "resnet50" or not widen else ""
 
 
 def _find_state_dict(content: object) -> tuple[dict[str, Tensor], set[str]]:

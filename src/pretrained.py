@@ -153,7 +153,7 @@ def load_method(name: str | Path):
         raise kind(f"checkpoint {name}: holds {known}; expected {', '.join(METHODS)}")
     if not weights.arch:
         raise InputError(
-            f"checkpoint {name}: does not say of which architecture it is, and has not the shapes of a ResNet-50: "
+            f"checkpoint {name}: does not say of which architecture it is, and has not the shapes of a ResNet: "
             "give a whole checkpoint"
         )
     own = "config" in weights.record
@@ -245,7 +245,9 @@ def load_backbone(name: str | Path, arch: str = ""):
     known = weights.arch or arch or "resnet50"
     if arch and arch != known:
         raise InputError(f"--arch {arch}: checkpoint {name} holds {known}: drop --arch")
-    if weights.method in METHODS and weights.arch:
+    if (
+        weights.method in METHODS and "config" in weights.record
+    ):  # of other files the heads, of whatever shape, stay unread
         method, state = load_method(name)
         return method.backbone, state
     tensors = {key.removeprefix("backbone."): v for key, v in weights.tensors.items() if key.startswith("backbone.")}

@@ -64,10 +64,13 @@ def read_results(folders: list[str]) -> list[Result]:
     """The evaluations of each run, in the order of the folders.
 
     Raises:
-        ValueError: if a folder has none, or a damaged one, or one without scores.
+        ValueError: if a folder has none, or a damaged one, or one without scores, or is given twice.
     """
-    results = []
+    results, seen = [], set()
     for folder in folders:
+        if Path(folder).resolve() in seen:
+            raise ValueError(f"{folder}: given twice; name each run once")
+        seen.add(Path(folder).resolve())
         found = [name for name in EVALUATIONS if (Path(folder) / f"{name}.json").is_file()]
         if not found:
             raise ValueError(
@@ -94,6 +97,7 @@ def _read(folder: str, evaluation: str) -> Result:
     known = {name: content[name] for name in SETTINGS if content.get(name) not in (None, "")}
     if evaluation == "cls_eval":
         known["by"] = _clusters(content.get("kmeans"))
+        known["clusters"] = len(content.get("cluster_sizes", ()))
     known["protocol"] = content.get("protocol", "")
     settings = tuple((name, str(value)) for name, value in known.items())
     return Result(evaluation, folder, content.get("method") or "unknown", settings, scores)

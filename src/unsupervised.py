@@ -1,6 +1,9 @@
 """What cls_eval.py does, piece by piece: open, cluster, judge without labels, judge by labels, draw, say."""
 
 import csv
+import os
+import re
+import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -27,6 +30,8 @@ from .metrics import adjusted_mutual_information, contingency
 from .pretrained import Unclassified, load_backbone, load_classifiers, load_method
 from .run import choose_folder, make_folder
 
+# figures of an earlier evaluation, which this one replaces
+FIGURES = r"(confusion|gallery|sizes|pca|(grid|tsne)_\d+)\.(png|pdf)"
 GRID = 9  # images of a cluster in a grid, and how many it needs for one
 MAPPED = 10_000  # points in a map of directions at most
 
@@ -123,6 +128,10 @@ def open_job(options: ClsEvalOptions) -> Job:
         raise InputError(f"--pixel-kmeans needs small images held in memory, --data {source.data} is a folder: drop it")
     if options.grids and not (data.labels >= 0).any():
         raise InputError(f"--grids shows clusters by their accuracy, --data {source.data} has no labels: drop it")
+    grouped = (data.labels >= 0).any()
+    for seed in range(options.tsne):
+        classes = data.labels if grouped else torch.zeros_like(data.labels)
+        choose_images(classes.numpy(), options.tsne_classes if grouped else 0, seed)  # or is there too little to show?
     superclasses = {
         choice: class_to_superclass(choice, data.classes, options.hierarchy) for choice in options.superclass
     }
@@ -197,12 +206,13 @@ def choose_classifier(wanted: int | None, state: dict, count: int) -> tuple[int,
     """The classifier that was asked for, or that training named without labels; and by what it was chosen."""
     if wanted is not None:
         chosen, chosen_by = wanted, "--classifier"
-    elif state["history"]:
+    elif state.get("history") and "classifier" in state["history"][-1]:
         chosen, chosen_by = state["history"][-1]["classifier"], "lowest training loss"
     else:
         chosen, chosen_by = 0, "being the first"
     if not 0 <= chosen < count:
-        raise InputError(f"--classifier {chosen}: this checkpoint has classifiers 0 to {count - 1}")
+        what = f"--classifier {chosen}" if wanted is not None else f"the checkpoint names classifier {chosen}"
+        raise InputError(f"{what}: this checkpoint has classifiers 0 to {count - 1}")
     return chosen, chosen_by
 
 
@@ -346,16 +356,17 @@ def judge_by_labels(job: Job, found: Clustering) -> dict:
 # ---- draw -----------------------------------------------------------------------------------------------------------
 
 
-def draw(job: Job, found: Clustering, result: dict, features: Tensor | None) -> list[str]:
-    """All figures into the folder; what they are called."""
+def draw(job: Job, found: Clustering, result: dict, features: Tensor | None, folder: Path) -> list[str]:
+    """All figures into a folder; what they are called."""
     data, options, known = job.data, job.options, job.labelled
+    class_names = [printable(name) for name in data.classes]
     clusters, confidences = found.clusters[found.chosen], found.confidences[found.chosen]
     labels = data.labels.numpy()
     drawn = []
 
     def file(name: str) -> Path:
         drawn.append(f"{name}.{options.figures}")
-        return job.folder / drawn[-1]
+        return folder / drawn[-1]
 
     if len(known):
         mapping = {int(cluster): label for cluster, label in result["mapping"].items()}
@@ -363,7 +374,7 @@ def draw(job: Job, found: Clustering, result: dict, features: Tensor | None) -> 
             "labels": labels[known],
             "clusters": clusters[known],
             "mapping": mapping,
-            "class_names": data.classes,
+            "class_names": class_names,
         }
 
         def picture(index: int) -> np.ndarray:
@@ -372,19 +383,19 @@ def draw(job: Job, found: Clustering, result: dict, features: Tensor | None) -> 
         figures.confusion_matrix(file("confusion"), **scored)
         figures.gallery(file("gallery"), picture, confidences=confidences[known], **scored)
         best = best_clusters(labels[known], clusters[known], mapping)[: options.grids]
-        result |= {"grids": [{**cluster, "class": data.classes[cluster["class"]]} for cluster in best]} if best else {}
+        result |= {"grids": [{**cluster, "class": class_names[cluster["class"]]} for cluster in best]} if best else {}
         for rank, cluster in enumerate(best):
             rows = np.flatnonzero(clusters[known] == cluster["cluster"])
             shown = np.random.RandomState(0).choice(rows, GRID, replace=False)
             figures.grid(file(f"grid_{rank}"), [picture(row) for row in shown])
     else:
         figures.gallery(file("gallery"), data.picture, None, clusters, confidences, None, None)
-    class_sizes = np.bincount(labels[known]) if len(known) == len(data) else None
+    class_sizes = np.unique(labels, return_counts=True)[1] if len(known) == len(data) else None
     figures.cluster_sizes(file("sizes"), result["cluster_sizes"], class_sizes)
 
     # points have the colours of their classes, without labels those of their clusters
     colours, names = (
-        (labels, data.classes) if len(known) else (clusters, [f"cluster {k}" for k in range(max(clusters) + 1)])
+        (labels, class_names) if len(known) else (clusters, [f"cluster {k}" for k in range(max(clusters) + 1)])
     )
     if options.pca:
         shown = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(colours >= 0))[:MAPPED])
@@ -419,10 +430,9 @@ def write_clusters(path: Path, data: Images, clusters: np.ndarray, confidences: 
     """One line for each image: its file or position, its cluster, how sure that is; with labels also what the cluster
     stands for and what the image is."""
     known = bool((data.labels >= 0).any())
-    aside = path.with_name(f".{path.name}.part")
     # file names are bytes, not always text
-    with open(aside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        lines = csv.writer(file, lineterminator="\n")
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        lines = csv.writer(file)
         lines.writerow(["image", "cluster", "confidence", *(["class_of_cluster", "class"] if known else [])])
         for index, (cluster, sure) in enumerate(zip(clusters.tolist(), confidences.tolist(), strict=True)):
             line = [data.paths[index] if isinstance(data, ImageFiles) else index, cluster, f"{sure:.4g}"]
@@ -431,31 +441,52 @@ def write_clusters(path: Path, data: Images, clusters: np.ndarray, confidences: 
                 stands_for = result["mapping"].get(str(cluster))
                 line += [data.classes[each] if each is not None and each >= 0 else "" for each in (stands_for, label)]
             lines.writerow(line)
-    aside.replace(path)
 
 
 def write(job: Job, found: Clustering, quality: dict, features: Tensor | None) -> None:
-    """Judge by labels, where there are any, draw, write everything into the folder, and print it."""
+    """Judge by labels, where there are any, draw, write everything into the folder, and print it.
+
+    What is in the folder belongs together: all of it is written aside first, and takes the place of an earlier evaluation
+    at once, the JSON last.
+
+    Raises:
+        InputError: if there is no room for it, or too few images for a map.
+    """
     result = {**describe(job, found), "quality": quality}
     if len(job.labelled):
         result |= judge_by_labels(job, found)
     make_folder(job.folder)
-    files = draw(job, found, result, features)
-    chosen = found.clusters[found.chosen], found.confidences[found.chosen]
-    write_clusters(job.folder / "clusters.csv", job.data, *chosen, result)
-    write_json(job.folder / "cls_eval.json", result)
+    aside = job.folder / f".cls_eval.{os.getpid()}.part"
+    try:
+        aside.mkdir()
+        files = [*draw(job, found, result, features, aside), "clusters.csv", "cls_eval.json"]
+        chosen = found.clusters[found.chosen], found.confidences[found.chosen]
+        write_clusters(aside / "clusters.csv", job.data, *chosen, result)
+        write_json(aside / "cls_eval.json", result)
+        for earlier in job.folder.iterdir():
+            if re.fullmatch(FIGURES, earlier.name) and earlier.name not in files:
+                earlier.unlink()
+        for name in files:
+            os.replace(aside / name, job.folder / name)
+    except OSError as error:
+        raise InputError(f"--output-dir {job.folder}: {error.filename or ''}: {error.strerror}; give another") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     print(*said(result, len(job.data.classes)), sep="\n")
-    print(f"wrote cls_eval.json, clusters.csv, {', '.join(files)} to {job.folder}")
+    print(f"wrote {', '.join(files[::-1])} to {job.folder}")
+
+
+def printable(name: str) -> str:
+    """A name of a file or folder, whose bytes need not be text, as text."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def said(result: dict, num_classes: int) -> list[str]:
     """A result in the words and tables that are printed."""
     quality, remarks = result["quality"], []
     for size, pairs in quality.get("agreement", {}).items():
-        plural = "s" * (pairs["pairs"] > 1)
-        remarks.append(
-            f"agreement of the {pairs['pairs']} pair{plural} of classifiers with {size} clusters: AMI {percent(pairs['ami'])}"
-        )
+        which = f"{pairs['pairs']} pairs of" if pairs["pairs"] > 1 else "two"
+        remarks.append(f"agreement of the {which} classifiers with {size} clusters: AMI {percent(pairs['ami'])}")
     for name, ami in quality.get("compared_with", {}).items():
         remarks.append(f"agreement with {name}: AMI {percent(ami)}")
     if "rankme" in quality:

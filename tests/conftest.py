@@ -1,5 +1,7 @@
 """Shared by the tests: where golden numbers of the authors' code may lie, and a way to run W processes."""
 
+import importlib
+import json
 import os
 import subprocess
 import sys
@@ -59,5 +61,33 @@ def run_ranks(tmp_path, run_python):
         done = run_python("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}", script)
         assert done.returncode == 0, done.stderr[-3000:]
         return [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
+
+    return run
+
+
+def save_untrained(path, *words, seed=0, channels=1, history=()):
+    """Write a checkpoint of a network with random weights, as train.py with these flags would have begun."""
+    from src import checkpoint
+    from src.config import as_plain, parse_train
+    from src.methods import build_method
+
+    options, name, knobs = parse_train(["--data", "digits", *words])
+    torch.manual_seed(seed)
+    size, crops = options.global_crops_size, options.global_crops_number
+    method = build_method(name, knobs, options.arch, channels, size, options.patch_size, crops)
+    settings = {"method": name, "channels": channels, **as_plain(options), **as_plain(knobs)}
+    checkpoint.save(path, {"config": settings, "history": list(history), "epoch": 0, "model": method.state_dict()})
+    return path
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path, capsys):
+    """Run an evaluation in this process, with its output in `tmp_path / "out"`; what it wrote, and what it printed."""
+
+    def run(program: str, *words) -> tuple[dict, str]:
+        words = [f"{program}.py", *map(str, words), "--output-dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", words)
+        importlib.import_module(program).main()
+        return json.loads((tmp_path / "out" / f"{program}.json").read_text()), capsys.readouterr().out
 
     return run

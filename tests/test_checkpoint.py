@@ -315,3 +315,11 @@ def test_flipped_bytes_within_tensors_are_found_out(tmp_path):
     (tmp_path / "c.pt").write_bytes(whole)
     with pytest.raises(InputError, match=r"damaged: .* has other bytes than were written"):
         checkpoint.load(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("part", ["config", "model", "version"])
+def test_a_file_of_ours_without_a_part_of_it_is_refused(part, tmp_path):
+    whole = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "config": {}, "history": [], "model": {}}
+    torch.save({name: value for name, value in whole.items() if name != part}, tmp_path / "c.pt")
+    with pytest.raises(InputError, match="format version None" if part == "version" else f"has no {part}"):
+        checkpoint.read_weights(tmp_path / "c.pt")

@@ -1,37 +1,29 @@
 """cls_eval.py as a user types it: the list of who is where, grids of clusters, maps, other checkpoints beside it."""
 
 import csv
-import json
-import sys
+import os
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import save_untrained
 from PIL import Image
 from sklearn.metrics import adjusted_mutual_info_score
 from torchvision import transforms
 from torchvision.models import resnet18, resnet50
 
-import cls_eval
 from src import checkpoint
-from src.config import InputError, as_plain, parse_train
+from src.config import InputError
 from src.data.datasets import open_data
 from src.features import predict_clusters
-from src.methods import build_method
 from src.pretrained import load_method
 from src.unsupervised import best_clusters
 
 
-def save(path, *words, seed=0, channels=1):
-    """A checkpoint of a network with random weights, and a history that names classifier 1."""
-    options, name, knobs = parse_train(["--data", "digits", "--classes", "10", "12", *words])
-    torch.manual_seed(seed)
-    size, crops = options.global_crops_size, options.global_crops_number
-    method = build_method(name, knobs, options.arch, channels, size, options.patch_size, crops)
-    settings = {"method": name, "channels": channels, **as_plain(options), **as_plain(knobs)}
-    state = {"config": settings, "history": [{"classifier": 1}], "epoch": 0, "model": method.state_dict()}
-    checkpoint.save(path, state)
-    return path
+def save(path, *words, **more):
+    """Two classifiers, of which the history names the second."""
+    return save_untrained(path, "--classes", "10", "12", *words, history=[{"classifier": 1}], **more)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +32,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Run the script in this process; what it wrote, and what it printed."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["cls_eval.py", *map(str, words), "--output-dir", str(tmp_path / "out")])
-        cls_eval.main()
-        return json.loads((tmp_path / "out" / "cls_eval.json").read_text()), capsys.readouterr().out
-
-    return run
+def run(evaluate):
+    return partial(evaluate, "cls_eval")
 
 
 @pytest.fixture
@@ -118,8 +103,8 @@ def test_best_clusters_by_hand():
 def test_grids_show_images_of_their_cluster(trained, run, monkeypatch, tmp_path):
     from src import figures
 
-    shown = []
-    monkeypatch.setattr(figures, "grid", lambda path, images: shown.append((path.name, images)))
+    shown, grid = [], figures.grid
+    monkeypatch.setattr(figures, "grid", lambda path, images: shown.append((path.name, images)) or grid(path, images))
     result, printed = run("--checkpoint", trained, "--grids", "3")
     data = open_data("digits", "test")
     clusters = clusters_of(trained, data)[0][1]
@@ -241,3 +226,72 @@ def test_a_backbone_alone_has_no_clusters(run, pictures, tmp_path):
     torch.save(state, tmp_path / "backbone.pth")
     with pytest.raises(InputError, match=r"without classifiers.*; --kmeans K clusters the features of any backbone"):
         run("--checkpoint", tmp_path / "backbone.pth", "--arch", "resnet18", "--data", pictures)
+
+
+# ---- what is left behind --------------------------------------------------------------------------------------------
+
+
+def test_a_second_evaluation_leaves_nothing_of_the_first(trained, run, tmp_path):
+    run("--checkpoint", trained, "--grids", "2", "--tsne", "1")
+    (tmp_path / "out" / "mine.png").touch()
+    run("--checkpoint", trained, "--classifier", "0", "--figures", "pdf")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"cls_eval.json", "clusters.csv", "confusion.pdf", "gallery.pdf", "sizes.pdf", "mine.png"}
+
+
+def test_an_evaluation_that_is_cut_off_changes_nothing(trained, run, tmp_path, monkeypatch):
+    run("--checkpoint", trained)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("src.unsupervised.write_clusters", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run("--checkpoint", trained, "--classifier", "0", "--pca")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_folder_in_the_way_is_named(trained, run, tmp_path):
+    (tmp_path / "out" / "clusters.csv").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"--output-dir .*clusters\.csv: Is a directory; give another"):
+        run("--checkpoint", trained)
+    assert not list((tmp_path / "out").glob(".*"))
+    assert not (tmp_path / "out" / "cls_eval.json").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(trained, run, tmp_path):
+    state = checkpoint.load(trained)
+    state["model"] = {
+        key: torch.full_like(v, torch.nan) if v.is_floating_point() else v for key, v in state["model"].items()
+    }
+    checkpoint.save(tmp_path / "nan.pt", {key: state[key] for key in ("config", "history", "epoch", "model")})
+    with pytest.raises(InputError, match="probabilities that are not numbers for 360 of 360 images"):
+        run("--checkpoint", tmp_path / "nan.pt")
+    with pytest.raises(InputError, match="features that are not numbers for 360 of 360 images"):
+        run("--checkpoint", tmp_path / "nan.pt", "--kmeans", "3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_no_text_are_listed_and_drawn(run, tmp_path):
+    path = save(tmp_path / "rgb.pt", "--global-crops-size", "16", channels=3)
+    folder = os.fsencode(tmp_path / "pictures" / "val") + b"/C\xff"
+    os.makedirs(folder)
+    for name in (b"a\rb.png", b"\xe4.png", b"n\nl.png"):
+        with open(os.path.join(folder, name), "wb") as file:
+            Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(file, "PNG")
+    run("--checkpoint", path, "--data", tmp_path / "pictures", "--workers", "0", "--pca")
+    with (tmp_path / "out" / "clusters.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        names = {os.fsencode(line["image"]) for line in csv.DictReader(file)}
+    assert names == {os.path.join(folder, name) for name in (b"a\rb.png", b"\xe4.png", b"n\nl.png")}
+    os.remove(os.path.join(folder, b"a\rb.png"))
+    with pytest.raises(InputError, match="needs three, there are 2"):
+        run("--checkpoint", path, "--data", tmp_path / "pictures", "--workers", "0", "--tsne", "1")
+
+
+def test_a_history_that_names_no_classifier_or_one_too_many(run, tmp_path):
+    result, _ = run("--checkpoint", save_untrained(tmp_path / "a.pt", "--classes", "10", history=[{"loss": 1.0}]))
+    assert result["classifier_chosen_by"] == "being the first"
+    path = save_untrained(tmp_path / "b.pt", "--classes", "10", history=[{"classifier": 9}])
+    with pytest.raises(InputError, match="the checkpoint names classifier 9: this checkpoint has classifiers 0 to 0"):
+        run("--checkpoint", path)

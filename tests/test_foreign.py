@@ -6,7 +6,16 @@ import pytest
 import torch
 from conftest import GOLDEN
 from torch import nn
-from torchvision.models import resnet18, resnet50, resnet101, resnext50_32x4d, wide_resnet50_2
+from torchvision.models import (
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnext50_32x4d,
+    wide_resnet50_2,
+    wide_resnet101_2,
+)
 
 from src.config import InputError
 from src.foreign import translate
@@ -167,10 +176,14 @@ def test_networks_with_prototypes_load_with_no_name_left_over(name, wrapped):
     assert len(weights.tensors) == len(state)
 
 
-@pytest.mark.parametrize("network", [resnet101, wide_resnet50_2, resnext50_32x4d, resnet18])
-def test_no_other_resnet_is_taken_for_a_resnet50(network):
+@pytest.mark.parametrize("network", [resnet18, resnet34, resnet50, resnet101, resnet152])
+def test_resnets_are_known_by_their_blocks(network):
+    assert translate(trunk(network)).arch == network.__name__
+
+
+@pytest.mark.parametrize("network", [wide_resnet50_2, wide_resnet101_2, resnext50_32x4d])
+def test_no_other_network_is_taken_for_a_resnet(network):
     assert translate(trunk(network)).arch == ""
-    assert translate(trunk()).arch == "resnet50"
 
 
 FIRST_GENERATION = (

@@ -5,23 +5,24 @@ import re
 import shutil
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import save_untrained
 from PIL import Image
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.metrics import adjusted_mutual_info_score
 from torchvision import models
 
 import cls_eval
-from src import checkpoint, config
-from src.config import InputError, KMeansOptions, as_plain, parse_cls_eval, parse_train
+from src import config
+from src.config import InputError, KMeansOptions, parse_cls_eval
 from src.data.datasets import open_data
 from src.data.subsets import draw_share
 from src.evaluation import kmeans
-from src.methods import build_method
 from src.pretrained import load_method
 
 
@@ -199,26 +200,12 @@ def test_ranks_share_the_restarts_and_find_the_same(run_ranks):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A checkpoint of a network with random weights, which is all that k-means asks for."""
-    options, name, knobs = parse_train(["--classes", "10", "10", "20", "--data", "digits"])
-    torch.manual_seed(0)
-    size, crops = options.global_crops_size, options.global_crops_number
-    method = build_method(name, knobs, options.arch, 1, size, options.patch_size, crops)
-    settings = {"method": name, "channels": 1, **as_plain(options), **as_plain(knobs)}
-    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    checkpoint.save(path, {"config": settings, "history": [], "epoch": 0, "model": method.state_dict()})
-    return path
+    return save_untrained(tmp_path_factory.mktemp("run") / "checkpoint.pt", "--classes", "10", "10", "20")
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Run the script in this process; what it wrote, and what it printed."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["cls_eval.py", *map(str, words), "--output-dir", str(tmp_path / "out")])
-        cls_eval.main()
-        return json.loads((tmp_path / "out" / "cls_eval.json").read_text()), capsys.readouterr().out
-
-    return run
+def run(evaluate):
+    return partial(evaluate, "cls_eval")
 
 
 def digit_features(path, layer="backbone"):

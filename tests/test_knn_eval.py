@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from PIL import Image
 from torchvision import models
 
-import knn_eval
 from src import config
 from src.config import InputError, KnnEvalOptions, parse_knn_eval
 from src.data.datasets import ImageFiles, MemoryImages, open_data
@@ -35,15 +35,8 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def knn(monkeypatch, tmp_path, capsys):
-    """Run the script in this process; what it wrote, and what it printed."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["knn_eval.py", *map(str, words), "--output-dir", str(tmp_path / "out")])
-        knn_eval.main()
-        return json.loads((tmp_path / "out" / "knn_eval.json").read_text()), capsys.readouterr().out
-
-    return run
+def knn(evaluate):
+    return partial(evaluate, "knn_eval")
 
 
 def digit_features(checkpoint, layer="backbone"):

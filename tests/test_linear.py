@@ -632,8 +632,9 @@ def test_backbones_of_others(tmp_path):
     assert linear.fingerprint(backbone) == linear.fingerprint(theirs)
     assert (record["config"]["data"], record["config"]["channels"]) == ("", 3)
     assert not backbone.training
-    with pytest.raises(InputError, match="--arch resnet50\\) does not fit"):
-        load_backbone(tmp_path / "swav.pth.tar")
+    assert linear.fingerprint(load_backbone(tmp_path / "swav.pth.tar")[0]) == linear.fingerprint(theirs)
+    with pytest.raises(InputError, match=r"--arch resnet50: .* holds resnet18: drop --arch"):
+        load_backbone(tmp_path / "swav.pth.tar", "resnet50")
 
 
 # --------------------------------------------------------------------------------------------------------------------

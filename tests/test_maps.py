@@ -23,7 +23,7 @@ def test_all_classes_are_shown_if_asked_for_or_if_there_are_no_more(num_classes)
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(InputError, match="only 2 to place"):
+    with pytest.raises(InputError, match="needs three, there are 2"):
         choose_images(np.array([0, -1, 1]), 0, seed=0)
 
 

@@ -351,9 +351,11 @@ def test_files_without_classifiers_of_a_method_are_no_methods(tmp_path):
     torch.save({"conv1.weight": torch.ones(1), "layer1.0.w": torch.ones(1)}, tmp_path / "dino.pth")
     with pytest.raises(InputError, match=r"a backbone \(a ResNet in torchvision's names.*expected self_classifier"):
         load_method(tmp_path / "dino.pth")
-    torch.save(small_method().state_dict(), tmp_path / "plain.pth")
+    torch.save(small_method(arch="cifar_resnet18").state_dict(), tmp_path / "plain.pth")
     with pytest.raises(InputError, match="does not say of which architecture"):
         load_method(tmp_path / "plain.pth")
+    torch.save(small_method().state_dict(), tmp_path / "resnet18.pth")
+    assert load_method(tmp_path / "resnet18.pth")[1]["config"]["arch"] == "resnet18"  # known by its blocks
 
 
 def run_main(capsys, monkeypatch, *words) -> tuple[int, str]:

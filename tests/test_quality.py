@@ -2,21 +2,19 @@
 
 import json
 import math
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import save_untrained
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 
-import cls_eval
-from src import checkpoint
-from src.config import InputError, as_plain, parse_cls_eval, parse_train
+from src.config import InputError, parse_cls_eval
 from src.data.datasets import open_data
 from src.evaluation.quality import agreement, align, balance, rankme, silhouette
 from src.features import average_clusters, predict_clusters
-from src.methods import build_method
 from src.metrics import clustering_scores
 from src.pretrained import load_method
 
@@ -40,6 +38,7 @@ def test_agreement_is_the_mean_ami_of_pairs_of_one_size():
     expected = np.mean([adjusted_mutual_info_score(clusters[a], clusters[b]) for a, b in pairs])
     assert found == {4: (pytest.approx(expected), 6)}
     assert agreement(clusters[[0, 4]], [4, 4])[4][0] == pytest.approx(1)
+    assert agreement(np.zeros((2, 5), dtype=int), [4, 4]) == {}  # two that say nothing agree about nothing
 
 
 def test_align_finds_the_renaming():
@@ -127,26 +126,12 @@ def test_an_ensemble_averages_probabilities_in_common_names():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Classifiers of 10, 10, 20 and 10 classes on a network with random weights."""
-    options, name, knobs = parse_train(["--classes", "10", "10", "20", "10", "--data", "digits"])
-    torch.manual_seed(0)
-    size, crops = options.global_crops_size, options.global_crops_number
-    method = build_method(name, knobs, options.arch, 1, size, options.patch_size, crops)
-    settings = {"method": name, "channels": 1, **as_plain(options), **as_plain(knobs)}
-    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    checkpoint.save(path, {"config": settings, "history": [], "epoch": 0, "model": method.state_dict()})
-    return path
+    return save_untrained(tmp_path_factory.mktemp("run") / "checkpoint.pt", "--classes", "10", "10", "20", "10")
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Run the script in this process; what it wrote, and what it printed."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["cls_eval.py", *map(str, words), "--output-dir", str(tmp_path / "out")])
-        cls_eval.main()
-        return json.loads((tmp_path / "out" / "cls_eval.json").read_text()), capsys.readouterr().out
-
-    return run
+def run(evaluate):
+    return partial(evaluate, "cls_eval")
 
 
 def test_the_written_numbers_are_those_of_the_network(trained, run):

@@ -172,3 +172,18 @@ def test_the_program_prints_the_table(folders, run_python):
     done = run_python("-m", "src.results", "table", *folders)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("| mean ± std of 3 | 93.0 ± 3.6 |")
+
+
+def test_a_run_given_twice_is_refused(folders, tmp_path):
+    (tmp_path / "link").symlink_to(folders[0])
+    for again in (folders[0], folders[0] + "/", str(tmp_path / "link")):
+        with pytest.raises(ValueError, match="given twice; name each run once"):
+            read_results([folders[0], folders[1], again])
+
+
+def test_classifiers_of_another_size_are_another_group(folders):
+    for folder, clusters in zip(folders, (10, 40, 10), strict=True):
+        path = Path(folder) / "cls_eval.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "cluster_sizes": [1] * clusters}))
+    groups = group(read_results(folders))
+    assert [(each.name, len(each.results)) for each in groups] == [("swav, clusters 10", 2), ("swav, clusters 40", 1)]

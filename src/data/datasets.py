@@ -114,7 +114,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """
     grey = np.asarray(image)
     if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-        raise OSError(f"pixels of mode {image.mode} with values outside 16 bits: convert the image to 8 or 16 bits")
+        kind = "floating-point pixels" if image.mode == "F" else "pixels with values outside 16 bits"
+        raise OSError(f"{kind}, of which black and white are unknown: convert the image to 8 or 16 bits")
     return Image.fromarray((grey >> 8).astype(np.uint8))
 
 

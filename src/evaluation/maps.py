@@ -20,7 +20,7 @@ def choose_images(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray
         classes = np.random.default_rng(seed).choice(classes, num_classes, replace=False)
     chosen = np.flatnonzero(np.isin(labels, classes))
     if len(chosen) < 3:
-        raise InputError(f"--tsne places images by their neighbours, but there are only {len(chosen)} to place")
+        raise InputError(f"--tsne places images by their neighbours and needs three, there are {len(chosen)}: drop it")
     return chosen
 
 

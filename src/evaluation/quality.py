@@ -14,7 +14,7 @@ def balance(shares: np.ndarray) -> float:
     """Entropy of (C,) shares over that of equal ones, ln C, in [0, 1]: 1 if all clusters weigh alike, 0 if one has all."""
     shares = np.asarray(shares, dtype=np.float64) / np.sum(shares)
     held = shares[shares > 0]
-    return float(-(held * np.log(held)).sum() / math.log(len(shares))) if len(shares) > 1 else 1.0
+    return float(abs((held * np.log(held)).sum()) / math.log(len(shares))) if len(shares) > 1 else 1.0
 
 
 def agreement(clusters: np.ndarray, sizes: list[int]) -> dict[int, tuple[float, int]]:
@@ -22,11 +22,13 @@ def agreement(clusters: np.ndarray, sizes: list[int]) -> dict[int, tuple[float, 
 
     Args:
         clusters: (K, N) cluster of every image by each classifier.
-        sizes: number of clusters of each. One that no other shares is left out.
+        sizes: number of clusters of each. One that no other shares is left out; so is a classifier that puts all images into
+            one cluster, in which any two would agree.
     """
     found = {}
     for size in dict.fromkeys(sizes):
         rows = [row for row, own in zip(clusters, sizes, strict=True) if own == size]
+        rows = [row for row in rows if len(np.unique(row)) > 1]
         pairs = [(a, b) for i, a in enumerate(rows) for b in rows[i + 1 :]]
         if pairs:
             scores = [adjusted_mutual_information(contingency(a, b)[2]) for a, b in pairs]
