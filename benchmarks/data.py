@@ -64,6 +64,12 @@ class Published:
         return [view(image) for view in self.views]
 
 
+def opened(data, index: int) -> Image.Image:
+    """As torchvision's loader."""
+    with open(data.paths[index], "rb") as file:
+        return Image.open(file).convert("RGB")
+
+
 def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[float], int]]:
     """(what, seconds of each turn, images) of every side; they take turns on the same images."""
     data = open_folder(folder, "test")
@@ -80,7 +86,7 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
         kept: list = []
 
         def work(images):
-            kept[:] = [views.cut(images.open(i), i, 0, 0) for i in indices]
+            kept[:] = [views.cut(images.decode(i), i, 0, 0) for i in indices]
 
         def finish():
             for part in np.array_split(indices, max(len(indices) // 32, 1)):
@@ -88,8 +94,8 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
                 views.finish(crops, part, 0, 0)
 
         sides = {
-            "published, decode and views": lambda: [published(data.open(i)) for i in indices],
-            "published, from the smaller copy": lambda: [published(copy.open(i)) for i in indices],
+            "published, decode and views": lambda: [published(opened(data, i)) for i in indices],
+            "published, from the smaller copy": lambda: [published(opened(copy, i)) for i in indices],
             "ours, worker: decode and cut": lambda: work(data),
             "ours, worker, from the smaller copy": lambda: work(copy),
             "ours, device part on this CPU": finish,

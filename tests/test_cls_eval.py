@@ -194,7 +194,7 @@ def test_heads_of_scan_and_sela_are_scored(run, pictures, tmp_path):
         ]
     )
     with torch.no_grad():
-        features = network(torch.stack([transform(data.open(i)) for i in range(len(data))]))
+        features = network(torch.stack([transform(Image.fromarray(data.picture(i))) for i in range(len(data))]))
         expected = [head(features).argmax(dim=1).tolist() for head in heads]
 
     words = ("--arch", "resnet18", "--data", pictures, "--workers", "0")

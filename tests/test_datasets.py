@@ -249,9 +249,9 @@ def test_a_subset_of_digits_and_a_missing_file(tmp_path):
 
 
 def first_pixel(folder):
-    image = open_folder(str(folder), "train").open(0)
-    assert image.mode == "RGB"
-    return image.getpixel((0, 0))
+    image = open_folder(str(folder), "train").decode(0)
+    assert image.dtype == torch.uint8
+    return tuple(image[:, 0, 0].tolist())
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_turned_photograph_is_read_as_stored_like_torchvision_does(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned when shown
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
-    assert open_folder(str(tmp_path), "train").open(0).size == (6, 4)
+    assert open_folder(str(tmp_path), "train").decode(0).shape == (3, 4, 6)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "text", "dangling", "float", "wide"])
@@ -307,7 +307,7 @@ def test_a_damaged_file_is_listed_and_raises_when_opened(tmp_path, kind):
     data = open_folder(str(tmp_path), "train")
     assert len(data) == 1
     with pytest.raises(OSError):  # noqa: PT011  each kind has its own message
-        data.open(0)
+        data.decode(0)
 
 
 def test_a_class_without_test_images_does_not_shift_the_others(tmp_path):

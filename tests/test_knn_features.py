@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +24,7 @@ class Pixels:
         return images.float().flatten(1) * self.scale
 
     def single_cut(self, image):
-        return np.asarray(image).transpose(2, 0, 1)
+        return image.numpy()
 
     def single_finish(self, crops):
         return self.single(crops)

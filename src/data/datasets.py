@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..config import BUILT_IN_DATA, InputError
+from .decoding import decode
 from .listing import IMAGE_SUFFIXES, list_images
 
 CIFAR100_COARSE = (
@@ -82,41 +82,18 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def open(self, index: int) -> Image.Image:
-        """Decode one image as RGB: its first frame, transparency dropped, as torchvision's loader.
-
-        Raises:
-            OSError, and what else Pillow raises on a damaged file.
-        """
-        with Image.open(self.paths[index]) as image:
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # the same colours; straight to RGB Pillow warns
-            if image.mode == "RGB":
-                image.load()
-                return image  # which spares a copy
-            return (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
+    def decode(self, index: int) -> Tensor:
+        """The pixels of one image; see `decoding.decode`."""
+        return decode(self.paths[index])
 
     def picture(self, index: int) -> np.ndarray:
-        return np.asarray(self.open(index))
+        return self.decode(index).permute(1, 2, 0).numpy()
 
     def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> "ImageFiles":
         return replace(self, paths=[self.paths[row] for row in rows], labels=torch.from_numpy(labels), classes=classes)
 
 
 Images = MemoryImages | ImageFiles
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The high bytes of a 16-bit image; Pillow itself clips at 255, which leaves nearly all of it white.
-
-    Raises:
-        OSError: if the pixels are wider, and what is black and white therefore unknown.
-    """
-    grey = np.asarray(image)
-    if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-        kind = "floating-point pixels" if image.mode == "F" else "pixels with values outside 16 bits"
-        raise OSError(f"{kind}, of which black and white are unknown: convert the image to 8 or 16 bits")
-    return Image.fromarray((grey >> 8).astype(np.uint8))
 
 
 def open_data(name: str, split: str, root: str = "", download: bool = False, subset_file: str = "") -> Images:

@@ -40,8 +40,8 @@ class Views(Protocol):
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         """All views of images in memory: V × (B, C, H, W), ready for a network."""
 
-    def cut(self, image, index: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """In a worker: the crops of one decoded image, V × (C, size, size) uint8."""
+    def cut(self, image: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
+        """In a worker: the crops of one decoded image, (C, H, W) → V × (C, size, size) uint8."""
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         """On the device: everything photometric, on whole batches."""
@@ -49,7 +49,7 @@ class Views(Protocol):
     def single(self, images: Tensor) -> Tensor:
         """The view for evaluation of images in memory."""
 
-    def single_cut(self, image) -> np.ndarray:
+    def single_cut(self, image: Tensor) -> np.ndarray:
         """In a worker: the evaluation crop of one decoded image, (C, size, size) uint8."""
 
     def single_finish(self, crops: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ class _Reader(Dataset):
     def _next_readable(self, index: int, damaged: list[tuple[str, str]]):
         for _ in range(min(len(self.data), 100)):
             try:
-                return index, self.data.open(index)
+                return index, self.data.decode(index)
             except (
                 Exception
             ) as error:  # Pillow raises many kinds on damaged files, SyntaxError and struct.error among them

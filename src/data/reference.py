@@ -24,6 +24,7 @@ from .photographs import (
     PhotoViews,
     crop_boxes,
     normalise,
+    rgb,
 )
 from .randomness import uniforms
 
@@ -32,13 +33,14 @@ class ReferenceViews(PhotoViews):
     """As `PhotoViews`, with the whole view made where the image is decoded; the device only normalises."""
 
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
-        pictures = [Image.fromarray(x.permute(1, 2, 0).squeeze(-1).cpu().numpy()).convert("RGB") for x in images]
-        rows = [self.cut(image, index, seed, epoch) for image, index in zip(pictures, indices.tolist(), strict=True)]
+        images = rgb(images)
+        rows = [self.cut(image, index, seed, epoch) for image, index in zip(images, indices.tolist(), strict=True)]
         crops = [torch.from_numpy(np.stack(view)).to(images.device) for view in zip(*rows, strict=True)]
         return self.finish(crops, indices, seed, epoch)
 
-    def cut(self, image: Image.Image, index: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """The views of one decoded image, V × (3, size, size) uint8."""
+    def cut(self, image: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
+        """The views of one decoded image, (3, H, W) → V × (3, size, size) uint8."""
+        image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
         each = np.arange(len(self.recipes))
         boxes = crop_boxes(self.recipes, seed, epoch, np.array([index]), each, image.height, image.width)
         draws = uniforms(seed, epoch, np.array([index]), each, PHOTOMETRIC)

@@ -38,7 +38,7 @@ def shrink(source: Path, target: Path, short_side: int, quality: int) -> str:
                 size = [max(round(side * scale), short_side) for side in image.size]
                 kept = {name: image.info[name] for name in ("exif", "icc_profile") if name in image.info}
                 smaller = image.resize(size, Image.Resampling.LANCZOS)
-                smaller.save(aside, "JPEG", quality=quality, subsampling=0, **kept)
+                smaller.save(aside, "JPEG", quality=quality, subsampling="4:2:0", **kept)
         os.replace(aside, target)
     except Exception as error:  # Pillow raises many kinds on damaged files
         aside.unlink(missing_ok=True)

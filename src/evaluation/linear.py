@@ -81,7 +81,7 @@ class _Unaugmented:
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single(images)]
 
-    def cut(self, image, index: int, seed: int, epoch: int) -> list[np.ndarray]:
+    def cut(self, image: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
         return [self.central.single_cut(image)]
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:

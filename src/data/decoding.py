@@ -1,0 +1,54 @@
+"""Image files → pixels.
+
+JPEG files are decoded by torchcodec where it is installed, in two thirds of Pillow's time and to the same pixels; all else, and
+what it refuses, by Pillow, whose messages say what is wrong with a file.
+"""
+
+import contextlib
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+try:
+    from torchcodec.decoders import decode_jpeg
+except (ImportError, OSError, RuntimeError):  # not installed, or not for this version of torch
+    decode_jpeg = None
+
+ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+
+
+def decode(path: str) -> Tensor:
+    """(3, H, W) uint8 RGB, laid out in memory with the channels last: an image's first frame, transparency dropped, as it is
+    stored and not as EXIF would have it turned, all as torchvision's loader.
+
+    Raises:
+        OSError, and what else Pillow raises on a damaged file.
+    """
+    with Image.open(path) as image:
+        if decode_jpeg and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _upright(image):
+            with contextlib.suppress(RuntimeError), open(path, "rb") as file:
+                return decode_jpeg(file.read())
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours; straight to RGB Pillow warns
+        if image.mode != "RGB":
+            image = (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> bool:
+    return "exif" not in image.info or image.getexif().get(ORIENTATION, 1) == 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The high bytes of a 16-bit image; Pillow itself clips at 255, which leaves nearly all of it white.
+
+    Raises:
+        OSError: if the pixels are wider, and what is black and white therefore unknown.
+    """
+    grey = np.asarray(image)
+    if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+        kind = "floating-point pixels" if image.mode == "F" else "pixels with values outside 16 bits"
+        raise OSError(f"{kind}, of which black and white are unknown: convert the image to 8 or 16 bits")
+    return Image.fromarray((grey >> 8).astype(np.uint8))
