@@ -85,13 +85,14 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
         indices = np.arange(len(data))
         kept: list = []
 
+        batches = np.array_split(indices, max(len(indices) // 16, 1))
+
         def work(images):
-            kept[:] = [views.cut(images.decode(i), i, 0, 0) for i in indices]
+            kept[:] = [views.cut([images.decode(i) for i in few], few, 0, 0) for few in batches]
 
         def finish():
-            for part in np.array_split(indices, max(len(indices) // 32, 1)):
-                crops = [torch.from_numpy(np.stack([kept[i][v] for i in part])) for v in range(8)]
-                views.finish(crops, part, 0, 0)
+            for crops, few in zip(kept, batches, strict=True):
+                views.finish(crops, few, 0, 0)
 
         sides = {
             "published, decode and views": lambda: [published(opened(data, i)) for i in indices],

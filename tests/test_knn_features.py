@@ -24,7 +24,7 @@ class Pixels:
         return images.float().flatten(1) * self.scale
 
     def single_cut(self, image):
-        return image.numpy()
+        return image
 
     def single_finish(self, crops):
         return self.single(crops)

@@ -142,12 +142,12 @@ def test_views_belong_to_seed_epoch_image_and_view():
 def test_a_workers_crop_is_pillows(bicubic, filter, width):
     image = smooth(3, 200, 300)
     recipe = PhotoRecipe(size=96, scale=(width * 100 / 60000,) * 2, ratio=(width / 100,) * 2, bicubic=bicubic)
-    (crop,) = PhotoViews([recipe], 96).cut(tensor(image)[0], 7, 0, 0)
+    ((crop,),) = PhotoViews([recipe], 96).cut([tensor(image)[0]], np.array([7]), 0, 0)
     ((top, left, height, wide),) = crop_boxes([recipe], 0, 0, np.array([7]), 0, 200, 300).tolist()
     assert (height, wide) == (100, width)
     expected = image.crop((left, top, left + wide, top + height)).resize((96, 96), filter)
-    assert crop.dtype == np.uint8
-    difference = np.abs(crop.astype(int) - np.asarray(expected).transpose(2, 0, 1))
+    assert crop.dtype == torch.uint8
+    difference = np.abs(crop.numpy().astype(int) - np.asarray(expected).transpose(2, 0, 1))
     assert difference.mean() < 0.3
     assert np.percentile(difference, 99) <= 1
 
@@ -156,11 +156,11 @@ def test_a_workers_crop_is_pillows(bicubic, filter, width):
 def test_files_and_memory_give_the_same_views(recipes):
     views = PhotoViews(recipes(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
     image = smooth(2)
-    crops = [torch.from_numpy(crop.copy())[None] for crop in views.cut(tensor(image)[0], 5, 0, 3)]
+    crops = views.cut(tensor(image), np.array([5]), 0, 3)
     there = views.finish(crops, np.array([5]), 0, 3)
     here = views(tensor(image), np.array([5]), 0, 3)
     assert all((a - b).abs().mean() < 0.02 for a, b in zip(here, there, strict=True))
-    single = views.single_finish(torch.from_numpy(views.single_cut(tensor(image)[0]).copy())[None])
+    single = views.single_finish(views.single_cut(tensor(image)[0])[None])
     assert (views.single(tensor(image)) - single).abs().mean() < 0.03
 
 

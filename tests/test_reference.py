@@ -27,8 +27,8 @@ def both(recipes, count=12):
     made = []
     for kind in (ReferenceViews, PhotoViews):
         views = kind(recipes, 64, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
-        rows = [views.cut(torch.from_numpy(np.array(photograph(i))).permute(2, 0, 1), i, 0, 1) for i in range(count)]
-        crops = [torch.from_numpy(np.stack(view)) for view in zip(*rows, strict=True)]
+        images = [torch.from_numpy(np.array(photograph(i))).permute(2, 0, 1) for i in range(count)]
+        crops = views.cut(images, np.arange(count), 0, 1)
         made.append(torch.stack(views.finish(crops, np.arange(count), 0, 1)))
     return made
 

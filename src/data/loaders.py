@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from ..config import InputError
 from .datasets import ImageFiles, Images, MemoryImages
 
 DAMAGED_SHARE = 0.01  # of the images; more of them stop a run
+TOGETHER = 2**23  # bytes of decoded images, some 15 of ImageNet's, before their views are cut in one go
 WAITED_SHARE = 0.1  # of an epoch's time, spent waiting for files; more of it is worth a word
 
 
@@ -40,8 +41,8 @@ class Views(Protocol):
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         """All views of images in memory: V × (B, C, H, W), ready for a network."""
 
-    def cut(self, image: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """In a worker: the crops of one decoded image, (C, H, W) → V × (C, size, size) uint8."""
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        """In a worker: the crops of B decoded images, each (C, H, W), as V × (B, C, size, size) uint8."""
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         """On the device: everything photometric, on whole batches."""
@@ -49,7 +50,7 @@ class Views(Protocol):
     def single(self, images: Tensor) -> Tensor:
         """The view for evaluation of images in memory."""
 
-    def single_cut(self, image: Tensor) -> np.ndarray:
+    def single_cut(self, image: Tensor) -> Tensor:
         """In a worker: the evaluation crop of one decoded image, (C, size, size) uint8."""
 
     def single_finish(self, crops: Tensor) -> Tensor:
@@ -245,15 +246,20 @@ class _Reader(Dataset):
 
     def __getitem__(self, request: tuple[int, np.ndarray]):
         epoch, indices = request
-        read, rows, damaged = [], [], []
+        read, damaged, parts, few = [], [], [], []
         for wanted in indices.tolist():
             index, image = self._next_readable(wanted, damaged)
             read.append(index)
-            rows.append(
-                [self.views.single_cut(image)] if self.seed is None else self.views.cut(image, index, self.seed, epoch)
-            )
-        crops = [torch.from_numpy(np.stack(view)) for view in zip(*rows, strict=True)]
-        return crops, np.array(read), damaged
+            few.append(image)
+            if len(read) == len(indices) or sum(image.numel() for image in few) > TOGETHER:
+                parts.append(self._cut(few, np.array(read[-len(few) :]), epoch))
+                few = []
+        return [torch.cat(view) for view in zip(*parts, strict=True)], np.array(read), damaged
+
+    def _cut(self, images: list[Tensor], indices: np.ndarray, epoch: int) -> list[Tensor]:
+        if self.seed is None:
+            return [torch.stack([self.views.single_cut(image) for image in images])]
+        return self.views.cut(images, indices, self.seed, epoch)
 
     def _next_readable(self, index: int, damaged: list[tuple[str, str]]):
         for _ in range(min(len(self.data), 100)):

@@ -120,14 +120,17 @@ class PhotoViews:
             crops.append(crop_resize(images, boxes, recipe.size, recipe.bicubic))
         return self.finish(crops, indices, seed, epoch)
 
-    def cut(self, image: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """The crops of one decoded image, (3, H, W) → V × (3, size, size) uint8."""
-        each = np.arange(len(self.recipes))
-        boxes = crop_boxes(self.recipes, seed, epoch, np.array([index]), each, *image.shape[1:])
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        """The crops of B decoded images, each (3, H, W), as V × (B, 3, size, size) uint8."""
+        count, views = len(images), len(self.recipes)
+        height, width = (np.repeat([image.shape[side] for image in images], views) for side in (1, 2))
+        each = np.repeat(indices, views), np.tile(np.arange(views), count)
+        boxes = crop_boxes(self.recipes * count, seed, epoch, *each, height, width).reshape(count, views, 4)
         crops = []
-        for recipe, (top, left, height, width) in zip(self.recipes, boxes.tolist(), strict=True):
-            box = image[:, top : top + height, left : left + width]
-            crops.append(_resize(box, (recipe.size, recipe.size), "bicubic" if recipe.bicubic else "bilinear"))
+        for recipe, of_images in zip(self.recipes, boxes.swapaxes(0, 1).tolist(), strict=True):
+            size, mode = (recipe.size, recipe.size), "bicubic" if recipe.bicubic else "bilinear"
+            cut = [image[:, y : y + h, x : x + w] for image, (y, x, h, w) in zip(images, of_images, strict=True)]
+            crops.append(torch.stack([_resize(box, size, mode) for box in cut]))
         return crops
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
@@ -148,7 +151,7 @@ class PhotoViews:
         top, left = ((side - self.eval_size) // 2 for side in images.shape[-2:])
         return normalise(images[..., top : top + self.eval_size, left : left + self.eval_size], self.mean, self.std)
 
-    def single_cut(self, image: Tensor) -> np.ndarray:
+    def single_cut(self, image: Tensor) -> Tensor:
         """The evaluation crop of a decoded image, (3, size, size) uint8."""
         scale = self.eval_resize / min(image.shape[1:])
         height, width = (max(round(side * scale), self.eval_resize) for side in image.shape[1:])
@@ -164,13 +167,13 @@ class PhotoViews:
 # crops
 
 
-def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> np.ndarray:
+def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """(3, *size) uint8, resized as Pillow does it: antialiased, in fixed-point numbers, rounded between the two passes.
 
     On grey levels with the channels last, torch does so with vector instructions, in a fifth of Pillow's time. The pixels are
     Pillow's up to 0.2 grey levels on average, where a box grows in one direction and shrinks in the other.
     """
-    return F.interpolate(pixels[None], size=size, mode=mode, antialias=True)[0].numpy()
+    return F.interpolate(pixels[None], size=size, mode=mode, antialias=True)[0]
 
 
 def crop_boxes(
@@ -179,18 +182,20 @@ def crop_boxes(
     epoch: int,
     indices: np.ndarray,
     view: int | np.ndarray,
-    height: int,
-    width: int,
+    height: int | np.ndarray,
+    width: int | np.ndarray,
 ) -> np.ndarray:
-    """(B, 4) int boxes (top, left, height, width) of random resized crops, for images of one size.
+    """(B, 4) int boxes (top, left, height, width) of random resized crops.
 
     Area share uniform in `scale`, aspect ratio log-uniform in `ratio`; after ten boxes that do not fit, the central one of
     the nearest allowed ratio, as torchvision does.
 
     Args:
         recipes: one for all rows, or one for each.
-        indices, view: as for `uniforms`: a batch of images, or the views of one.
+        indices, view: as for `uniforms`.
+        height, width: of the images in pixels, the same for all or (B,).
     """
+    height, width = (np.broadcast_to(side, len(indices))[:, None] for side in (height, width))
     u = uniforms(seed, epoch, indices, view, PHOTOMETRIC + 4 * TRIES)[:, PHOTOMETRIC:].reshape(-1, TRIES, 4)
     smallest, largest = np.array([recipe.scale for recipe in recipes]).T[..., None]
     low, high = np.log([recipe.ratio for recipe in recipes]).T[..., None]
@@ -200,9 +205,10 @@ def crop_boxes(
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(axis=1)[:, None]
     w, h, y, x = (np.take_along_axis(values, first, axis=1)[:, 0] for values in (w, h, u[..., 2], u[..., 3]))
-    boxes = np.stack([np.floor(y * (height - h + 1)), np.floor(x * (width - w + 1)), h, w], axis=1).astype(int)
+    places = np.floor(y * (height[:, 0] - h + 1)), np.floor(x * (width[:, 0] - w + 1))
+    boxes = np.stack([*places, h, w], axis=1).astype(int)
     for row in np.flatnonzero(~fits.any(axis=1)):
-        boxes[row] = _central_box(recipes[row % len(recipes)].ratio, height, width)
+        boxes[row] = _central_box(recipes[row % len(recipes)].ratio, int(height[row, 0]), int(width[row, 0]))
     return boxes
 
 

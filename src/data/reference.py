@@ -4,6 +4,8 @@ Boxes and parameters are those that `photographs` draws, so that the two can be 
 in Pillow's HSV of 8 bits, as torchvision does.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -33,17 +35,18 @@ class ReferenceViews(PhotoViews):
     """As `PhotoViews`, with the whole view made where the image is decoded; the device only normalises."""
 
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
-        images = rgb(images)
-        rows = [self.cut(image, index, seed, epoch) for image, index in zip(images, indices.tolist(), strict=True)]
-        crops = [torch.from_numpy(np.stack(view)).to(images.device) for view in zip(*rows, strict=True)]
-        return self.finish(crops, indices, seed, epoch)
+        return self.finish(self.cut(rgb(images), indices, seed, epoch), indices, seed, epoch)
 
-    def cut(self, image: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """The views of one decoded image, (3, H, W) → V × (3, size, size) uint8."""
-        image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        each = np.arange(len(self.recipes))
-        boxes = crop_boxes(self.recipes, seed, epoch, np.array([index]), each, image.height, image.width)
-        draws = uniforms(seed, epoch, np.array([index]), each, PHOTOMETRIC)
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        """The views of B decoded images, each (3, H, W), as V × (B, 3, size, size) uint8."""
+        rows = [self._views(image, index, seed, epoch) for image, index in zip(images, indices, strict=True)]
+        return [torch.from_numpy(np.stack(view)).to(images[0].device) for view in zip(*rows, strict=True)]
+
+    def _views(self, pixels: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
+        image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+        each, index = np.arange(len(self.recipes)), np.full(len(self.recipes), index)
+        boxes = crop_boxes(self.recipes, seed, epoch, index, each, image.height, image.width)
+        draws = uniforms(seed, epoch, index, each, PHOTOMETRIC)
         views = []
         for recipe, (top, left, height, width), u in zip(self.recipes, boxes.tolist(), draws, strict=True):
             filter = Image.Resampling.BICUBIC if recipe.bicubic else Image.Resampling.BILINEAR

@@ -81,8 +81,8 @@ class _Unaugmented:
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single(images)]
 
-    def cut(self, image: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
-        return [self.central.single_cut(image)]
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        return [torch.stack([self.central.single_cut(image) for image in images])]
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single_finish(crop) for crop in crops]
