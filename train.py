@@ -40,6 +40,8 @@ def main() -> None:
 
     # data: a method sees views and indices; labels are for monitoring
     data = open_data(options.data, "train", options.data_root, options.download, options.subset_file)
+    if options.keep_decoded:
+        data = data.keeping(int(options.keep_decoded * 2**30))
     settings = (getattr(options, name) for name in config.VIEW_SETTINGS)
     views = build_views(options.data, data, *settings, reference=options.reference_views)
     loader = TrainLoader(data, views, options.batch_size, options.seed, device, options.workers)

@@ -156,10 +156,15 @@ class SpeedOptions:
         1  # parts that a rank's batch is taken in, for less memory; the loss stays that of the whole batch
     )
     sync_bn_group: int = 0  # consecutive ranks that share batch-norm statistics; 0: all of them
+    keep_decoded: float = (
+        0.0  # GiB of memory per rank for decoded image files, each then decoded once; 0: in every epoch
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        require_at_least(self, accumulate=1, sync_bn_group=0)
+        require_at_least(self, accumulate=1, sync_bn_group=0, keep_decoded=0)
+        if self.keep_decoded and self.data in BUILT_IN_DATA:
+            raise InputError(f"--keep-decoded is for image files, --data {self.data} is in memory: drop it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +216,7 @@ VIEW_SETTINGS = (
 # Changing one of these does not change what is learned: a run may be continued with another value.
 FREE_TO_CHANGE = {
     "workers",
+    "keep_decoded",
     "download",
     "data_root",
     "device",

@@ -7,16 +7,22 @@ import pytest
 import torch
 from PIL import Image
 
+from src.config import InputError, parse_train
 from src.data import decoding
+from src.data.datasets import open_folder
 from src.data.decoding import decode
+from src.data.loaders import TrainLoader
+from src.data.views import build_views
 
-WAYS = {
-    "4:2:0": {},
-    "4:4:4": {"subsampling": 0},
-    "4:2:2": {"subsampling": 1},
-    "progressive": {"progressive": True},
-    "coarse": {"quality": 5},
-}
+WAYS = [
+    ("RGB", {"subsampling": "4:2:0"}),
+    ("RGB", {"subsampling": "4:2:2"}),
+    ("RGB", {"subsampling": "4:4:4"}),
+    ("RGB", {"progressive": True}),
+    ("RGB", {"quality": 5}),
+    ("L", {}),
+    ("L", {"progressive": True}),
+]
 
 
 def photograph(mode="RGB", size=(333, 217)):
@@ -46,12 +52,9 @@ def codec(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("mode", "way"), WAYS)
 def test_torchcodec_gives_pillows_pixels(codec, tmp_path, mode, way):
-    if mode == "L" and "subsampling" in WAYS[way]:
-        pytest.skip("one channel has no subsampling")
-    photograph(mode).save(tmp_path / "a.jpg", **WAYS[way])
+    photograph(mode).save(tmp_path / "a.jpg", **way)
     assert is_pillows(tmp_path / "a.jpg")
     assert codec
 
@@ -98,3 +101,51 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(codec, monkeypatch, tmp_
     with pytest.raises(Image.DecompressionBombError, match="decompression bomb"):
         decode(str(tmp_path / "a.jpg"))
     assert not codec
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# kept in memory
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(12):
+        photograph(size=(40, 30)).rotate(i).save(tmp_path / f"{i:02}.jpg")
+    return tmp_path
+
+
+def batches(data, workers, epochs=2):
+    views = build_views("x", data, 2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4))
+    loader = TrainLoader(data, views, 4, seed=0, device=torch.device("cpu"), workers=workers)
+    try:
+        return [batch.views for epoch in range(epochs) for batch in loader.epoch(epoch)]
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("room", [2**20, 3 * 40 * 30 * 4 + 9])  # for all, and for a few
+def test_kept_images_are_those_decoded_anew(folder, workers, room):
+    data = open_folder(str(folder), "train")
+    kept = data.keeping(room)
+    for anew, again in zip(batches(data, workers), batches(kept, workers), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(anew, again, strict=True))
+    there = [i for i in range(12) if kept.kept.get(i) is not None]
+    assert len(there) == (12 if room == 2**20 else 4)  # what workers keep, this process sees
+    assert all(torch.equal(kept.kept.get(i), data.decode(i)) for i in there)
+
+
+def test_a_kept_image_is_not_read_again(folder):
+    data = open_folder(str(folder), "train").keeping(2**20)
+    first = data.decode(3)
+    (folder / "03.jpg").unlink()
+    assert torch.equal(data.decode(3), first)
+    with pytest.raises(FileNotFoundError):
+        data.keep(np.array([3]), np.array([-1]), []).decode(0)  # another selection has other positions
+
+
+def test_the_flag_is_for_files(tmp_path):
+    options, _, _ = parse_train(["--data", str(tmp_path), "--keep-decoded", "0.5"])
+    assert options.keep_decoded == 0.5
+    with pytest.raises(InputError, match="--keep-decoded is for image files, --data digits"):
+        parse_train(["--data", "digits", "--keep-decoded", "1"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import BUILT_IN_DATA, InputError
-from .decoding import decode
+from .decoding import Kept, decode
 from .listing import IMAGE_SUFFIXES, list_images
 
 CIFAR100_COARSE = (
@@ -72,25 +72,40 @@ class MemoryImages:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A data set of image files, decoded when they are needed; labels and classes as in MemoryImages."""
+    """A data set of image files, decoded when they are needed; labels and classes as in MemoryImages.
+
+    Attributes:
+        kept: where decoded images are kept, if they are.
+    """
 
     paths: list[str]
     labels: Tensor
     classes: list[str]
     channels: int = 3
+    kept: Kept | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def decode(self, index: int) -> Tensor:
         """The pixels of one image; see `decoding.decode`."""
-        return decode(self.paths[index])
+        if self.kept is None:
+            return decode(self.paths[index])
+        image = self.kept.get(index)
+        if image is None:
+            image = decode(self.paths[index])
+            self.kept.put(index, image)
+        return image
 
     def picture(self, index: int) -> np.ndarray:
         return self.decode(index).permute(1, 2, 0).numpy()
 
     def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> "ImageFiles":
-        return replace(self, paths=[self.paths[row] for row in rows], labels=torch.from_numpy(labels), classes=classes)
+        return ImageFiles([self.paths[row] for row in rows], torch.from_numpy(labels), classes, self.channels)
+
+    def keeping(self, room: int) -> "ImageFiles":
+        """The same images, decoded once and kept in up to `room` bytes."""
+        return replace(self, kept=Kept(len(self), room))
 
 
 Images = MemoryImages | ImageFiles

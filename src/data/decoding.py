@@ -5,6 +5,8 @@ what it refuses, by Pillow, whose messages say what is wrong with a file.
 """
 
 import contextlib
+import mmap
+import multiprocessing
 
 import numpy as np
 import torch
@@ -52,3 +54,42 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         kind = "floating-point pixels" if image.mode == "F" else "pixels with values outside 16 bits"
         raise OSError(f"{kind}, of which black and white are unknown: convert the image to 8 or 16 bits")
     return Image.fromarray((grey >> 8).astype(np.uint8))
+
+
+class Kept:
+    """Decoded images in memory that worker processes share, so that each is decoded once and not in every epoch.
+
+    They lie side by side in the order in which workers came to them; those for which no room is left are not kept.
+
+    Args:
+        images: N of the data set.
+        room: bytes. Memory is taken as it fills.
+    """
+
+    fork = multiprocessing.get_context(
+        "fork"
+    )  # what inherits the memory; other ways to start a worker would have to copy it
+
+    def __init__(self, images: int, room: int):
+        self.pixels = np.frombuffer(mmap.mmap(-1, room), dtype=np.uint8)
+        self.places = np.frombuffer(mmap.mmap(-1, 24 * images), dtype=np.int64).reshape(
+            images, 3
+        )  # start, height, width
+        self.used = self.fork.Value("q", 0)
+
+    def get(self, index: int) -> Tensor | None:
+        start, height, width = self.places[index].tolist()
+        if not width:
+            return None
+        pixels = self.pixels[start : start + height * width * 3]
+        return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
+
+    def put(self, index: int, image: Tensor) -> None:
+        with self.used.get_lock():
+            start = self.used.value
+            if start + image.numel() > len(self.pixels):
+                return
+            self.used.value += image.numel()
+        self.pixels[start : start + image.numel()] = image.permute(1, 2, 0).reshape(-1).numpy()
+        self.places[index, :2] = start, image.shape[1]
+        self.places[index, 2] = image.shape[2]  # last of all: by it another worker knows that the image is there

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import distributed
 from ..config import InputError
 from .datasets import ImageFiles, Images, MemoryImages
+from .decoding import Kept
 
 DAMAGED_SHARE = 0.01  # of the images; more of them stop a run
 TOGETHER = 2**23  # bytes of decoded images, some 15 of ImageNet's, before their views are cut in one go
@@ -114,7 +115,8 @@ class TrainLoader:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
         batches = [order[: self.images][s * self.batch_size :][: self.batch_size] for s in range(start, len(self))]
         parts = [np.array_split(batch, distributed.world_size())[distributed.rank()] for batch in batches]
-        return self._from_files(parts, epoch) if self._files else self._from_memory(parts, epoch)
+        batches = self._from_files(parts, epoch) if self._files else self._from_memory(parts, epoch)
+        return _beside_the_steps(batches, self.device) if self.device.type == "cuda" else batches
 
     def close(self) -> None:
         """End the worker processes; without it they end when this loader does."""
@@ -158,6 +160,24 @@ class TrainLoader:
             f"training could take {rate / max(1 - share, 0.01):,.0f}. More --workers help where there are cores for them (now "
             f"{self._files.workers}), a smaller copy everywhere: python -m src.data.shrink"
         )
+
+
+def _beside_the_steps(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches, copied to a GPU and finished on a stream of its own.
+
+    A step's kernels are only queued when the next batch is asked for, so that this one is made while they are computed.
+    """
+    stream = torch.cuda.Stream(device)
+    while True:
+        with torch.cuda.stream(stream):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        steps = torch.cuda.current_stream(device)
+        steps.wait_stream(stream)
+        for tensor in (*batch.views, batch.indices):
+            tensor.record_stream(steps)  # or its memory could be given away before the steps have read it
+        yield batch
 
 
 def single_views(
@@ -206,6 +226,7 @@ class _FileBatches:
                 pin_memory=pin,
                 worker_init_fn=_ignore_signals,
                 collate_fn=_as_it_is,
+                multiprocessing_context=Kept.fork if self.workers and self.data.kept else None,
             )
             # At exit Python sends SIGTERM to processes that still run and waits for them. Ours ignore it (see below), so
             # they are told to end before that. A weak reference: being registered must not keep them alive.
