@@ -390,12 +390,7 @@ FEW = ("--epochs", "12", "--warmup-epochs", "1", "--dim", "16", "--hidden-dim", 
 QUEUE = ("--queue-length", "384", "--queue-start", "2")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "more"), [("swav", QUEUE), ("sela_v2", ("--max-iterations", "30"))])
-def test_a_run_of_digits_stops_in_mid_epoch_goes_on_bit_for_bit_and_is_scored(run_python, tmp_path, name, more):
-    words = ("train.py", "--method", name, *FEW, *more)
-    assert run_python(*words, "--output-dir", tmp_path / "whole").returncode == 0
-    stopped = """
+STOP_AT_38 = """
 import sys, runpy
 from src import trainer
 advance, count = trainer.Progress.advance, [0]
@@ -409,7 +404,16 @@ trainer.Progress.advance = stop_soon
 sys.argv = sys.argv[1:]
 runpy.run_path("train.py", run_name="__main__")
 """
-    first = run_python("-c", stopped, *words, "--output-dir", tmp_path / "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "more"), [("swav", QUEUE), ("deepcluster_v2", ()), ("sela_v2", ("--max-iterations", "30"))]
+)
+def test_a_run_of_digits_stops_in_mid_epoch_goes_on_bit_for_bit_and_is_scored(run_python, tmp_path, name, more):
+    words = ("train.py", "--method", name, *FEW, *more)
+    assert run_python(*words, "--output-dir", tmp_path / "whole").returncode == 0
+    first = run_python("-c", STOP_AT_38, *words, "--output-dir", tmp_path / "cut")
     assert first.returncode == 128 + 15, first.stderr
     again = run_python(*words, "--output-dir", tmp_path / "cut")
     assert again.returncode == 0, again.stderr
@@ -422,3 +426,20 @@ runpy.run_path("train.py", run_name="__main__")
     scores = json.loads((tmp_path / "cut" / "cls_eval.json").read_text())
     assert scores["acc"] > 0.4
     assert scores["classifiers"][0]["used"] >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "more"), [("swav", QUEUE), ("deepcluster_v2", ())])
+def test_a_stopped_run_goes_on_with_another_number_of_ranks(run_python, tmp_path, name, more):
+    """With the queue or bank of the one process; the start of the fifth epoch clusters it anew, on both ranks alike."""
+    words = ("train.py", "--method", name, *FEW, *more, "--epochs", "5", "--output-dir", tmp_path)
+    assert run_python("-c", STOP_AT_38, *words).returncode == 128 + 15
+    memory = {key for key in torch.load(tmp_path / "checkpoint.pt")["model"] if key.startswith(("queue", "bank"))}
+    assert memory
+    again = run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step 39 " in again.stdout + again.stderr
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 5
+    assert losses[4] < losses[2]
+    assert memory <= torch.load(tmp_path / "checkpoint.pt")["model"].keys()
