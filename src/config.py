@@ -72,9 +72,19 @@ class ViewOptions:
     local_crops_number: int = 6  # small views of every image
     local_crops_size: int = 96  # side in pixels
     local_crops_scale: tuple[float, float] = (0.05, 0.4)  # share of the image's area
-    augment: Literal["dino", "moco_v2", "swav", "crop_flip"] = (
-        "dino"  # recipe for photographs; only dino's views differ
-    )
+    augment: Literal[
+        "dino",
+        "moco_v2",
+        "swav",
+        "simclr",
+        "crop_flip",
+        "scan_strong",
+        "scan_self_label",
+        "sela_0",
+        "sela_1",
+        "sela_2",
+        "sela_3",
+    ] = "dino"  # recipe for photographs, see docs/training.md; scan_*, sela_0 and sela_1 cut windows, whatever the scales
     reference_views: bool = (
         False  # make the views of photographs one by one with Pillow, as published: a slow yardstick
     )

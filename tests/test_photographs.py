@@ -1,10 +1,15 @@
 import colorsys
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from src.config import TrainOptions
 from src.data.photographs import (
     PhotoRecipe,
     PhotoViews,
@@ -12,11 +17,9 @@ from src.data.photographs import (
     crop_boxes,
     crop_resize,
     gaussian_blur,
-    published_views,
-    uniform_views,
 )
 from src.data.randomness import uniforms
-from src.data.views import build_views
+from src.data.views import build_views, photo_recipes
 
 
 def smooth(seed, height=40, width=52):
@@ -61,6 +64,86 @@ def test_recipes_are_the_published_ones(augment, blurs, solarizes, saturation, b
         assert (r.flip, r.jitter, r.grayscale, r.blur_radius, r.bicubic) == (0.5, 0.8, 0.2, (0.1, 2.0), bicubic)
         assert (r.brightness, r.contrast, r.saturation, r.hue) == (0.4, 0.4, saturation, 0.1)
         assert r.ratio == (3 / 4, 4 / 3)
+
+
+CENTRAL = {"crop": "central", "resize_first": True}
+PLAIN = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
+FACTS = {  # of SCAN's fact sheet, sections 2.3 and 3.4; of SeLa's, section 3.3
+    "simclr": {"jitter": 0.8, "hue": 0.1, "grayscale": 0.2, "grayscale_first": False, "blur": 0.0, "flip": 0.5},
+    "scan_strong": {**PLAIN, "crop": "random", "resize_first": True, "drawn": 4, "flip": 0.5},
+    "sela_0": {**PLAIN, **CENTRAL, "flip": 0.0},
+    "sela_1": {**PLAIN, **CENTRAL, "flip": 0.5},
+    "sela_2": {**PLAIN, "crop": "resized", "resize_first": True, "flip": 0.5},
+    "sela_3": {"jitter": 1.0, "hue": 0.4, "grayscale": 0.2, "grayscale_first": True, "blur": 0.0, "flip": 0.5},
+}
+
+
+@pytest.mark.parametrize("augment", FACTS)
+def test_recipes_of_scan_and_sela_are_the_published_ones(augment):
+    rest = {"solarize": 0.0, "bicubic": False, "drawn": 0, "crop": "resized", "resize_first": False}
+    strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+    recipes = build_views("somewhere", None, *NUMBERS, augment).recipes
+    assert [recipe.size for recipe in recipes] == [224, 224, 96]
+    for recipe in recipes:
+        assert vars(recipe).items() >= {**rest, **strengths, **FACTS[augment]}.items()
+
+
+def test_every_choice_of_the_flag_has_a_recipe_and_a_row_in_the_document():
+    (choices,) = (get_args(field.type) for field in fields(TrainOptions) if field.name == "augment")
+    rows = re.findall(r"^\| `(\w+)` \|", (Path(__file__).parents[1] / "docs" / "training.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(choices)
+    for augment in choices:
+        for reference in (False, True):
+            views = build_views("somewhere", None, 2, 1, 40, 16, (0.2, 1.0), (0.05, 0.4), augment, reference)
+            made = views(torch.cat([tensor(smooth(i)) for i in range(3)]), np.arange(3), 0, 0)
+            assert [view.shape for view in made] == [(3, 3, 40, 40)] * 2 + [(3, 3, 16, 16)]
+
+
+def test_windows_are_central_or_anywhere_and_as_large_as_the_view():
+    for crop in ("central", "random"):
+        recipe = PhotoRecipe(size=16, scale=(0.2, 1.0), crop=crop)
+        top, left, h, w = crop_boxes([recipe], 0, 0, np.arange(2000), 0, 20, 45).T
+        assert (h == 16).all()
+        assert (w == 16).all()
+        if crop == "central":
+            assert (top == 2).all()
+            assert (left == 14).all()
+        else:
+            assert np.bincount(top) / 2000 == pytest.approx([0.2] * 5, abs=0.04)
+            assert np.bincount(left) / 2000 == pytest.approx([1 / 30] * 30, abs=0.02)
+    mixed = [PhotoRecipe(size=16, scale=(0.5, 0.5)), PhotoRecipe(size=16, scale=(0.2, 1.0), crop="central")]
+    boxes = crop_boxes(mixed, 0, 0, np.array([3, 3]), np.array([0, 1]), 20, 45)
+    assert boxes[0].tolist() == crop_boxes(mixed[:1], 0, 0, np.array([3]), 0, 20, 45)[0].tolist()
+    assert boxes[1].tolist() == [2, 14, 16, 16]
+    small = crop_boxes([PhotoRecipe(size=16, scale=(0.2, 1.0), crop="random")], 0, 0, np.array([3]), 0, 10, 12)
+    assert small[0, 2:].tolist() == [10, 10]
+
+
+def test_level_0_of_sela_is_the_view_of_evaluation():
+    views = build_views("somewhere", None, 2, 0, 70, 8, (0.2, 1.0), (0.05, 0.4), "sela_0")
+    image = tensor(smooth(4, 100, 133))
+    for view in views.finish(views.cut(image, np.array([5]), 0, 0), np.array([5]), 0, 0):
+        assert torch.equal(view, views.single_finish(views.single_cut(image[0])))
+    for view in views(image, np.array([5]), 0, 0):
+        assert (view - views.single(image)).abs().max() < 0.51 / 255 / 0.224  # in whole grey levels
+
+
+def test_what_is_grey_before_the_jitter_has_no_hue_to_turn():
+    images = torch.cat([tensor(smooth(i)) for i in range(6)])
+
+    def made(**changes):
+        unchanged = {"flip": 0.0, "blur": 0.0, "grayscale": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.9}
+        recipe = PhotoRecipe(size=16, scale=(0.4, 1.0), hue=0.4, **unchanged, **changes)
+        return PhotoViews([recipe], 16)(images, np.arange(6), 0, 0)[0]
+
+    assert torch.allclose(made(jitter=1.0, grayscale_first=True), made(jitter=0.0), atol=1e-4)
+    assert (made(jitter=1.0) - made(jitter=0.0)).abs().mean() > 0.05
+
+
+def test_all_views_resize_the_image_first_or_none():
+    mixed = [PhotoRecipe(size=16, scale=(0.2, 1.0), resize_first=first) for first in (True, False)]
+    with pytest.raises(ValueError, match="all or none"):
+        PhotoViews(mixed, 16)
 
 
 def test_crop_and_flip_do_nothing_else():
@@ -127,8 +210,9 @@ def test_a_box_that_never_fits_becomes_the_central_one():
     assert boxes.tolist() == [[0, 193, 10, 13]] * 4
 
 
-def test_views_belong_to_seed_epoch_image_and_view():
-    views = PhotoViews(published_views(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+@pytest.mark.parametrize("augment", ["dino", "simclr", "scan_strong", "sela_2", "sela_3"])
+def test_views_belong_to_seed_epoch_image_and_view(augment):
+    views = PhotoViews(photo_recipes(augment)(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
     images = torch.cat([tensor(smooth(i)) for i in range(6)])
     whole = views(images, np.arange(6), 0, 1)
     alone = views(images[4:5], np.array([4]), 0, 1)
@@ -152,9 +236,9 @@ def test_a_workers_crop_is_pillows(bicubic, filter, width):
     assert np.percentile(difference, 99) <= 1
 
 
-@pytest.mark.parametrize("recipes", [published_views, uniform_views])
-def test_files_and_memory_give_the_same_views(recipes):
-    views = PhotoViews(recipes(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+@pytest.mark.parametrize("augment", ["dino", "moco_v2", "scan_strong", "scan_self_label", "sela_0", "sela_2"])
+def test_files_and_memory_give_the_same_views(augment):
+    views = PhotoViews(photo_recipes(augment)(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
     image = smooth(2)
     crops = views.cut(tensor(image), np.array([5]), 0, 3)
     there = views.finish(crops, np.array([5]), 0, 3)

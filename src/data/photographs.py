@@ -3,14 +3,16 @@ those of its first generation (v1, after MoCo v2).
 
 A view is made in two parts. The crop comes first: its box is cut from the image and resized (antialiased); of files in
 worker processes, as uint8. Everything photometric follows on whole batches, on the training device, with each
-image's own random numbers: flip, colour jitter in random order, grayscale, Gaussian blur, solarise, normalise.
+image's own random numbers: flip, colour jitter in random order, grayscale, Gaussian blur, solarise, strong operations,
+normalise, Cutout.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .randomness import uniforms
+from .strong import OPERATIONS, cutout, holes, strengthen
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SWAV_STD = (0.228, 0.224, 0.225)  # so in the authors' code, and in all weights they released
@@ -28,13 +31,23 @@ SWAV = {
     "hue": 0.2,
 }  # arXiv:2006.09882v5, A.2: SimCLR's, strength 1
 PLAIN = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # crop and flip alone
+SIMCLR = {"blur": 0.0}  # as SCAN's first stage (arXiv:2005.12320) trains it: strength 1/2 and no blur
+SELA = (  # levels 0 to 3 of the authors' code of arXiv:1911.05371
+    {**PLAIN, "crop": "central", "resize_first": True, "flip": 0.0},
+    {**PLAIN, "crop": "central", "resize_first": True},
+    {**PLAIN, "resize_first": True},
+    {"jitter": 1.0, "hue": 0.4, "blur": 0.0, "grayscale_first": True},
+)
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
 ORDERS = np.array(list(itertools.permutations(range(4))))  # of brightness, contrast, saturation, hue
 TRIES = 10  # boxes drawn before the central crop is taken, as torchvision
 
-# The draws of a view, by position: a try takes four, then come the photometric ones.
+# The draws of a view, by position: the photometric ones, four for each try of a box, the hole, the strong operations.
 FLIP, JITTER, ORDER, FACTORS, GRAYSCALE, BLUR, RADIUS, SOLARIZE = 0, 1, 2, slice(3, 7), 7, 8, 9, 10
 PHOTOMETRIC = 11
+BOX = slice(PHOTOMETRIC, PHOTOMETRIC + 4 * TRIES)
+HOLE = slice(BOX.stop, BOX.stop + 3)
+STRONG = HOLE.stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +58,8 @@ class PhotoRecipe:
     scale: tuple[float, float]  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width to height
     bicubic: bool = True  # how the box is resized; if off, bilinear
+    crop: Literal["resized", "random", "central"] = "resized"  # or a window of `size` pixels, whatever the scale
+    resize_first: bool = False  # cut from the image with its shorter side as for evaluation
     flip: float = 0.5
     jitter: float = 0.8
     brightness: float = 0.4  # factor 1 ± x
@@ -52,9 +67,18 @@ class PhotoRecipe:
     saturation: float = 0.2  # factor 1 ± x
     hue: float = 0.1  # ± x of the colour circle
     grayscale: float = 0.2
+    grayscale_first: bool = False  # before the jitter, not behind it
     blur: float = 0.5
     blur_radius: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels of the view
     solarize: float = 0.0  # grey levels from 128 up are inverted
+    operations: tuple[str, ...] = ()  # of `strong.OPERATIONS`, to draw from
+    drawn: int = 0  # how many of them each view draws, with replacement
+    cutout: int = 0  # longest side of the hole in pixels; 0: none
+
+    @property
+    def draws(self) -> int:
+        """How many random numbers a view takes."""
+        return STRONG + 2 * self.drawn
 
 
 def published_views(
@@ -98,6 +122,26 @@ def uniform_views(
     return [PhotoRecipe(size=size, scale=scale, bicubic=False, **changes) for size, scale in views]
 
 
+def scan_views(
+    num_global: int,
+    num_local: int,
+    global_size: int,
+    local_size: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+    central: int = 0,
+) -> list[PhotoRecipe]:
+    """SCAN's strong recipe (arXiv:2005.12320) for all views but the first `central` ones, which are as for evaluation.
+
+    Windows are not resized, so the scales do not matter. The longest hole is 16 of 32 pixels, 32 of 96, 75 of 224, as in the
+    authors' settings.
+    """
+    strong = {"crop": "random", "resize_first": True, "operations": tuple(OPERATIONS), "drawn": 4}
+    views = uniform_views(num_global, num_local, global_size, local_size, global_scale, local_scale, **PLAIN, **strong)
+    views = [replace(view, cutout=round(view.size / (2 if view.size <= 64 else 3))) for view in views]
+    return [replace(view, crop="central", flip=0.0, drawn=0, cutout=0) for view in views[:central]] + views[central:]
+
+
 class PhotoViews:
     """Augmented views, and the central view for evaluation, of photographs in memory or in files.
 
@@ -105,14 +149,22 @@ class PhotoViews:
         recipes: one for each view.
         mean, std: normalisation of RGB in [0, 1].
         eval_resize: the shorter side is resized to it before the central crop of the first recipe's size is taken.
+
+    Raises:
+        ValueError: if some recipes resize the image first and others do not.
     """
 
     def __init__(self, recipes: list[PhotoRecipe], eval_resize: int, mean=IMAGENET_MEAN, std=IMAGENET_STD):
         self.recipes, self.eval_resize = recipes, eval_resize
         self.eval_size = recipes[0].size
         self.mean, self.std = mean, std
+        self.resize_first = recipes[0].resize_first
+        if any(recipe.resize_first != self.resize_first for recipe in recipes):
+            raise ValueError("some recipes resize the image first, others do not: expected all or none")
 
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+        if self.resize_first:
+            images = self._resized(images.float()).round().clamp(0, 255)
         height, width = images.shape[-2:]
         crops = []
         for view, recipe in enumerate(self.recipes):
@@ -122,6 +174,8 @@ class PhotoViews:
 
     def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         """The crops of B decoded images, each (3, H, W), as V × (B, 3, size, size) uint8."""
+        if self.resize_first:
+            images = [_resize(image, self._resized_sides(*image.shape[1:]), "bilinear") for image in images]
         count, views = len(images), len(self.recipes)
         height, width = (np.repeat([image.shape[side] for image in images], views) for side in (1, 2))
         each = np.repeat(indices, views), np.tile(np.arange(views), count)
@@ -134,33 +188,42 @@ class PhotoViews:
         return crops
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
-        """Everything photometric, on crops of grey levels 0 to 255."""
+        """Everything behind the crop, of grey levels 0 to 255."""
         views = []
         for view, (crop, recipe) in enumerate(zip(crops, self.recipes, strict=True)):
-            u = uniforms(seed, epoch, indices, view, PHOTOMETRIC)
-            views.append(normalise(photometric(crop, recipe, u), self.mean, self.std))
+            u = uniforms(seed, epoch, indices, view, recipe.draws)
+            x = photometric(crop, recipe, u)
+            if recipe.drawn:
+                x = strengthen(x, recipe.operations, u[:, STRONG:])
+            x = normalise(x, self.mean, self.std)
+            views.append(cutout(x, holes(u[:, HOLE], recipe.size, recipe.cutout)) if recipe.cutout else x)
         return views
 
     def single(self, images: Tensor) -> Tensor:
         """The evaluation view of images in memory: shorter side to `eval_resize`, central crop, normalised."""
-        images = rgb(images.float())
-        shorter = min(images.shape[-2:])
-        if shorter != self.eval_resize:
-            size = [round(side * self.eval_resize / shorter) for side in images.shape[-2:]]
-            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        images = self._resized(rgb(images.float()))
         top, left = ((side - self.eval_size) // 2 for side in images.shape[-2:])
         return normalise(images[..., top : top + self.eval_size, left : left + self.eval_size], self.mean, self.std)
 
     def single_cut(self, image: Tensor) -> Tensor:
         """The evaluation crop of a decoded image, (3, size, size) uint8."""
-        scale = self.eval_resize / min(image.shape[1:])
-        height, width = (max(round(side * scale), self.eval_resize) for side in image.shape[1:])
+        height, width = self._resized_sides(*image.shape[1:])
         resized = _resize(image, (height, width), "bilinear")
         top, left = ((side - self.eval_size) // 2 for side in (height, width))
         return resized[:, top : top + self.eval_size, left : left + self.eval_size]
 
     def single_finish(self, crops: Tensor) -> Tensor:
         return normalise(crops.float(), self.mean, self.std)
+
+    def _resized_sides(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.eval_resize / min(height, width)
+        return max(round(height * scale), self.eval_resize), max(round(width * scale), self.eval_resize)
+
+    def _resized(self, images: Tensor) -> Tensor:
+        sides = self._resized_sides(*images.shape[-2:])
+        if sides == images.shape[-2:]:
+            return images
+        return F.interpolate(images, size=sides, mode="bilinear", antialias=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -185,10 +248,10 @@ def crop_boxes(
     height: int | np.ndarray,
     width: int | np.ndarray,
 ) -> np.ndarray:
-    """(B, 4) int boxes (top, left, height, width) of random resized crops.
+    """(B, 4) int boxes (top, left, height, width) of crops.
 
-    Area share uniform in `scale`, aspect ratio log-uniform in `ratio`; after ten boxes that do not fit, the central one of
-    the nearest allowed ratio, as torchvision does.
+    Resized ones: area share uniform in `scale`, aspect ratio log-uniform in `ratio`; after ten boxes that do not fit, the
+    central one of the nearest allowed ratio, as torchvision does. Others: windows of the view's size, or as large as they fit.
 
     Args:
         recipes: one for all rows, or one for each.
@@ -196,7 +259,7 @@ def crop_boxes(
         height, width: of the images in pixels, the same for all or (B,).
     """
     height, width = (np.broadcast_to(side, len(indices))[:, None] for side in (height, width))
-    u = uniforms(seed, epoch, indices, view, PHOTOMETRIC + 4 * TRIES)[:, PHOTOMETRIC:].reshape(-1, TRIES, 4)
+    u = uniforms(seed, epoch, indices, view, BOX.stop)[:, BOX].reshape(-1, TRIES, 4)
     smallest, largest = np.array([recipe.scale for recipe in recipes]).T[..., None]
     low, high = np.log([recipe.ratio for recipe in recipes]).T[..., None]
     area = height * width * (smallest + (largest - smallest) * u[..., 0])
@@ -205,10 +268,16 @@ def crop_boxes(
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(axis=1)[:, None]
     w, h, y, x = (np.take_along_axis(values, first, axis=1)[:, 0] for values in (w, h, u[..., 2], u[..., 3]))
-    places = np.floor(y * (height[:, 0] - h + 1)), np.floor(x * (width[:, 0] - w + 1))
+    crop, size = np.array([recipe.crop for recipe in recipes]), [recipe.size for recipe in recipes]
+    height, width, fitting = height[:, 0], width[:, 0], fits.any(axis=1) | (crop != "resized")
+    w, h = (np.where(crop == "resized", side, np.minimum(size, np.minimum(height, width))) for side in (w, h))
+    places = (
+        np.where(crop == "central", room // 2, np.floor(share * (room + 1)))
+        for share, room in ((y, height - h), (x, width - w))
+    )
     boxes = np.stack([*places, h, w], axis=1).astype(int)
-    for row in np.flatnonzero(~fits.any(axis=1)):
-        boxes[row] = _central_box(recipes[row % len(recipes)].ratio, int(height[row, 0]), int(width[row, 0]))
+    for row in np.flatnonzero(~fitting):
+        boxes[row] = _central_box(recipes[row % len(recipes)].ratio, int(height[row]), int(width[row]))
     return boxes
 
 
@@ -270,10 +339,14 @@ def photometric(crops: Tensor, recipe: PhotoRecipe, u: np.ndarray) -> Tensor:
     factors = centre + strength * (2 * u[:, FACTORS] - 1)
     order = ORDERS[(u[:, ORDER] * len(ORDERS)).astype(int)]
     jittered = u[:, JITTER] < recipe.jitter
+    greyed = u[:, GRAYSCALE] < recipe.grayscale
+    if recipe.grayscale_first:
+        change(greyed, grey)
     for place in range(4):
         for k, operation in enumerate((adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)):
             change(jittered & (order[:, place] == k), operation, factors[:, k])
-    change(u[:, GRAYSCALE] < recipe.grayscale, grey)
+    if not recipe.grayscale_first:
+        change(greyed, grey)
     low, high = recipe.blur_radius
     change(u[:, BLUR] < recipe.blur, partial(gaussian_blur, largest=high), low + (high - low) * u[:, RADIUS])
     change(u[:, SOLARIZE] < recipe.solarize, solarize)

@@ -1,7 +1,7 @@
 """The views of photographs as they were published: one after the other, by Pillow. Slow; the yardstick for `photographs`.
 
-Boxes and parameters are those that `photographs` draws, so that the two can be compared picture by picture. Hue is turned
-in Pillow's HSV of 8 bits, as torchvision does.
+Boxes and parameters are those that `photographs` and `strong` draw, so that the two can be compared picture by picture. Hue is
+turned in Pillow's HSV of 8 bits, as torchvision does.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,13 @@ from .photographs import (
     FACTORS,
     FLIP,
     GRAYSCALE,
+    HOLE,
     JITTER,
     ORDER,
     ORDERS,
-    PHOTOMETRIC,
     RADIUS,
     SOLARIZE,
+    STRONG,
     PhotoRecipe,
     PhotoViews,
     crop_boxes,
@@ -29,10 +30,11 @@ from .photographs import (
     rgb,
 )
 from .randomness import uniforms
+from .strong import draw, holes
 
 
 class ReferenceViews(PhotoViews):
-    """As `PhotoViews`, with the whole view made where the image is decoded; the device only normalises."""
+    """As `PhotoViews`, with the whole view made where the image is decoded; the device only normalises and cuts out."""
 
     def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
         return self.finish(self.cut(rgb(images), indices, seed, epoch), indices, seed, epoch)
@@ -44,32 +46,47 @@ class ReferenceViews(PhotoViews):
 
     def _views(self, pixels: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
         image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+        if self.resize_first:
+            height, width = self._resized_sides(image.height, image.width)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
         each, index = np.arange(len(self.recipes)), np.full(len(self.recipes), index)
         boxes = crop_boxes(self.recipes, seed, epoch, index, each, image.height, image.width)
-        draws = uniforms(seed, epoch, index, each, PHOTOMETRIC)
+        draws = uniforms(seed, epoch, index, each, max(recipe.draws for recipe in self.recipes))
         views = []
         for recipe, (top, left, height, width), u in zip(self.recipes, boxes.tolist(), draws, strict=True):
             filter = Image.Resampling.BICUBIC if recipe.bicubic else Image.Resampling.BILINEAR
             crop = image.crop((left, top, left + width, top + height)).resize((recipe.size, recipe.size), filter)
-            views.append(np.asarray(photometric(crop, recipe, u)).transpose(2, 0, 1))
+            crop = photometric(crop, recipe, u)
+            if recipe.drawn:
+                crop = strengthen(crop, recipe.operations, u[STRONG : recipe.draws])
+            views.append(np.asarray(crop).transpose(2, 0, 1))
         return views
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
-        """Normalised, ready for a network."""
-        return [normalise(crop.float(), self.mean, self.std) for crop in crops]
+        """Normalised, with a hole where the recipe has one: ready for a network."""
+        views = [normalise(crop.float(), self.mean, self.std) for crop in crops]
+        for number, (view, recipe) in enumerate(zip(views, self.recipes, strict=True)):
+            if recipe.cutout:
+                u = uniforms(seed, epoch, indices, number, recipe.draws)[:, HOLE]
+                for row, (top, bottom, left, right) in enumerate(holes(u, recipe.size, recipe.cutout).tolist()):
+                    view[row, :, top:bottom, left:right] = 0
+        return views
 
 
 def photometric(image: Image.Image, recipe: PhotoRecipe, u: np.ndarray) -> Image.Image:
-    """Flip, colour jitter, grayscale, blur and solarise an RGB image by (PHOTOMETRIC,) numbers in [0, 1)."""
+    """Flip, colour jitter, grayscale, blur and solarise an RGB image by numbers in [0, 1), the first of a view."""
     if u[FLIP] < recipe.flip:
         image = ImageOps.mirror(image)
+    greyed = u[GRAYSCALE] < recipe.grayscale
+    if greyed and recipe.grayscale_first:
+        image = ImageOps.grayscale(image).convert("RGB")
     if u[JITTER] < recipe.jitter:
         strength = np.array([recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue])
         factors = np.array([1.0, 1.0, 1.0, 0.0]) + strength * (2 * u[FACTORS] - 1)
         operations = (brightness, contrast, saturation, hue)
         for k in ORDERS[int(u[ORDER] * len(ORDERS))]:
             image = operations[k](image, float(factors[k]))
-    if u[GRAYSCALE] < recipe.grayscale:
+    if greyed and not recipe.grayscale_first:
         image = ImageOps.grayscale(image).convert("RGB")
     if u[BLUR] < recipe.blur:
         low, high = recipe.blur_radius
@@ -94,3 +111,32 @@ def hue(image: Image.Image, shift: float) -> Image.Image:
     h, s, v = image.convert("HSV").split()
     turned = np.asarray(h).astype(np.int16) + int(shift * 255)
     return Image.merge("HSV", (Image.fromarray((turned % 256).astype(np.uint8)), s, v)).convert("RGB")
+
+
+def strengthen(image: Image.Image, names: tuple[str, ...], u: np.ndarray) -> Image.Image:
+    """The operations of `strong` that (2n,) numbers draw."""
+    for k, magnitude in zip(*(values[0].tolist() for values in draw(names, u[None])), strict=True):
+        image = OPERATIONS[names[k]](image, magnitude)
+    return image
+
+
+def affine(image: Image.Image, *coefficients: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, coefficients)
+
+
+OPERATIONS = {
+    "identity": lambda image, _: image,
+    "autocontrast": lambda image, _: ImageOps.autocontrast(image),
+    "equalize": lambda image, _: ImageOps.equalize(image),
+    "rotate": lambda image, degrees: image.rotate(degrees),
+    "solarize": lambda image, threshold: ImageOps.solarize(image, threshold),
+    "color": saturation,
+    "contrast": contrast,
+    "brightness": brightness,
+    "sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
+    "shear_x": lambda image, share: affine(image, 1, share, 0, 0, 1, 0),
+    "translate_x": lambda image, share: affine(image, 1, 0, share * image.width, 0, 1, 0),
+    "translate_y": lambda image, share: affine(image, 1, 0, 0, 0, 1, share * image.height),
+    "posterize": lambda image, bits: ImageOps.posterize(image, int(bits)),
+    "shear_y": lambda image, share: affine(image, 1, 0, 0, share, 1, 0),
+}

@@ -10,11 +10,14 @@ from .photographs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     PLAIN,
+    SELA,
+    SIMCLR,
     SWAV,
     SWAV_STD,
     PhotoRecipe,
     PhotoViews,
     published_views,
+    scan_views,
     uniform_views,
 )
 from .reference import ReferenceViews
@@ -57,6 +60,10 @@ def photo_recipes(augment: str) -> Callable[..., list[PhotoRecipe]]:
         "dino": published_views,
         "moco_v2": uniform_views,
         "swav": partial(uniform_views, **SWAV),
+        "simclr": partial(uniform_views, **SIMCLR),
         "crop_flip": partial(uniform_views, **PLAIN),
+        "scan_strong": scan_views,
+        "scan_self_label": partial(scan_views, central=1),
+        **{f"sela_{level}": partial(uniform_views, **changes) for level, changes in enumerate(SELA)},
     }
     return recipes[augment]

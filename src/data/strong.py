@@ -1,0 +1,209 @@
+"""The strong augmentation of SCAN (arXiv:2005.12320, its code's strategy `ours`): operations of RandAugment, and Cutout.
+
+Every operation takes images that hold whole grey levels from 0 to 255, (B, 3, s, s) float, and a magnitude for each, (B,)
+float64, and returns such images: what Pillow makes of bytes, to the grey level but for rare ties. An image's result depends on
+nothing else in its batch.
+
+The authors also flip the sign of a geometric magnitude every other time, which changes nothing: those ranges are symmetric.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Operation(NamedTuple):
+    """What is done, and the range that its magnitude is uniform in."""
+
+    apply: Callable[[Tensor, np.ndarray], Tensor]
+    low: float = 0.0
+    high: float = 0.0
+
+
+def strengthen(x: Tensor, names: tuple[str, ...], u: np.ndarray) -> Tensor:
+    """Do to each image what it draws from `names`, one after the other, with replacement.
+
+    Args:
+        x: (B, 3, s, s) grey levels; changed in place.
+        u: (B, 2n) uniform numbers, for n operations on every image.
+    """
+    which, magnitudes = draw(names, u)
+    for place in range(which.shape[1]):
+        for k, name in enumerate(names):
+            rows = np.flatnonzero(which[:, place] == k)
+            if len(rows):
+                at = torch.from_numpy(rows).to(x.device)
+                x[at] = OPERATIONS[name].apply(x[at], magnitudes[rows, place])
+    return x
+
+
+def draw(names: tuple[str, ...], u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(B, 2n) uniform numbers → (B, n) positions in `names` and (B, n) magnitudes."""
+    which, share = np.split(u, 2, axis=1)
+    which = (which * len(names)).astype(int)
+    low, high = np.array([OPERATIONS[name][1:] for name in names]).T
+    return which, low[which] + (high - low)[which] * share
+
+
+def _each(values: np.ndarray, x: Tensor) -> Tensor:
+    return x.new_tensor(values).view(-1, 1, 1, 1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# grey levels
+
+
+def identity(x: Tensor, _: np.ndarray) -> Tensor:
+    return x
+
+
+def autocontrast(x: Tensor, _: np.ndarray) -> Tensor:
+    """Stretch each channel to 0 … 255; one of a single grey level stays."""
+    low, high = x.amin(dim=(2, 3), keepdim=True), x.amax(dim=(2, 3), keepdim=True)
+    stretched = (x - low).mul_(255).div_((high - low).clamp_(min=1)).floor_()
+    return stretched.add_(low * (low == high))
+
+
+def equalize(x: Tensor, _: np.ndarray) -> Tensor:
+    """Make the grey levels of each channel equally frequent, in steps of a 255th of the pixels below its highest level."""
+    levels = x.flatten(2).long()
+    counts = levels.new_zeros(*x.shape[:2], 256).scatter_add_(
+        2, levels, torch.ones_like(levels[:1, :1]).expand_as(levels)
+    )
+    step = (levels.shape[2] - counts.gather(2, levels.amax(dim=2, keepdim=True))) // 255
+    below = counts.cumsum(dim=2) - counts
+    table = (step // 2 + below) // step.clamp(min=1)
+    unchanged = torch.arange(256, device=x.device).expand_as(table)
+    table = torch.where(step > 0, table.clamp_(max=255), unchanged).to(x.dtype)
+    return table.gather(2, levels).view_as(x)
+
+
+def solarize(x: Tensor, threshold: np.ndarray) -> Tensor:
+    """Invert the grey levels from the threshold up: their distance from 255 is left, of the others that from 0."""
+    return x.sub((x >= _each(threshold, x)).to(x.dtype), alpha=255).abs_()
+
+
+def posterize(x: Tensor, bits: np.ndarray) -> Tensor:
+    """Keep the highest bits, truncated to a whole number of them."""
+    step = _each(2.0 ** (8 - bits.astype(int)), x)
+    return (x / step).floor_().mul_(step)
+
+
+def color(x: Tensor, factor: np.ndarray) -> Tensor:
+    return _blend(_grey(x), x, factor)
+
+
+def contrast(x: Tensor, factor: np.ndarray) -> Tensor:
+    """Towards the mean of the luminance; the sum of whole numbers is exact up to 2^24, a view of 256 pixels."""
+    return _blend(_grey(x).mean(dim=(1, 2, 3), keepdim=True).add_(0.5).floor_(), x, factor)
+
+
+def brightness(x: Tensor, factor: np.ndarray) -> Tensor:
+    return (x * _each(factor, x)).floor_()
+
+
+def sharpness(x: Tensor, factor: np.ndarray) -> Tensor:
+    """Towards the mean of the 3 × 3 pixels around, the middle one counted five times; pixels at the edge stay."""
+    rows = (x[:, :, :-2] + x[:, :, 1:-1]).add_(x[:, :, 2:])
+    around = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
+    smooth = x.clone()
+    smooth[:, :, 1:-1, 1:-1] = around.add_(x[:, :, 1:-1, 1:-1], alpha=4).div_(13).round_()
+    return _blend(smooth, x, factor)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """(B, 1, s, s) luminance in Pillow's fixed-point numbers, which float32 holds exactly."""
+    r, g, b = x.split(1, dim=1)
+    return (19595 * r).add_(g, alpha=38470).add_(b, alpha=7471).add_(2**15).mul_(2**-16).floor_()
+
+
+def _blend(start: Tensor, x: Tensor, factor: np.ndarray) -> Tensor:
+    """A share of the way from `start` to the image; Pillow rounds down."""
+    return (x - start).mul_(_each(factor, x)).add_(start).floor_()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# geometry: from where each pixel is taken, (x, y) → (ax + by + c, dx + ey + f); black from outside
+
+
+def rotate(x: Tensor, degrees: np.ndarray) -> Tensor:
+    """Counter-clockwise about the centre."""
+    cos, sin, middle = np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), x.shape[-1] / 2
+    return _affine(x, a=cos, b=-sin, c=(1 - cos + sin) * middle, d=sin, e=cos, f=(1 - cos - sin) * middle)
+
+
+def shear_x(x: Tensor, share: np.ndarray) -> Tensor:
+    """Each row to the left by a share of its distance from the top."""
+    return _affine(x, b=share)
+
+
+def shear_y(x: Tensor, share: np.ndarray) -> Tensor:
+    """Each column upwards by a share of its distance from the left."""
+    return _affine(x, d=share)
+
+
+def translate_x(x: Tensor, share: np.ndarray) -> Tensor:
+    """To the left by a share of the width."""
+    return _affine(x, c=share * x.shape[-1])
+
+
+def translate_y(x: Tensor, share: np.ndarray) -> Tensor:
+    """Upwards by a share of the height."""
+    return _affine(x, f=share * x.shape[-2])
+
+
+def _affine(x: Tensor, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0) -> Tensor:
+    """Take the pixel in which the place lies, in 16-bit fixed-point numbers as Pillow, so to the same pixel on every device."""
+    side = x.shape[-1]
+    coefficients = np.broadcast_arrays(a, b, c + (a + b) / 2, d, e, f + (d + e) / 2)
+    fixed = np.floor(np.stack(coefficients) * 2**16 + 0.5).astype(np.int32).reshape(6, -1, 1, 1)
+    a, b, c, d, e, f = torch.from_numpy(fixed).to(x.device)
+    across = torch.arange(side, dtype=torch.int32, device=x.device)
+    down = across[:, None]
+    column, row = (a * across + b * down).add_(c) >> 16, (d * across + e * down).add_(f) >> 16  # (B, s, s)
+    at = column.clamp(-1, side).add_(1).add_(row.clamp(-1, side).add_(1), alpha=side + 2)
+    framed = F.pad(x, (1, 1, 1, 1)).flatten(2)
+    return framed.gather(2, at.flatten(1)[:, None].long().expand(-1, 3, -1)).view_as(x)
+
+
+OPERATIONS = {
+    "identity": Operation(identity),
+    "autocontrast": Operation(autocontrast),
+    "equalize": Operation(equalize),
+    "rotate": Operation(rotate, -30, 30),  # degrees
+    "solarize": Operation(solarize, 0, 256),
+    "color": Operation(color, 0.05, 0.95),
+    "contrast": Operation(contrast, 0.05, 0.95),
+    "brightness": Operation(brightness, 0.05, 0.95),
+    "sharpness": Operation(sharpness, 0.05, 0.95),
+    "shear_x": Operation(shear_x, -0.1, 0.1),
+    "translate_x": Operation(translate_x, -0.1, 0.1),
+    "translate_y": Operation(translate_y, -0.1, 0.1),
+    "posterize": Operation(posterize, 4, 8),  # so four to seven bits
+    "shear_y": Operation(shear_y, -0.1, 0.1),
+}
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cutout
+
+
+def holes(u: np.ndarray, size: int, longest: int) -> np.ndarray:
+    """(B, 3) uniform numbers → (B, 4) int holes (top, bottom, left, right) in views of `size` pixels.
+
+    A side of 1 … `longest` pixels, halved and rounded down to the reach around a centre anywhere; what lies outside is cut off.
+    """
+    reach = (1 + np.floor(u[:, :1] * longest)) // 2
+    centre = np.floor(u[:, 1:] * size)
+    return np.stack([centre - reach, centre + reach], axis=2).clip(0, size).astype(int).reshape(-1, 4)
+
+
+def cutout(x: Tensor, holes: np.ndarray) -> Tensor:
+    """Set each image's own hole to zero, which behind normalisation is the data set's mean."""
+    top, bottom, left, right = torch.from_numpy(holes).to(x.device).T[..., None]
+    pixel = torch.arange(x.shape[-1], device=x.device)
+    rows, columns = (pixel >= top) & (pixel < bottom), (pixel >= left) & (pixel < right)  # (B, s)
+    return x * ~(rows[:, :, None] & columns[:, None])[:, None]
