@@ -80,6 +80,9 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
             if wrong := shrink(Path(path), Path(smaller) / f"{i:05}.jpg", SHORT_SIDE, 92):
                 raise SystemExit(wrong)
         copy = open_folder(smaller, "test")
+        in_memory = data.keeping(2**30)
+        for i in range(len(data)):
+            in_memory.decode(i)
         published = Published(2, 6)
         views = PhotoViews(published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1]), 256)
         indices = np.arange(len(data))
@@ -99,6 +102,7 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
             "published, from the smaller copy": lambda: [published(opened(copy, i)) for i in indices],
             "ours, worker: decode and cut": lambda: work(data),
             "ours, worker, from the smaller copy": lambda: work(copy),
+            "ours, worker, decoded images kept": lambda: work(in_memory),
             "ours, device part on this CPU": finish,
         }
         seconds = seconds_in_turns(sides, turns)

@@ -88,6 +88,7 @@ PRESETS = {
         "global_crops_size": 8,
         "local_crops_number": 0,
         "prototypes": (10, 10, 10, 10, 10, 10, 10, 10),
+        "temperature": 0.05,
         "dim": 64,
         "hidden_dim": 256,
         "epochs": 90,

@@ -122,6 +122,7 @@ PRESETS = {
         "local_crops_number": 0,
         "prototypes": 10,
         "epsilon": 0.03,
+        "temperature": 0.2,
         "dim": 64,
         "hidden_dim": 256,
         "freeze_prototypes": 11,
