@@ -11,6 +11,7 @@ import argparse
 import csv
 import io
 import json
+import signal
 import statistics
 import sys
 from dataclasses import dataclass
@@ -211,6 +212,8 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="of the tables (default: markdown)")
     parser.add_argument("--means", action="store_true", help="leave out the single runs of a group")
     args = parser.parse_args()
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may have seen enough
     try:
         results = read_results(args.folders)
     except (ValueError, OSError) as error:

@@ -50,7 +50,7 @@ def open_labelled(name: str, root: str = "", download: bool = False, subset_file
         only = sorted(set(train.classes) ^ set(test.classes))
         raise InputError(
             f"--data {name}: {len(train.classes)} classes in the train split, {len(test.classes)} in the test split; "
-            f"not in both: {', '.join(only[:3])}{' ...' * (len(only) > 3)}"
+            f"not in both: {', '.join(only[:3])}{' ...' * (len(only) > 3)}; keep those of both with --subset-file"
         )
     return _labelled(train), _labelled(test)
 
