@@ -30,6 +30,17 @@ RUN=${SLURM_ARRAY_TASK_ID:+/seed_$SLURM_ARRAY_TASK_ID}
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-${SLURM_JOB_ID:-}}
 
+# What an evaluation scores, in SCORED: the checkpoint of the training whose folder is named, or PRETRAINED_PATH. That is a file, a
+# released model's name, or the folder of a run, and then of each task of an array its seed's. Results go beside a checkpoint of
+# ours; of one file, the tasks of an array write theirs into folders of their own.
+score() {
+    local folder=${PRETRAINED_PATH:-$EXPERIMENT_PATH/$1}
+    SCORED=(--checkpoint "$folder$RUN/checkpoint.pt")
+    if [ -n "${PRETRAINED_PATH:-}" ] && [ ! -d "$folder" ]; then
+        SCORED=(--checkpoint "$folder" ${RUN:+--output-dir "$EXPERIMENT_PATH/$NAME$RUN"})
+    fi
+}
+
 # Ahead of the time limit Slurm sends USR1 to this script alone (--signal=B:USR1). It is passed on as TERM to the tasks:
 # they finish the step and save. srun itself must not get it, or it would kill the tasks within seconds, unsaved.
 save_and_requeue() {
@@ -41,7 +52,9 @@ save_and_requeue() {
 # Run a command as one task per GPU, or one per node where there are none, on what was allocated and not what the header
 # says: --nodes and --gpus-per-node may have been given to sbatch.
 launch() {
-    local per_node=${SLURM_GPUS_ON_NODE:-1} nodes=${SLURM_NNODES:-1} stopping='' alone=0 status step
+    local per_node=${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-1}} nodes=${SLURM_NNODES:-1} stopping='' alone=0 status step
+    per_node=${per_node##*:} # of a100:4 the number; salloc sets this name alone
+    [ "$per_node" -gt 0 ] 2>/dev/null || per_node=1
     # srun reads these too; the one contradicts what is computed here, the other, if 0, is refused
     unset SLURM_CPUS_PER_GPU
     [ -n "${SLURM_GPUS_ON_NODE:-}" ] || unset SLURM_GPUS_PER_NODE

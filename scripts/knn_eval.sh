@@ -6,5 +6,6 @@
 # cost: at most 12 GPU hours per start (1 x 4 GPUs, 3:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
+score sc_800ep_train
 launch python knn_eval.py --precision float16 --data "$DATASET_PATH" --seed "$SEED" \
-    --checkpoint "${PRETRAINED_PATH:-$EXPERIMENT_PATH/sc_800ep_train$RUN/checkpoint.pt}" "$@"
+    "${SCORED[@]}" "$@"

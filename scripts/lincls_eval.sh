@@ -6,5 +6,6 @@
 # cost: at most 384 GPU hours per start (4 x 4 GPUs, 24:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
+score sc_800ep_train
 launch python lincls_eval.py --preset self_classifier --data "$DATASET_PATH" --seed "$SEED" \
-    --checkpoint "${PRETRAINED_PATH:-$EXPERIMENT_PATH/sc_800ep_train$RUN/checkpoint.pt}" "$@"
+    "${SCORED[@]}" "$@"

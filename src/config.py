@@ -145,6 +145,10 @@ class OptimizationOptions:
             raise InputError(f"--momentum is {self.momentum}: expected 0 <= momentum < 1")
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs {self.warmup_epochs} exceeds --epochs {self.epochs}: lower one of them")
+        if self.warmup_epochs and self.warmup_start > self.lr:
+            raise InputError(
+                f"--warmup-start {self.warmup_start:g} is above --lr {self.lr:g}, but a warm-up goes up: lower it, or --warmup-epochs 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -620,7 +624,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
         "--base-lr",
         type=float,
         help="learning rate per 256 images instead of --lr, which becomes this × batch size / 256; --warmup-start "
-        "becomes this, --final-lr keeps the preset's share of --lr (default: --lr as it is)",
+        "becomes this, or the preset's share of it, --final-lr keeps the preset's share of --lr (default: --lr as it is)",
     )
     _add_dry_run(parser)
     changed = method.presets[preset]
@@ -656,13 +660,15 @@ def _end_dry_run(values: argparse.Namespace, settings: dict) -> None:
 
 
 def _apply_base_lr(values: argparse.Namespace, published: dict, given: set[str]) -> None:
-    """The rule behind the published rates: lr = base × batch / 256, warmed up from base, down to a fixed share of lr."""
+    """The rule behind the published rates: lr = base × batch / 256, warmed up from base, down to a fixed share of lr. A preset that
+    starts at another share of its own base keeps that share."""
     if "--lr" in given:
         raise InputError("--base-lr and --lr both name the learning rate: drop one")
     require_positive(values, "base_lr")
     values.lr = values.base_lr * values.batch_size / 256
     if "--warmup-start" not in given:
-        values.warmup_start = values.base_lr
+        share = published["warmup_start"] / (published["lr"] * 256 / published["batch_size"])
+        values.warmup_start = values.base_lr * (1 if abs(share - 1) < 0.01 else share)  # theirs is 4092 or 4096 images
     if "--final-lr" not in given:
         values.final_lr = values.lr * published["final_lr"] / published["lr"]
 
@@ -802,12 +808,29 @@ def run_script(main: Callable[[], None]) -> None:
                 raise
             raise explained from None
     except (InputError, RunError) as error:
-        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-        ranks = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-        if rank == "0" or ranks == "1" or getattr(error, "speaks", False):
+        where = _place_of_speaker(error)
+        if where is not None:
             message = re.sub(r"\s+", " ", str(error))
-            print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: error{where}: {message}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+
+
+def _place_of_speaker(error: InputError | RunError) -> str | None:
+    """Where this process is among the ranks, if it is the one to say what is wrong; None if another one is.
+
+    Most often all fail alike and rank 0 says it. Another speaks if it fails alone: of a file, say, that its host lacks.
+    """
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    ranks = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
+    if ranks == "1" or not rank.isdecimal() or getattr(error, "speaks", False):
+        return ""
+    distributed = sys.modules.get("src.distributed")
+    met = distributed is not None and distributed.world_size() > 1
+    if rank == "0":
+        if met:
+            distributed.speaks_first()
+        return ""
+    return f" on rank {rank}" if met and isinstance(error, InputError) and distributed.speaks_first() else None
 
 
 def as_plain(options: object) -> dict:

@@ -8,6 +8,7 @@ and a sum or a gather over ranks returns its input.
 import inspect
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -84,6 +85,8 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
 
 
 def _checked(launch: Launch) -> Launch:
+    if not 0 < launch.port < 2**16:
+        raise InputError(f"MASTER_PORT is {launch.port}: expected 1 to 65535")
     if launch.rank >= launch.world_size:
         raise InputError(f"rank {launch.rank} is not among {launch.world_size} ranks, which count from 0")
     return launch
@@ -168,6 +171,16 @@ def explain(error: RuntimeError) -> RuntimeError:
         "or by the launcher, tells why. The last checkpoint is kept; the same command goes on from it",
         speaks=rank() == first,
     )
+
+
+def speaks_first() -> bool:
+    """Whether this rank is the first to say what is wrong; rank 0 is given a second's start."""
+    try:
+        if rank():
+            time.sleep(1.0)
+        return _store is None or _store.add("said", 1) == 1
+    except RuntimeError:  # rank 0, or torchrun, kept the store and has ended; not without a word
+        return False
 
 
 def rank() -> int:
@@ -266,6 +279,15 @@ def from_main(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(value) -> list:
+    """Every rank's value of a small picklable object, by rank, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 # --------------------------------------------------------------------------------------------------------------------

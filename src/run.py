@@ -1,9 +1,13 @@
 """The folder of one run: configuration, checkpoints, one line per epoch. It is written by rank 0 only."""
 
+import fcntl
 import os
 import shutil
+import socket
+import time
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 from . import checkpoint, distributed
 from .config import FREE_TO_CHANGE, InputError, flag
@@ -11,6 +15,8 @@ from .logs import EpochLog, write_json
 from .trainer import Trainer
 
 LAST, BEFORE, DAMAGED = "checkpoint.pt", "checkpoint_previous.pt", "checkpoint_damaged.pt"
+SECONDS_TO_LEAVE = 100.0  # a network disk gives up the locks of a host that died after some 90
+_held: dict[Path, TextIO] = {}  # by this process
 
 
 def choose_folder(output_dir: str, fresh: bool, name: str) -> Path:
@@ -50,8 +56,65 @@ def find_checkpoint(folder: Path, config: dict) -> dict | None:
     leave a file that was written whole, the one before is taken, which is said.
 
     Raises:
-        InputError: if it belongs to a run with other options, which are named; if none can be read.
+        InputError: if it belongs to a run with other options, which are named; if none can be read; if the ranks do not find the
+            same one.
     """
+    if distributed.is_main() and folder.is_dir():
+        _hold(folder)
+    state = _read_checkpoint(folder, config)
+    steps = distributed.from_all(None if state is None else (state["epoch"], state["done"]))
+    for rank, step in enumerate(steps):
+        if step != steps[0]:
+            found = ["none" if at is None else f"one of epoch {at[0]}, step {at[1]}" for at in (steps[0], step)]
+            raise InputError(
+                f"{folder} is not the same for all ranks: of checkpoints, rank 0 finds {found[0]}, rank {rank} {found[1]}; "
+                "--output-dir must lie on a disk that all hosts share"
+            )
+    return state
+
+
+def _hold(folder: Path) -> None:
+    """Keep other runs out of a folder for as long as this process lives.
+
+    One that is there is given some time to leave: the job that this one continues may have ended with its host.
+
+    Raises:
+        InputError: if it does not, with its process, host and job.
+    """
+    if folder in _held:
+        return
+    file = open(folder / ".lock", "a+")  # noqa: SIM115  it stays open
+    began, told = time.monotonic(), False
+    while not _lock(file):
+        file.seek(0)
+        other = file.read().strip()
+        if time.monotonic() - began >= SECONDS_TO_LEAVE:
+            file.close()
+            raise InputError(
+                f"--output-dir {folder}: another run is writing there ({other}): give another folder, or end that run"
+            )
+        if not told:
+            print(f"{folder}: waiting for the run that is writing there ({other}) to leave", flush=True)
+        told = True
+        time.sleep(1)
+    job = os.environ.get("SLURM_JOB_ID")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}" + (f", job {job}" if job else ""))
+    file.flush()
+    _held[folder] = file
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # not every file system can; then nothing is kept out
+        pass
+    return True
+
+
+def _read_checkpoint(folder: Path, config: dict) -> dict | None:
     last, previous = folder / LAST, folder / BEFORE
     if last.is_dir():
         raise InputError(f"{last} is a folder, expected a checkpoint: move it away")
@@ -110,6 +173,7 @@ class Run:
         self.log = None
         if distributed.is_main():
             make_folder(folder)
+            _hold(folder)
             if found and found.get("fell_back") and (folder / LAST).exists():
                 os.replace(folder / LAST, folder / DAMAGED)  # else it would take the place of the good one
             write_json(folder / "config.json", config)

@@ -1,5 +1,6 @@
 import os
 import pickle
+import subprocess
 import sys
 import types
 import zipfile
@@ -7,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 from torch import nn
 
 from src import checkpoint, run
@@ -264,7 +265,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_nothing_half_written(t
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capsys, links):
     class Stub:
         def state_dict(self):
-            return {"epoch": len(saved)}
+            return {"epoch": len(saved), "done": 0}
 
     if not links:
         monkeypatch.setattr(run.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
@@ -305,6 +306,55 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
     (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
     with pytest.raises(InputError):
         run.find_checkpoint(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("code", "difference"),
+    [("2 - rank", "rank 0 finds one of epoch 2, step 5, rank 1 one of epoch 1, step 5"), ("None", "rank 1 none")],
+)
+def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, difference):
+    """As on a disk of each host, or a network disk that is behind: half of a network would be trained from the start."""
+    found = run_ranks(
+        2,
+        f"""
+        from src import checkpoint, run
+        from src.config import InputError
+        folder = out / f"disk {{rank}}"
+        folder.mkdir()
+        epoch = {code} if rank or {code} else 2
+        if epoch:
+            checkpoint.save(folder / "checkpoint.pt", {{"config": {{}}, "history": [], "epoch": epoch, "done": 5}})
+        try:
+            run.find_checkpoint(folder, {{}})
+        except InputError as error:
+            torch.save(str(error), out / f"{{rank}}.pt")
+        """,
+    )
+    assert all("is not the same for all ranks: of checkpoints, " in text for text in found)
+    assert all(difference in text for text in found)
+
+
+def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys):
+    hold = "import sys; from pathlib import Path; from src import run; run._hold(Path(sys.argv[1])); print('held', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", hold, tmp_path], cwd=ROOT, **pipes)
+    try:
+        assert other.stdout.readline() == "held\n"
+        monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 0.0)
+        who = rf"another run is writing there \(process {other.pid} on .+\): give another folder, or end that run"
+        with pytest.raises(InputError, match=who):
+            run.Run(tmp_path, {}, None, save_every=1)
+        with pytest.raises(InputError, match=who):
+            run.find_checkpoint(tmp_path, {})
+        assert {path.name for path in tmp_path.iterdir()} == {".lock"}  # nothing was written
+        monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 60.0)
+        monkeypatch.setattr(run.time, "sleep", lambda _: other.communicate("\n"))  # it leaves meanwhile
+        run.Run(tmp_path, {}, None, save_every=1).close()
+    finally:
+        other.kill()
+        other.communicate()
+    assert f"waiting for the run that is writing there (process {other.pid} on " in capsys.readouterr().out
+    assert (tmp_path / "config.json").exists()
 
 
 def test_flipped_bytes_within_tensors_are_found_out(tmp_path):

@@ -121,6 +121,12 @@ def test_what_is_no_number_is_quoted(name, value):
     assert repr(value) in str(error.value)
 
 
+@pytest.mark.parametrize("port", ["0", "99999"])
+def test_a_port_that_cannot_be_is_refused(port):
+    with pytest.raises(InputError, match=f"MASTER_PORT is {port}: expected 1 to 65535"):
+        read_launch({**TORCHRUN, "MASTER_PORT": port})
+
+
 @pytest.mark.parametrize("name", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID", "MASTER_PORT"])
 def test_what_is_no_number_in_slurm_is_quoted(name):
     with pytest.raises(InputError, match=rf"^{name} is '2\(x3\)'"):
@@ -173,6 +179,26 @@ def test_a_half_set_environment_stops_a_program_with_one_line(monkeypatch, capsy
 # ---- a rank that dies -----------------------------------------------------------------------------------------------
 
 
+def run_without_launcher(script, world_size: int) -> tuple[list[int], list[str]]:
+    """Statuses and standard errors of ranks that nobody ends when one of them does."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank in range(world_size):
+        place = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        ranks.append(subprocess.Popen([sys.executable, script], env={**os.environ, **place}, **pipes))
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("dead", "speaker"), [(1, 0), (0, 1)])
 def test_a_dead_rank_is_named_by_the_first_that_is_left(tmp_path, dead, speaker):
@@ -195,23 +221,44 @@ def main():
 config.run_script(main)
 """
     )
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    ranks = []
-    for rank in range(3):
-        place = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "3",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        ranks.append(subprocess.Popen([sys.executable, script], env={**os.environ, **place}, **pipes))
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [-signal.SIGKILL if r == dead else 1 for r in range(3)]
+    statuses, said = run_without_launcher(script, 3)
+    assert statuses == [-signal.SIGKILL if r == dead else 1 for r in range(3)]
     for rank, text in enumerate(said):
         assert ("ranks.py: error: " in text) == (rank == speaker)
         assert "Traceback" not in text
     assert f"rank {dead} of 3 no longer answers; " in said[speaker]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wrong", "speaker"), [([0, 1, 2], 0), ([2], 2)])
+def test_what_is_wrong_is_said_once_and_by_a_rank_that_knows(tmp_path, wrong, speaker):
+    """As where a folder is missing on all hosts, or on one."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from src import config, distributed
+
+def main():
+    distributed.start("cpu")
+    if distributed.rank() in {wrong}:
+        raise config.InputError("no such folder")
+    distributed.barrier()
+
+config.run_script(main)
+"""
+    )
+    statuses, said = run_without_launcher(script, 3)
+    assert [status for rank, status in enumerate(statuses) if rank in wrong] == [2] * len(wrong)
+    assert 0 not in statuses
+    lines = [line for text in said for line in text.splitlines() if "no such folder" in line]
+    assert lines == [f"ranks.py: error{f' on rank {speaker}' if speaker else ''}: no such folder"]
+
+
+def test_a_rank_that_is_no_number_is_told_so(monkeypatch, capsys):
+    for name, value in {"SLURM_PROCID": "x", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        run_script(lambda: distributed.start("cpu"))
+    assert "SLURM_PROCID is 'x': expected a number" in capsys.readouterr().err

@@ -286,6 +286,9 @@ def test_one_task_for_each_gpu_of_what_was_allocated(run_script):
     given = {"SLURM_NNODES": "2", "SLURM_CPUS_ON_NODE": "4", "SLURM_GPUS_PER_NODE": "0"}
     words = run_script("train.sh", **given).stdout.splitlines()
     assert {"--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=4"} <= set(words)
+    # salloc does not say what a node has, but what was asked for
+    words = run_script("train.sh", **{**given, "SLURM_GPUS_PER_NODE": "a100:2"}).stdout.splitlines()
+    assert {"--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=2"} <= set(words)
 
 
 def test_the_last_task_of_a_training_is_waited_for_a_minute_of_an_evaluation_for_ever(run_script):
@@ -315,6 +318,20 @@ def test_a_task_of_an_array_has_its_own_seed_and_folder(run_script):
 def test_a_released_model_may_be_scored(run_script):
     options = parse_cls_eval(command(run_script("cls_eval.sh", PRETRAINED_PATH="/models/it.pth.tar"))[1:])
     assert options.checkpoint == "/models/it.pth.tar"
+
+
+def test_what_an_array_scores(run_script):
+    """Of a folder of runs each task its seed's, beside it; of one file each task writes into a folder of its own."""
+    task = {"SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": "74", "SLURM_JOB_NAME": "probe"}
+    for name in ("cls_eval.sh", "knn_eval.sh", "lincls_eval.sh", "first_generation/eval.sh"):
+        program, *words = command(run_script(name, **task, PRETRAINED_PATH="/models/it.pth.tar"))
+        options = PARSE[program](words)
+        assert (options.checkpoint, options.output_dir) == ("/models/it.pth.tar", "/experiments/probe/seed_3")
+        program, *words = command(run_script(name, **task, PRETRAINED_PATH=str(ROOT)))
+        options = PARSE[program](words)
+        assert (options.checkpoint, options.output_dir) == (f"{ROOT}/seed_3/checkpoint.pt", "")
+    alone = parse_cls_eval(command(run_script("cls_eval.sh", PRETRAINED_PATH=str(ROOT)))[1:])
+    assert alone.checkpoint == f"{ROOT}/checkpoint.pt"
 
 
 def test_a_container_is_put_before_python(run_script):
@@ -382,6 +399,24 @@ def test_base_lr_gives_the_published_learning_rates():
         assert scaled == pytest.approx(rates("--preset", f"100ep_base_lr_{base}"), rel=1e-12)
     words = ("--preset", "100ep", "--base-lr", "0.2", "--warmup-start", "0", "--final-lr", "0.5", "--batch-size", "256")
     assert rates(*words) == (0.2, 0, 0.5)
+
+
+@pytest.mark.parametrize("method", ["self_classifier", "swav", "sela_v2"])
+def test_base_lr_scales_the_warm_up_of_any_preset(method):
+    """A preset need not begin at its base rate: with its own base and batch it stays what it is."""
+    words = ("--method", method, "--preset", "digits", "--data", "digits")
+    own = rates(*words)
+    base = own[0] * 256 / 128
+    assert rates(*words, "--base-lr", str(base)) == pytest.approx(own)
+    assert rates(*words, "--batch-size", "256", "--base-lr", str(base)) == pytest.approx(
+        [2 * own[0], own[1], 2 * own[2]]
+    )
+
+
+def test_a_warm_up_from_above_is_refused():
+    with pytest.raises(InputError, match=r"--warmup-start 0\.3 is above --lr 0\.1, but a warm-up goes up"):
+        parse_train(["--preset", "100ep", "--data", "x", "--batch-size", "1024", "--lr", "0.1"])
+    assert rates("--preset", "100ep", "--batch-size", "1024", "--lr", "0.1", "--warmup-epochs", "0")[0] == 0.1
 
 
 def test_another_batch_without_a_learning_rate_is_refused():

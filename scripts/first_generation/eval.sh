@@ -6,5 +6,6 @@
 # cost: at most 96 GPU hours per start (4 x 4 GPUs, 6:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
+score first_generation/sc_800ep_train
 launch python lincls_eval.py --preset self_classifier --data "$DATASET_PATH" --seed "$SEED" \
-    --checkpoint "${PRETRAINED_PATH:-$EXPERIMENT_PATH/first_generation/sc_800ep_train$RUN/checkpoint.pt}" "$@"
+    "${SCORED[@]}" "$@"

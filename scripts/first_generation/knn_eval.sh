@@ -7,5 +7,6 @@
 # cost: at most 3 GPU hours per start (1 x 1 GPUs, 3:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
+score first_generation/sc_800ep_train
 launch python knn_eval.py --k 20 --data "$DATASET_PATH" --seed "$SEED" \
-    --checkpoint "${PRETRAINED_PATH:-$EXPERIMENT_PATH/first_generation/sc_800ep_train$RUN/checkpoint.pt}" "$@"
+    "${SCORED[@]}" "$@"

@@ -7,5 +7,6 @@
 # cost: at most 384 GPU hours per start (1 x 8 GPUs, 48:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
+score swav_800ep_pretrain
 launch python lincls_eval.py --preset swav --data "$DATASET_PATH" --seed "$SEED" \
-    --checkpoint "${PRETRAINED_PATH:-$EXPERIMENT_PATH/swav_800ep_pretrain$RUN/checkpoint.pt}" "$@"
+    "${SCORED[@]}" "$@"

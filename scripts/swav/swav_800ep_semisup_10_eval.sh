@@ -7,6 +7,7 @@
 # cost: at most 96 GPU hours per start (1 x 8 GPUs, 12:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
+score swav_800ep_pretrain
 launch python lincls_eval.py --preset swav_semi_10 --data "$DATASET_PATH" --seed "$SEED" \
-    --checkpoint "${PRETRAINED_PATH:-$EXPERIMENT_PATH/swav_800ep_pretrain$RUN/checkpoint.pt}" \
+    "${SCORED[@]}" \
     --output-dir "$EXPERIMENT_PATH/swav_800ep_semisup_10_eval$RUN" "$@"

@@ -7,6 +7,7 @@
 # cost: at most 0.2 GPU hours per start (1 x 1 GPUs, 00:10:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
+score sc_800ep_train
 launch python cls_eval.py --superclass entity30 --data "$DATASET_PATH" \
-    --checkpoint "${PRETRAINED_PATH:-$EXPERIMENT_PATH/sc_800ep_train$RUN/checkpoint.pt}" \
+    "${SCORED[@]}" \
     --output-dir "$EXPERIMENT_PATH/sc_800ep_cls_eval_superclass_entity30$RUN" "$@"
