@@ -413,10 +413,14 @@ def test_base_lr_scales_the_warm_up_of_any_preset(method):
     )
 
 
-def test_a_warm_up_from_above_is_refused():
+def test_a_warm_up_goes_up():
+    words = ("--preset", "100ep", "--batch-size", "1024", "--lr", "0.1")
+    assert rates(*words) == pytest.approx(
+        [0.1, 0.1 * 0.3 / 4.8, 0.0048]
+    )  # the preset's share, where its own start is above
     with pytest.raises(InputError, match=r"--warmup-start 0\.3 is above --lr 0\.1, but a warm-up goes up"):
-        parse_train(["--preset", "100ep", "--data", "x", "--batch-size", "1024", "--lr", "0.1"])
-    assert rates("--preset", "100ep", "--batch-size", "1024", "--lr", "0.1", "--warmup-epochs", "0")[0] == 0.1
+        rates(*words, "--warmup-start", "0.3")
+    assert rates(*words, "--warmup-start", "0.3", "--warmup-epochs", "0")[0] == 0.1
 
 
 def test_another_batch_without_a_learning_rate_is_refused():
