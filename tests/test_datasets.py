@@ -264,6 +264,7 @@ def first_pixel(folder):
         ("I;16", 0x8012, "png", (128, 128, 128)),  # clipped at 255 it would be white
         ("I;16", 0x8012, "tif", (128, 128, 128)),
         ("I", 0x4012, "tif", (64, 64, 64)),
+        ("I", 200, "tif", (200, 200, 200)),  # eight bits in wider pixels
     ],
 )
 def test_every_mode_becomes_rgb(tmp_path, mode, colour, suffix, expected):
@@ -291,7 +292,7 @@ def test_a_turned_photograph_is_read_as_stored_like_torchvision_does(tmp_path):
     assert open_folder(str(tmp_path), "train").decode(0).shape == (3, 4, 6)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "dangling", "float", "wide"])
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "dangling", "pipe", "float", "wide"])
 def test_a_damaged_file_is_listed_and_raises_when_opened(tmp_path, kind):
     path = tmp_path / "a.tif"
     if kind == "truncated":
@@ -300,6 +301,8 @@ def test_a_damaged_file_is_listed_and_raises_when_opened(tmp_path, kind):
         path.write_bytes(path.read_bytes()[:1500])
     elif kind == "dangling":
         path.symlink_to(tmp_path / "gone.tif")
+    elif kind == "pipe":
+        os.mkfifo(path)  # nobody will ever write to it
     elif kind in ("float", "wide"):
         save(path, "F" if kind == "float" else "I", 70000)
     else:

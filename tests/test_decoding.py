@@ -124,7 +124,7 @@ def batches(data, workers, epochs=2):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("room", [2**20, 3 * 40 * 30 * 4 + 9])  # for all, and for a few
+@pytest.mark.parametrize("room", [2**20, 3 * 40 * 30 * 5 - 1])  # for all, and for a few
 def test_kept_images_are_those_decoded_anew(folder, workers, room):
     data = open_folder(str(folder), "train")
     kept = data.keeping(room)
@@ -142,6 +142,12 @@ def test_a_kept_image_is_not_read_again(folder):
     assert torch.equal(data.decode(3), first)
     with pytest.raises(FileNotFoundError):
         data.keep(np.array([3]), np.array([-1]), []).decode(0)  # another selection has other positions
+
+
+def test_memory_that_is_not_to_be_had_is_refused(folder):
+    with pytest.raises(InputError, match=r"--keep-decoded: 1e\+09 GiB of memory are not to be had: lower it"):
+        open_folder(str(folder), "train").keeping(10**9 * 2**30)
+    assert open_folder(str(folder), "train").keeping(0).decode(0).shape == (3, 30, 40)  # a whisker, which holds nothing
 
 
 def test_the_flag_is_for_files(tmp_path):

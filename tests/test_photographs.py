@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from torchvision import transforms
 
 from src.config import TrainOptions
 from src.data.photographs import (
@@ -17,6 +18,7 @@ from src.data.photographs import (
     crop_boxes,
     crop_resize,
     gaussian_blur,
+    published_views,
 )
 from src.data.randomness import uniforms
 from src.data.views import build_views, photo_recipes
@@ -146,6 +148,22 @@ def test_all_views_resize_the_image_first_or_none():
         PhotoViews(mixed, 16)
 
 
+def test_swavs_recipe_is_the_published_one():
+    """Fact sheet, section 1.6: colours at full strength, and a standard deviation of red that is SwAV's own."""
+    views = build_views("somewhere", None, *NUMBERS, "swav")
+    assert views.std == (0.228, 0.224, 0.225)
+    for r in views.recipes:
+        assert (r.brightness, r.contrast, r.saturation, r.hue) == (0.8, 0.8, 0.8, 0.2)
+        assert (r.jitter, r.grayscale, r.blur, r.solarize, r.blur_radius) == (0.8, 0.2, 0.5, 0.0, (0.1, 2.0))
+
+
+def test_the_blur_of_small_views_shrinks_with_them():
+    large, _, small = published_views(2, 1, 64, 32, (0.4, 1.0), (0.05, 0.4))
+    assert (large.blur_radius, small.blur_radius) == ((0.1, 2.0), (0.1, 1.0))
+    assert published_views(1, 0, 96, 8, (0.4, 1.0), (0.05, 0.4))[0].blur_radius == (0.1, 2.0)
+    assert published_views(1, 0, 4, 8, (0.4, 1.0), (0.05, 0.4))[0].blur_radius == (0.1, 0.2)
+
+
 def test_crop_and_flip_do_nothing_else():
     flat = torch.full((4, 3, 40, 40), 77, dtype=torch.uint8)
     views = build_views("somewhere", None, 2, 0, 32, 8, (0.2, 1.0), (0.05, 0.4), "crop_flip")
@@ -179,6 +197,36 @@ def test_blur_is_near_pillows(radius):
     image = smooth(1, 48, 48)
     ours = gaussian_blur(tensor(image).float(), torch.tensor([radius]), 2.0)
     assert (ours - tensor(image.filter(ImageFilter.GaussianBlur(radius)))).abs().mean() < 1
+
+
+@pytest.mark.parametrize("side", [20, 100, 150])  # within one block of rows, and over two and three
+def test_blur_is_a_convolution_wherever_a_block_ends(side):
+    x = torch.rand(2, 3, side, side, dtype=torch.float64) * 255
+    taps = np.exp(-0.5 * (np.arange(-6, 7) / 1.7) ** 2)
+    taps /= taps.sum()
+    padded = np.pad(x[0, 1].numpy(), 6, mode="edge")
+    across = sum(taps[j] * padded[:, j : j + side] for j in range(13))
+    expected = sum(taps[j] * across[j : j + side] for j in range(13))
+    ours = gaussian_blur(x, torch.tensor([1.7, 0.4], dtype=torch.float64), 2.0)[0, 1]
+    assert np.abs(ours.numpy() - expected).max() < 1e-9
+
+
+def test_an_image_is_blurred_alike_in_any_company():
+    x = torch.rand(3, 3, 32, 32) * 255
+    radii = torch.tensor([1.0, 2.0, 0.3])
+    together = gaussian_blur(x, radii, 2.0)
+    for i in range(3):
+        assert (gaussian_blur(x[i : i + 1], radii[i : i + 1], 2.0) - together[i]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(301, 500), (500, 333), (375, 500), (257, 256), (224, 1000), (90, 61)])
+def test_the_evaluation_view_is_torchvisions(size):
+    """The same rounding of the longer side and of the crop's place; a pixel's shift is a score's third digit."""
+    image = smooth(4, *size)
+    theirs = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])(image)
+    views = build_views("somewhere", None, *NUMBERS)
+    pixels = tensor(image)[0].permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert (views.single_cut(pixels).float() - tensor(theirs)[0].float()).abs().mean() < 0.1
 
 
 def test_hue_is_turned_as_by_colorsys():

@@ -1,5 +1,9 @@
 """python -m src.data.shrink: what is in the copy, stopping and starting again, damaged files."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,7 +37,7 @@ def folder(tmp_path):
 def test_shorter_sides_are_cut_down_and_the_rest_is_copied(folder, tmp_path, run_python):
     done = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "40", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    sizes = {str(path.relative_to(tmp_path / "copy")): size_of(path) for path in (tmp_path / "copy").rglob("*.*")}
+    sizes = {str(path.relative_to(tmp_path / "copy")): size_of(path) for path in (tmp_path / "copy").rglob("[!.]*.*")}
     assert sizes == {
         "a/wide.jpg": (60, 40),
         "a/small.JPEG": (30, 20),
@@ -44,18 +48,49 @@ def test_shorter_sides_are_cut_down_and_the_rest_is_copied(folder, tmp_path, run
     assert "left out: " in done.stdout
     assert "broken.jpg" in done.stdout
     assert "4 images in " in done.stdout
-    again = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "20")
+    (tmp_path / "copy/a/wide.jpg").unlink()
+    (tmp_path / "copy/b/tall.jpeg").write_bytes(b"there")
+    again = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "40")
     assert again.returncode == 0
-    assert size_of(tmp_path / "copy/a/wide.jpg") == (60, 40)  # was there already
+    assert size_of(tmp_path / "copy/a/wide.jpg") == (60, 40)
+    assert (tmp_path / "copy/b/tall.jpeg").read_bytes() == b"there"  # what is there is not done again
+    other = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "20")
+    assert other.returncode == 2
+    assert "was made with {'short_side': 40, 'quality': 92}, now {'short_side': 20, 'quality': 92}" in other.stderr
+
+
+def test_odd_files_of_the_source_are_left_out_by_name(folder, tmp_path, run_python):
+    os.mkfifo(folder / "a" / "pipe.jpg")
+    (folder / "a" / "gone.jpg").symlink_to(folder / "nowhere")
+    (folder / "a" / "round").symlink_to(folder)
+    os.symlink(folder / "b" / "broken.jpg", os.fsencode(folder) + b"/b/\xff.jpg")
+    done = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--workers", "1", timeout=60)
+    assert done.returncode == 0, done.stderr
+    left_out = [line for line in done.stdout.splitlines() if line.startswith("left out: ")]
+    assert len(left_out) == 4
+    assert sum("FileNotFoundError" in line for line in left_out) == 1
+    assert "4 images in " in done.stdout
+
+
+def test_a_copy_keeps_what_turns_and_colours_it(folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(folder / "a/wide.jpg") as image:
+        image.save(folder / "a/turned.jpg", exif=exif, icc_profile=b"profile")
+    assert shrink(folder / "a/turned.jpg", tmp_path / "turned.jpg", 40, 90) == ""
+    with Image.open(tmp_path / "turned.jpg") as copy:
+        assert (copy.size, copy.getexif()[0x0112], copy.info["icc_profile"]) == ((60, 40), 6, b"profile")
 
 
 def test_a_copy_is_whole_or_not_there(folder, tmp_path, monkeypatch):
-    def half(self, path, *_, **__):
-        path.write_bytes(b"half")
-        raise ValueError("encoder")
+    def half(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:10])
+        raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(Image.Image, "save", half)
-    assert "encoder" in shrink(folder / "a/wide.jpg", tmp_path / "copy" / "wide.jpg", 40, 90)
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="full"):
+        shrink(folder / "a/wide.jpg", tmp_path / "copy" / "wide.jpg", 40, 90)
     assert list((tmp_path / "copy").iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """Stop and go on, bit for bit; damaged images; losses that are not finite."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import RunError
+from src.config import InputError, RunError
 from src.data.datasets import MemoryImages, open_data
 from src.data.digits import DigitRecipe, DigitViews
-from src.data.loaders import TrainLoader, available_workers
+from src.data.loaders import TrainLoader, available_workers, single_views
 from src.data.photographs import PhotoViews, published_views
 from src.logs import Progress
 from src.methods import METHODS, build_method
@@ -133,6 +134,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
 @pytest.fixture
 def pictures(tmp_path):
     def make(count, damaged=()):
+        shutil.rmtree(tmp_path / "p", ignore_errors=True)
         (tmp_path / "p").mkdir()
         for i in range(count):
             pixels = np.random.default_rng(i).integers(0, 255, (20, 24, 3), dtype=np.uint8)
@@ -198,6 +200,60 @@ def test_more_than_one_percent_damaged_is_too_many(pictures):
     loader = file_loader(pictures(120, damaged={7, 50}), workers=0)
     list(loader.epoch(0))
     assert loader.too_many_damaged
+    one_of_100 = file_loader(pictures(100, damaged={99}), workers=0)  # the last one, replaced by the first
+    seen = torch.cat([batch.indices for batch in one_of_100.epoch(0)])
+    assert not one_of_100.too_many_damaged
+    assert (seen == 0).sum() == 2
+
+
+def test_a_folder_of_damaged_files_ends_with_one_sentence(pictures):
+    loader = file_loader(pictures(40, damaged=set(range(40))), workers=0)
+    with pytest.raises(RunError, match="more than 1 % of the images are damaged"):
+        next(loader.epoch(0))
+
+
+def test_an_evaluation_refuses_a_damaged_image(pictures):
+    data = pictures(20, damaged={13})
+    with pytest.raises(InputError, match=r"013\.png: cannot be decoded \(UnidentifiedImageError"):
+        list(single_views(data, file_loader(data, 0).views, 8, CPU, workers=0))
+
+
+def test_views_cut_in_several_goes_are_those_of_one(pictures, monkeypatch):
+    whole = list(file_loader(pictures(60), workers=0).epoch(1))
+    monkeypatch.setattr("src.data.loaders.TOGETHER", 1)
+    for a, b in zip(whole, file_loader(pictures(60), workers=0).epoch(1), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
+
+
+@pytest.mark.slow
+def test_workers_that_live_on_read_the_next_epoch(pictures):
+    data = pictures(60)
+    lasting = file_loader(data, workers=1)
+    list(lasting.epoch(0))
+    for a, b in zip(lasting.epoch(1), file_loader(data, workers=0).epoch(1), strict=True):
+        assert torch.equal(a.indices, b.indices)
+        assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
+    lasting.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_keep_the_program(pictures, run_python):
+    """As on a network disk that no longer answers; workers take no signal but the last."""
+    data = pictures(20)
+    code = f"""
+import time, torch
+from src.data import datasets
+from src.data.datasets import open_data
+from src.data.loaders import TrainLoader
+from src.data.photographs import PhotoViews, published_views
+decode, read = datasets.decode, []
+datasets.decode = lambda path: time.sleep(10**6) if len(read) == 3 else (read.append(path), decode(path))[1]
+views = PhotoViews(published_views(2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+loader = TrainLoader(open_data({str(Path(data.paths[0]).parent)!r}, "train"), views, 2, 0, torch.device("cpu"), workers=1)
+next(loader.epoch(0))
+raise KeyboardInterrupt
+"""
+    assert "KeyboardInterrupt" in run_python("-c", code, timeout=100).stderr
 
 
 # ---- feeding --------------------------------------------------------------------------------------------------------
@@ -208,7 +264,7 @@ def test_waiting_for_files_is_counted_and_the_work_between_is_not(pictures, monk
     monkeypatch.setattr("src.data.loaders.time.monotonic", lambda: next(clock))
     loader = file_loader(pictures(60), workers=0)
     list(loader.epoch(0))
-    assert loader.waited == 20  # two of three batches; before the first one there was nothing to be late with
+    assert loader.waited == 30  # each of three batches
 
 
 def test_an_epoch_that_waited_long_gets_a_word(pictures):

@@ -7,11 +7,16 @@ what it refuses, by Pillow, whose messages say what is wrong with a file.
 import contextlib
 import mmap
 import multiprocessing
+import os
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ..config import InputError
 
 try:
     from torchcodec.decoders import decode_jpeg
@@ -28,10 +33,12 @@ def decode(path: str) -> Tensor:
     Raises:
         OSError, and what else Pillow raises on a damaged file.
     """
-    with Image.open(path) as image:
+    with opened(path) as file, Image.open(file) as image:
         if decode_jpeg and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _upright(image):
-            with contextlib.suppress(RuntimeError), open(path, "rb") as file:
+            file.seek(0)
+            with contextlib.suppress(RuntimeError):
                 return decode_jpeg(file.read())
+            file.seek(0)
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours; straight to RGB Pillow warns
         if image.mode != "RGB":
@@ -39,12 +46,18 @@ def decode(path: str) -> Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def opened(path: str | Path) -> BinaryIO:
+    """A file to be read; of a pipe, which nobody may ever write to, nothing is read instead of waiting."""
+    return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
+
+
 def _upright(image: Image.Image) -> bool:
     return "exif" not in image.info or image.getexif().get(ORIENTATION, 1) == 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The high bytes of a 16-bit image; Pillow itself clips at 255, which leaves nearly all of it white.
+    """The high bytes of a 16-bit image; Pillow itself clips at 255, which leaves nearly all of it white. Wider pixels that need
+    no more than eight bits are taken as they are.
 
     Raises:
         OSError: if the pixels are wider, and what is black and white therefore unknown.
@@ -53,7 +66,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
         kind = "floating-point pixels" if image.mode == "F" else "pixels with values outside 16 bits"
         raise OSError(f"{kind}, of which black and white are unknown: convert the image to 8 or 16 bits")
-    return Image.fromarray((grey >> 8).astype(np.uint8))
+    wide = image.mode == "I" and grey.max() < 256
+    return Image.fromarray((grey if wide else grey >> 8).astype(np.uint8))
 
 
 class Kept:
@@ -64,6 +78,9 @@ class Kept:
     Args:
         images: N of the data set.
         room: bytes. Memory is taken as it fills.
+
+    Raises:
+        InputError: if the system cannot promise that much.
     """
 
     fork = multiprocessing.get_context(
@@ -71,7 +88,10 @@ class Kept:
     )  # what inherits the memory; other ways to start a worker would have to copy it
 
     def __init__(self, images: int, room: int):
-        self.pixels = np.frombuffer(mmap.mmap(-1, room), dtype=np.uint8)
+        try:
+            self.pixels = np.frombuffer(mmap.mmap(-1, max(room, 1)), dtype=np.uint8)
+        except (OSError, OverflowError):
+            raise InputError(f"--keep-decoded: {room / 2**30:g} GiB of memory are not to be had: lower it") from None
         self.places = np.frombuffer(mmap.mmap(-1, 24 * images), dtype=np.int64).reshape(
             images, 3
         )  # start, height, width

@@ -56,7 +56,7 @@ def _walk(folder: Path, folders: dict[str, int]) -> Iterator[str]:
 
 
 def _refuse(error: OSError) -> None:
-    raise InputError(f"--data: {error.filename}: {error.strerror}")
+    raise InputError(f"{error.filename}: cannot be listed ({error.strerror})")
 
 
 def _is_image(name: str) -> bool:

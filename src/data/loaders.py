@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
-from ..config import InputError
+from ..config import InputError, RunError
 from .datasets import ImageFiles, Images, MemoryImages
 from .decoding import Kept
 
@@ -137,17 +137,22 @@ class TrainLoader:
                     readable = os.fsencode(path).decode(errors="replace")
                     print(f"damaged image, replaced by the next one: {readable} ({reason})", flush=True)
                 self.damaged[path] = reason
+            if not crops:
+                raise RunError("more than 1 % of the images are damaged; repair or remove those reported")
             crops = [crop.to(self.device, non_blocking=True) for crop in crops]
             yield Batch(self.views.finish(crops, part, self.seed, epoch), torch.from_numpy(part).to(self.device))
 
     def _timed(self, batches: Iterator) -> Iterator:
-        """Count the waiting, but that for the first batch of an epoch, which no worker could begin before."""
-        began = None
-        for batch in batches:
-            if began is not None:
+        """Count the waiting. On a GPU that still has steps to compute when the files come, there was none."""
+        while True:
+            began = time.monotonic()
+            steps = torch.cuda.default_stream(self.device).record_event() if self.device.type == "cuda" else None
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if steps is None or steps.query():
                 self.waited += time.monotonic() - began
             yield batch
-            began = time.monotonic()
 
     def advice(self, summary: dict) -> str:
         """A sentence if an epoch's training, of which this is the summary, waited for files too long; else ""."""
@@ -214,7 +219,8 @@ class _FileBatches:
         self.loader: DataLoader | None = None
 
     def read(self, requests: list[tuple[int, np.ndarray]], pin: bool = False):
-        """For each (epoch, indices): crops V × (B, C, H, W) uint8, the indices really read, and [(path, reason)] of damage."""
+        """For each (epoch, indices): crops V × (B, C, H, W) uint8, or none if too many images are damaged, the indices really read, and
+        [(path, reason)] of damage."""
         self.requests.wanted = requests
         if self.loader is None:
             self.loader = DataLoader(
@@ -235,7 +241,11 @@ class _FileBatches:
 
     def close(self) -> None:
         if self.loader is not None and self.loader._iterator is not None:
-            self.loader._iterator._shutdown_workers()
+            workers = self.loader._iterator._workers
+            self.loader._iterator._shutdown_workers()  # which gives each some seconds
+            for worker in workers:
+                if worker.is_alive():  # reading a disk that no longer answers, say; python would wait for it for ever
+                    worker.kill()
 
 
 def _close_if_alive(batches: weakref.ref) -> None:
@@ -270,6 +280,8 @@ class _Reader(Dataset):
         read, damaged, parts, few = [], [], [], []
         for wanted in indices.tolist():
             index, image = self._next_readable(wanted, damaged)
+            if image is None:
+                return [], np.array(read), damaged
             read.append(index)
             few.append(image)
             if len(read) == len(indices) or sum(image.numel() for image in few) > TOGETHER:
@@ -282,8 +294,9 @@ class _Reader(Dataset):
             return [torch.stack([self.views.single_cut(image) for image in images])]
         return self.views.cut(images, indices, self.seed, epoch)
 
-    def _next_readable(self, index: int, damaged: list[tuple[str, str]]):
-        for _ in range(min(len(self.data), 100)):
+    def _next_readable(self, index: int, damaged: list[tuple[str, str]]) -> tuple[int, Tensor | None]:
+        """The image, or the next one that can be decoded; None after more failures in a row than a run may have."""
+        for _ in range(int(DAMAGED_SHARE * len(self.data)) + 2):
             try:
                 return index, self.data.decode(index)
             except (
@@ -291,7 +304,7 @@ class _Reader(Dataset):
             ) as error:  # Pillow raises many kinds on damaged files, SyntaxError and struct.error among them
                 damaged.append((self.data.paths[index], f"{type(error).__name__}: {error}"))
             index = (index + 1) % len(self.data)
-        raise RuntimeError(f"none of 100 images in a row could be decoded, the last was {damaged[-1]}")
+        return index, None
 
 
 def _as_it_is(batch):
