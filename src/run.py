@@ -79,11 +79,14 @@ def _hold(folder: Path) -> None:
     One that is there is given some time to leave: the job that this one continues may have ended with its host.
 
     Raises:
-        InputError: if it does not, with its process, host and job.
+        InputError: if it does not, with its process, host and job; or if nothing can be written there.
     """
     if folder in _held:
         return
-    file = open(folder / ".lock", "a+")  # noqa: SIM115  it stays open
+    try:
+        file = open(folder / ".lock", "a+")  # noqa: SIM115  it stays open
+    except OSError as error:
+        raise InputError(f"--output-dir {folder}: cannot be written ({error.strerror}); give another") from None
     began, told = time.monotonic(), False
     while not _lock(file):
         file.seek(0)

@@ -357,6 +357,12 @@ def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "config.json").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / ".lock").mkdir()  # root may write everywhere else
+    with pytest.raises(InputError, match=r"--output-dir .*: cannot be written \(Is a directory\); give another"):
+        run.find_checkpoint(tmp_path, {})
+
+
 def test_flipped_bytes_within_tensors_are_found_out(tmp_path):
     checkpoint.save(tmp_path / "c.pt", {"model": {"w": torch.zeros(10000)}})
     whole = bytearray((tmp_path / "c.pt").read_bytes())
