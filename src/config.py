@@ -641,7 +641,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, o
         _apply_base_lr(values, published, given)
     elif known.preset and "--lr" not in given:
         _check_lr_fits(values.batch_size, published, known.preset)
-    if values.warmup_start > values.lr and "--warmup-start" not in given:
+    if 0 < values.lr < values.warmup_start and "--warmup-start" not in given:
         values.warmup_start = values.lr * min(published["warmup_start"] / published["lr"], 1.0)  # a warm-up goes up
     options, knobs = collect(TrainOptions, values), collect(method.config, values)
     _end_dry_run(values, {"method": known.method, **as_plain(options), **as_plain(knobs)})
