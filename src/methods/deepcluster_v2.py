@@ -65,7 +65,7 @@ PRESETS = {
         "local_crops_number": 4,
     },
     "400ep_2x224": {"base": "400ep", "global_crops_size": 224, "local_crops_number": 0},
-    # ours; docs/training.md says what of it is whose advice. Not run by us.
+    # ours; docs/training.md says what of it is whose advice, and what of it was run.
     "cifar10": {
         "arch": "cifar_resnet18",
         "global_crops_size": 32,
