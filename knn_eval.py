@@ -8,8 +8,6 @@ Nothing is trained, so this is the quickest look at a representation. The labell
 all of them or a share; the images that are classified are those of the test split.
 """
 
-from pathlib import Path
-
 from src import config
 
 
@@ -21,6 +19,7 @@ def main() -> None:
     from torch import nn
 
     from src import distributed
+    from src.data.datasets import check_channels
     from src.data.subsets import draw_share, read_list
     from src.data.views import build_views
     from src.evaluation.knn import knn_scores, unit_rows
@@ -28,7 +27,7 @@ def main() -> None:
     from src.features import extract
     from src.logs import percent, table, write_json
     from src.pretrained import load_backbone, load_method
-    from src.run import choose_folder, make_folder
+    from src.run import make_folder, results_folder
 
     # the network, and the data it was trained on unless other data is given
     if options.layer == "head":
@@ -41,13 +40,8 @@ def main() -> None:
         raise config.InputError(f"--data is missing: {options.checkpoint} does not say what it was trained on")
     source = options if options.data else config.data_of(trained, options)
     bank, queries = open_labelled(source.data, source.data_root, source.download, source.subset_file)
-    if bank.channels != trained["channels"]:
-        raise config.InputError(
-            f"--data {source.data}: images have {bank.channels} channels, the network takes {trained['channels']}"
-        )
-    given = Path(options.checkpoint)
-    beside = given.parent if given.is_file() else Path("runs") / given.name  # of a released model's name
-    folder = choose_folder(options.output_dir or str(beside), False, "")
+    check_channels(bank, source.data, trained["channels"])
+    folder = results_folder(options.checkpoint, options.output_dir)
 
     # the labelled images that are searched
     if options.bank_list:

@@ -7,5 +7,4 @@
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
 score sc_800ep_train
-launch python knn_eval.py --precision float16 --data "$DATASET_PATH" --seed "$SEED" \
-    "${SCORED[@]}" "$@"
+launch python knn_eval.py --precision float16 --data "$DATASET_PATH" --seed "$SEED" "${SCORED[@]}" "$@"

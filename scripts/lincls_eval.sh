@@ -7,5 +7,4 @@
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
 score sc_800ep_train
-launch python lincls_eval.py --preset self_classifier --data "$DATASET_PATH" --seed "$SEED" \
-    "${SCORED[@]}" "$@"
+launch python lincls_eval.py --preset self_classifier --data "$DATASET_PATH" --seed "$SEED" "${SCORED[@]}" "$@"

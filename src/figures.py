@@ -59,22 +59,9 @@ def confusion_matrix(
         FileNotFoundError: if the folder does not exist.
         ValueError: if a cluster has no class, a class has no name, or the lengths differ.
     """
-    labels, clusters = np.asarray(labels), np.asarray(clusters)
-    _same_length(labels=labels, clusters=clusters)
-    cluster_ids, row = np.unique(clusters, return_inverse=True)
-    cluster_class = _classes_of(cluster_ids, mapping, len(class_names))
-    if not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, but there are {len(class_names)} names")
-    columns = np.union1d(labels, cluster_class)  # (C,) class ids
-    K, C = len(cluster_ids), len(columns)
-
-    cells = row * C + np.searchsorted(columns, labels)
-    counts = np.bincount(cells, minlength=K * C).reshape(K, C)
-    on_diagonal = counts[np.arange(K), np.searchsorted(columns, cluster_class)]  # (K,) images placed right
-    order = np.lexsort((cluster_ids, -on_diagonal, cluster_class))
-    counts = counts[order]
+    counts, cluster_ids, columns, accuracy = _cells(labels, clusters, mapping, len(class_names))
+    K, C = counts.shape
     share = counts / counts.sum(axis=1, keepdims=True)
-    accuracy = on_diagonal.sum() / len(labels)
 
     names = [_shortened(class_names[column], 24) for column in columns]
     write_counts, write_names = C <= 20 and K <= 40, C <= 60 and K <= 120
@@ -91,7 +78,7 @@ def confusion_matrix(
             aspect="auto",
             interpolation="nearest" if max(K, C) <= 1200 else "auto",  # smoothing only where a cell is under a pixel
         )
-        axes.set_title(f"accuracy {100 * accuracy:.1f} % of {len(labels):,} images", loc="left", pad=10, weight="bold")
+        axes.set_title(f"accuracy {100 * accuracy:.1f} % of {counts.sum():,} images", loc="left", pad=10, weight="bold")
         axes.set_xlabel("true class" if write_names else f"true class ({C:,})")
         axes.set_ylabel("cluster, in the order of its class" if write_names else f"cluster ({K:,}), by its class")
         axes.tick_params(length=0)
@@ -100,7 +87,7 @@ def confusion_matrix(
             size = 9 if max(C, K) <= 40 else 6
             upright = max(len(name) for name in names) > 3
             axes.set_xticks(range(C), names, rotation=90 if upright else 0, fontsize=size)
-            axes.set_yticks(range(K), cluster_ids[order], fontsize=size)
+            axes.set_yticks(range(K), cluster_ids, fontsize=size)
         else:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -117,6 +104,25 @@ def confusion_matrix(
         bar.ax.minorticks_off()
         bar.set_label("share of the cluster")
         bar.outline.set_visible(False)
+
+
+def _cells(
+    labels: ArrayLike, clusters: ArrayLike, mapping: Mapping[int, int], num_names: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """(K, C) images of each cluster and class, the clusters in that order, the classes, and the share that is placed right."""
+    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    _same_length(labels=labels, clusters=clusters)
+    cluster_ids, row = np.unique(clusters, return_inverse=True)
+    cluster_class = _classes_of(cluster_ids, mapping, num_names)
+    if not 0 <= labels.min() <= labels.max() < num_names:
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, but there are {num_names} names")
+    columns = np.union1d(labels, cluster_class)  # (C,) class ids
+    K, C = len(cluster_ids), len(columns)
+    cells = row * C + np.searchsorted(columns, labels)
+    counts = np.bincount(cells, minlength=K * C).reshape(K, C)
+    right = counts[np.arange(K), np.searchsorted(columns, cluster_class)]  # (K,) images
+    order = np.lexsort((cluster_ids, -right, cluster_class))
+    return counts[order], cluster_ids[order], columns, right.sum() / len(labels)
 
 
 # ---- gallery --------------------------------------------------------------------------------------------------------

@@ -36,6 +36,13 @@ def choose_folder(output_dir: str, fresh: bool, name: str) -> Path:
     return folder
 
 
+def results_folder(checkpoint: str, output_dir: str, below: str = "") -> Path:
+    """Where an evaluation writes: `--output-dir`, else `below` the checkpoint's folder, of a released model's name runs/NAME."""
+    given = Path(checkpoint)
+    beside = given.parent if given.is_file() else Path("runs") / given.name
+    return choose_folder(output_dir or str(beside / below), False, "")
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder for results. Raises InputError if that cannot be done."""
     try:

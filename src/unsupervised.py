@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import distributed, figures
 from .config import VIEW_SETTINGS, ClsEvalOptions, InputError, KMeansOptions, data_of
-from .data.datasets import ImageFiles, Images, MemoryImages, open_data
+from .data.datasets import ImageFiles, Images, MemoryImages, check_channels, open_data
 from .data.imagenet import class_to_superclass
 from .data.loaders import Views, single_views
 from .data.subsets import draw_share, read_list
@@ -28,7 +28,7 @@ from .features import average_clusters, extract, predict_clusters
 from .logs import percent, table, write_json
 from .metrics import adjusted_mutual_information, contingency
 from .pretrained import Unclassified, load_backbone, load_classifiers, load_method
-from .run import choose_folder, make_folder
+from .run import make_folder, results_folder
 
 # figures of an earlier evaluation, which this one replaces
 FIGURES = r"(confusion|gallery|sizes|pca|(grid|tsne)_\d+)\.(png|pdf)"
@@ -120,10 +120,7 @@ def open_job(options: ClsEvalOptions) -> Job:
     source = options if options.data else data_of(trained, options)
     where = (source.data_root, source.download, source.subset_file)
     data = open_data(source.data, options.split, *where)
-    if data.channels != trained["channels"]:
-        raise InputError(
-            f"--data {source.data}: images have {data.channels} channels, the network takes {trained['channels']}"
-        )
+    check_channels(data, source.data, trained["channels"])
     if options.pixel_kmeans and not isinstance(data, MemoryImages):
         raise InputError(f"--pixel-kmeans needs small images held in memory, --data {source.data} is a folder: drop it")
     if options.grids and not (data.labels >= 0).any():
@@ -139,9 +136,7 @@ def open_job(options: ClsEvalOptions) -> Job:
         if not np.isin(data.labels, list(of_class)).any():
             raise InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one")
     others = {name: _open_other(name, source.data, data) for name in options.compare}
-    given = Path(options.checkpoint)
-    beside = given.parent if given.is_file() else Path("runs") / given.name  # of a released model's name
-    folder = choose_folder(options.output_dir or str(beside / ("kmeans" if options.kmeans else "")), False, "")
+    folder = results_folder(options.checkpoint, options.output_dir, below="kmeans" if options.kmeans else "")
     views = build_views(source.data, data, *(trained[name] for name in VIEW_SETTINGS))
 
     device = distributed.start(options.device)

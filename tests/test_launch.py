@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from conftest import ROOT
@@ -179,8 +180,12 @@ def test_a_half_set_environment_stops_a_program_with_one_line(monkeypatch, capsy
 # ---- a rank that dies -----------------------------------------------------------------------------------------------
 
 
-def run_without_launcher(script, world_size: int) -> tuple[list[int], list[str]]:
-    """Statuses and standard errors of ranks that nobody ends when one of them does."""
+def run_without_launcher(folder, world_size: int, body: str) -> tuple[list[int], list[str]]:
+    """Statuses and standard errors of ranks.py, whose ranks meet and do `body`; nobody ends them when one of them ends."""
+    script = folder / "ranks.py"
+    head = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport torch\nfrom src import config, distributed\n"
+    body = textwrap.indent('distributed.start("cpu")\n' + textwrap.dedent(body), "    ")
+    script.write_text(f"{head}def main():\n{body}\nconfig.run_script(main)\n")
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
@@ -203,25 +208,13 @@ def run_without_launcher(script, world_size: int) -> tuple[list[int], list[str]]
 @pytest.mark.parametrize(("dead", "speaker"), [(1, 0), (0, 1)])
 def test_a_dead_rank_is_named_by_the_first_that_is_left(tmp_path, dead, speaker):
     """Without a launcher that ends the others: they end by themselves, at once, with one line."""
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import torch
-from src import config, distributed
-
-def main():
-    distributed.start("cpu")
-    for step in range(10**6):
-        distributed.max_over_ranks(torch.ones(1))
-        if (step, distributed.rank()) == (20, {dead}):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-config.run_script(main)
-"""
-    )
-    statuses, said = run_without_launcher(script, 3)
+    body = f"""
+        for step in range(10**6):
+            distributed.max_over_ranks(torch.ones(1))
+            if (step, distributed.rank()) == (20, {dead}):
+                os.kill(os.getpid(), signal.SIGKILL)
+        """
+    statuses, said = run_without_launcher(tmp_path, 3, body)
     assert statuses == [-signal.SIGKILL if r == dead else 1 for r in range(3)]
     for rank, text in enumerate(said):
         assert ("ranks.py: error: " in text) == (rank == speaker)
@@ -233,23 +226,12 @@ config.run_script(main)
 @pytest.mark.parametrize(("wrong", "speaker"), [([0, 1, 2], 0), ([2], 2)])
 def test_what_is_wrong_is_said_once_and_by_a_rank_that_knows(tmp_path, wrong, speaker):
     """As where a folder is missing on all hosts, or on one."""
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from src import config, distributed
-
-def main():
-    distributed.start("cpu")
-    if distributed.rank() in {wrong}:
-        raise config.InputError("no such folder")
-    distributed.barrier()
-
-config.run_script(main)
-"""
-    )
-    statuses, said = run_without_launcher(script, 3)
+    body = f"""
+        if distributed.rank() in {wrong}:
+            raise config.InputError("no such folder")
+        distributed.barrier()
+        """
+    statuses, said = run_without_launcher(tmp_path, 3, body)
     assert [status for rank, status in enumerate(statuses) if rank in wrong] == [2] * len(wrong)
     assert 0 not in statuses
     lines = [line for text in said for line in text.splitlines() if "no such folder" in line]

@@ -7,5 +7,4 @@
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
 score first_generation/sc_800ep_train
-launch python cls_eval.py --data "$DATASET_PATH" \
-    "${SCORED[@]}" "$@"
+launch python cls_eval.py --data "$DATASET_PATH" "${SCORED[@]}" "$@"

@@ -8,5 +8,4 @@
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
 score first_generation/sc_800ep_train
-launch python knn_eval.py --k 20 --data "$DATASET_PATH" --seed "$SEED" \
-    "${SCORED[@]}" "$@"
+launch python knn_eval.py --k 20 --data "$DATASET_PATH" --seed "$SEED" "${SCORED[@]}" "$@"

@@ -8,5 +8,4 @@
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
 score swav_800ep_pretrain
-launch python lincls_eval.py --preset swav --data "$DATASET_PATH" --seed "$SEED" \
-    "${SCORED[@]}" "$@"
+launch python lincls_eval.py --preset swav --data "$DATASET_PATH" --seed "$SEED" "${SCORED[@]}" "$@"

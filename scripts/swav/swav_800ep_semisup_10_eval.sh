@@ -9,5 +9,4 @@
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
 score swav_800ep_pretrain
 launch python lincls_eval.py --preset swav_semi_10 --data "$DATASET_PATH" --seed "$SEED" \
-    "${SCORED[@]}" \
-    --output-dir "$EXPERIMENT_PATH/swav_800ep_semisup_10_eval$RUN" "$@"
+    "${SCORED[@]}" --output-dir "$EXPERIMENT_PATH/swav_800ep_semisup_10_eval$RUN" "$@"

@@ -9,5 +9,4 @@
     { echo "submit from the repository's folder, or export REPOSITORY=that folder" >&2; exit 2; }
 score sc_800ep_train
 launch python cls_eval.py --superclass 2 --data "$DATASET_PATH" \
-    "${SCORED[@]}" \
-    --output-dir "$EXPERIMENT_PATH/sc_800ep_cls_eval_superclass_lvl_2$RUN" "$@"
+    "${SCORED[@]}" --output-dir "$EXPERIMENT_PATH/sc_800ep_cls_eval_superclass_lvl_2$RUN" "$@"

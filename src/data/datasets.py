@@ -134,6 +134,12 @@ def open_data(name: str, split: str, root: str = "", download: bool = False, sub
     return keep_classes(data, subset_file) if subset_file else data
 
 
+def check_channels(data: Images, name: str, channels: int) -> None:
+    """Raise InputError if a network that takes so many channels cannot see the images of `--data name`."""
+    if data.channels != channels:
+        raise InputError(f"--data {name}: images have {data.channels} channels, the network takes {channels}")
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # held in memory
 

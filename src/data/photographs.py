@@ -122,22 +122,17 @@ def uniform_views(
     return [PhotoRecipe(size=size, scale=scale, bicubic=False, **changes) for size, scale in views]
 
 
-def scan_views(
-    num_global: int,
-    num_local: int,
-    global_size: int,
-    local_size: int,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-    central: int = 0,
-) -> list[PhotoRecipe]:
+def scan_views(*layout, central: int = 0) -> list[PhotoRecipe]:
     """SCAN's strong recipe (arXiv:2005.12320) for all views but the first `central` ones, which are as for evaluation.
+
+    Args:
+        layout: numbers, sizes and scales, as for `uniform_views`.
 
     Windows are not resized, so the scales do not matter. The longest hole is 16 of 32 pixels, 32 of 96, 75 of 224, as in the
     authors' settings.
     """
     strong = {"crop": "random", "resize_first": True, "operations": tuple(OPERATIONS), "drawn": 4}
-    views = uniform_views(num_global, num_local, global_size, local_size, global_scale, local_scale, **PLAIN, **strong)
+    views = uniform_views(*layout, **PLAIN, **strong)
     views = [replace(view, cutout=round(view.size / (2 if view.size <= 64 else 3))) for view in views]
     return [replace(view, crop="central", flip=0.0, drawn=0, cutout=0) for view in views[:central]] + views[central:]
 
