@@ -43,7 +43,7 @@ def main() -> None:
     if options.keep_decoded:
         data = data.keeping(int(options.keep_decoded * 2**30))
     settings = (getattr(options, name) for name in config.VIEW_SETTINGS)
-    views = build_views(options.data, data, *settings, reference=options.reference_views)
+    views = build_views(options.data, data, *settings, options.reference_views, options.compile)
     loader = TrainLoader(data, views, options.batch_size, options.seed, device, options.workers)
     if loader.per_rank % options.accumulate:
         raise config.InputError(

@@ -84,7 +84,8 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
         for i in range(len(data)):
             in_memory.decode(i)
         published = Published(2, 6)
-        views = PhotoViews(published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1]), 256)
+        recipes = published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1])
+        views, compiled = PhotoViews(recipes, 256), PhotoViews(recipes, 256, compiled=True)
         indices = np.arange(len(data))
         kept: list = []
 
@@ -93,7 +94,7 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
         def work(images):
             kept[:] = [views.cut([images.decode(i) for i in few], few, 0, 0) for few in batches]
 
-        def finish():
+        def finish(views):
             for crops, few in zip(kept, batches, strict=True):
                 views.finish(crops, few, 0, 0)
 
@@ -103,14 +104,14 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
             "ours, worker: decode and cut": lambda: work(data),
             "ours, worker, from the smaller copy": lambda: work(copy),
             "ours, worker, decoded images kept": lambda: work(in_memory),
-            "ours, device part on this CPU": finish,
+            "ours, device part on this CPU": lambda: finish(views),
+            "ours, device part --compile": lambda: finish(compiled),
         }
         seconds = seconds_in_turns(sides, turns)
-    together = [
-        a + b
-        for a, b in zip(seconds["ours, worker: decode and cut"], seconds["ours, device part on this CPU"], strict=True)
-    ]
-    return [(name, values, len(data)) for name, values in {**seconds, "ours, together on this CPU": together}.items()]
+    for how in ("on this CPU", "--compile"):
+        parts = seconds["ours, worker: decode and cut"], seconds[f"ours, device part {how}"]
+        seconds[f"ours, together {how}"] = [sum(turn) for turn in zip(*parts, strict=True)]
+    return [(name, values, len(data)) for name, values in seconds.items()]
 
 
 def from_memory(count: int, turns: int) -> list[tuple[str, list[float], int]]:
@@ -129,10 +130,14 @@ def from_memory(count: int, turns: int) -> list[tuple[str, list[float], int]]:
 
 def on_gpu(turns: int) -> list[tuple[str, list[float], int]]:
     """The device part of batches of 256 photographs."""
-    views = PhotoViews(published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1]), 256)
+    recipes = published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1])
+    views, compiled = PhotoViews(recipes, 256), PhotoViews(recipes, 256, compiled=True)
     sizes = [GLOBAL[0]] * 2 + [LOCAL[0]] * 6
     crops = [torch.randint(0, 256, (256, 3, size, size), dtype=torch.uint8, device="cuda") for size in sizes]
-    sides = {"ours, device part on the GPU": lambda: views.finish(crops, np.arange(256), 0, 0)}
+    sides = {
+        "ours, device part on the GPU": lambda: views.finish(crops, np.arange(256), 0, 0),
+        "ours, device part on the GPU --compile": lambda: compiled.finish(crops, np.arange(256), 0, 0),
+    }
     return [(name, values, 256) for name, values in seconds_in_turns(sides, turns, torch.cuda.synchronize).items()]
 
 
@@ -144,16 +149,16 @@ def main():
     where = machine("torch", "torchvision", "pillow")
     print(in_words(where), flush=True)
     count, small, turns = (32, 256, 2) if arguments.quick else (160, 1024, 5)
-    rows = from_files(arguments.folder, count, turns) + from_memory(small, turns)
+    in_memory = from_memory(small, turns)
+    rows = from_files(arguments.folder, count, turns) + in_memory
     if torch.cuda.is_available():
         rows += on_gpu(turns)
     print(f"one core; images per second and seconds per {count} images: median (range) of {turns} turns\n")
-    base = {"32²": rows[-2] if not torch.cuda.is_available() else rows[-3]}
     results = []
     for name, seconds, images in rows:
-        reference = base.get(name.split(",")[0], rows[0])
+        reference = in_memory[0] if name.startswith("32²") else rows[0]
         ratio = median(reference[1]) / reference[2] / (median(seconds) / images)
-        print(f"{name:38}{images / median(seconds):9.1f}  {spread(seconds, 2):22}{ratio:7.2f} times the published")
+        print(f"{name:40}{images / median(seconds):9.1f}  {spread(seconds, 2):22}{ratio:7.2f} times the published")
         results.append({"side": name, "images": images, "seconds": seconds, "ratio": ratio})
     write(arguments.json, where, results)
 

@@ -6,6 +6,8 @@
 The plain loop is what one writes first: contiguous float32, the loss pair by pair, LARS tensor by tensor, a queue look-up
 over one big matrix. Ours runs with each switch alone and with all of them. On a GPU the rate that the bare backbone reaches
 forward and backward, with the fastest of our settings, stands beside it: the share of it is what everything else leaves.
+On a CPU the bound stands below: what the plain loop's multiplications alone would take at the rate of float32 matrix products,
+so that no float32 step can be faster.
 """
 
 import os
@@ -15,6 +17,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
@@ -75,6 +78,16 @@ class Ours:
         torch.cat(outputs).float().square().mean().backward()
 
 
+def bound(step) -> tuple[float, float]:
+    """Floating-point operations of the products and convolutions of a step, and how many of them a second of float32 matrix
+    products has here at best."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    a, b = torch.randn(2, 2048, 2048)
+    seconds = seconds_in_turns({"product": lambda: a @ b}, 20)["product"]
+    return counter.get_total_flops(), 2 * 2048**3 / min(seconds)
+
+
 def main():
     made = parser(__doc__)
     made.add_argument("--batch-size", type=int, help="images per step (default: 8 on a CPU, 256 on a GPU)")
@@ -124,6 +137,14 @@ def main():
         share = median(again["backbone alone"]) / median(again["whole step"])
         print(f"\n{fastest}: {share:.2f} of the rate of its backbone alone, forward and backward")
         row |= {"fastest": fastest, "backbone": again, "share": share}
+    else:
+        operations, rate = bound(steps["plain loop"])
+        most = median(seconds["plain loop"]) / (operations / rate)
+        print(
+            f"\n{operations / 1e9:,.0f} GFLOP a step, at {rate / 1e9:,.0f} GFLOP/s of float32 matrix products: ", end=""
+        )
+        print(f"{operations / rate:.2f} s; in float32 no step can be {most:.2f} times as fast as the plain loop")
+        row |= {"operations": operations, "operations_per_second": rate, "bound": most}
     write(arguments.json, where, [row])
 
 

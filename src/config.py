@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import types
 import typing
@@ -164,7 +165,7 @@ class DeviceOptions:
 class SpeedOptions:
     """speed and memory"""
 
-    compile: bool = False  # compile the backbone; the first steps take minutes
+    compile: bool = False  # compile the backbone and the colour jitter; the first steps take minutes
     checkpoint_activations: bool = False  # run the backbone's blocks again during backward instead of remembering them
     accumulate: int = (
         1  # parts that a rank's batch is taken in, for less memory; the loss stays that of the whole batch
@@ -176,6 +177,11 @@ class SpeedOptions:
 
     def __post_init__(self):
         super().__post_init__()
+        compilers = (os.environ.get("CXX") or "g++", os.environ.get("CC") or "gcc")
+        if self.compile and not any(shutil.which(name) for name in compilers):
+            raise InputError(
+                f"--compile: no compiler was found ({' or '.join(compilers)}): install one, or drop the flag"
+            )
         require_at_least(self, accumulate=1, sync_bn_group=0, keep_decoded=0)
         if self.keep_decoded and self.data in BUILT_IN_DATA:
             raise InputError(f"--keep-decoded is for image files, --data {self.data} is in memory: drop it")

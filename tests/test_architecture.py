@@ -34,7 +34,8 @@ MAY_IMPORT = {
     | {"checkpoint", "data", "features", "logs", "metrics", "models", "neighbors", "optim", "trainer"},
     "pretrained": {"checkpoint", "config", "downloads", "methods", "models"},
     "run": GROUND | {"checkpoint", "logs", "trainer"},
-    "probe": GROUND | {"checkpoint", "data", "evaluation", "features", "logs", "models", "pretrained", "run", "trainer"},
+    "probe": GROUND
+    | {"checkpoint", "data", "evaluation", "features", "logs", "models", "pretrained", "run", "trainer"},
     "unsupervised": GROUND | {"data", "evaluation", "features", "figures", "logs", "metrics", "pretrained", "run"},
 }
 

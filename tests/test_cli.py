@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -184,28 +185,50 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(trained, tmp_pat
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 
 
-@pytest.mark.slow
-def test_a_folder_without_labels_is_learned_and_shown(run_python, tmp_path):
-    import numpy as np
-
+@pytest.fixture
+def coloured(tmp_path):
+    """A folder of pictures in three colours, some of them deeper, and the flags of a short run on it."""
     rng = np.random.default_rng(0)
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for i in range(48):
         colour = np.zeros((24, 30, 3), np.uint8) + (np.eye(3, dtype=np.uint8)[i % 3] * 200)
         noise = rng.integers(0, 55, colour.shape, dtype=np.uint8)
         Image.fromarray(colour + noise).save(tmp_path / "in" / ("deep" if i % 2 else ".") / f"{i}.png")
-    words = (
-        "--arch small_convnet --global-crops-size 16 --local-crops-size 8 --local-crops-number 1 --classes 3 3 --dim 16"
-    )
-    words += " --hidden-dim 32 --batch-size 24 --queue-length 24 --epochs 2 --warmup-epochs 1 --lr 0.1 --workers 1"
+    words = "--arch small_convnet --global-crops-size 16 --local-crops-size 8 --local-crops-number 1 --classes 3 3"
+    words += " --dim 16 --hidden-dim 32 --batch-size 24 --queue-length 24 --epochs 2 --warmup-epochs 1 --lr 0.1"
+    return ["--data", str(tmp_path / "in"), *words.split(), "--workers", "1"]
+
+
+@pytest.mark.slow
+def test_a_folder_without_labels_is_learned_and_shown(coloured, run_python, tmp_path):
     out = tmp_path / "out"
-    done = run_python("train.py", "--data", tmp_path / "in", *words.split(), "--output-dir", out)
+    done = run_python("train.py", *coloured, "--output-dir", out)
     assert done.returncode == 0, done.stderr
     done = run_python("cls_eval.py", "--checkpoint", out / "checkpoint.pt", "--workers", "0")
     assert done.returncode == 0, done.stderr
     assert "no labels, so no scores" in done.stdout
     assert sum(json.loads((out / "cls_eval.json").read_text())["cluster_sizes"]) == 48
     assert (out / "gallery.png").exists()
+
+
+@pytest.mark.slow
+def test_compiled_it_learns_the_same(coloured, run_python, tmp_path):
+    losses = []
+    for switch in ([], ["--compile"]):
+        done = run_python("train.py", *coloured, *switch, "--output-dir", tmp_path / f"out{len(switch)}", timeout=500)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / f"out{len(switch)}" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    parse_train(["--compile"])
+    monkeypatch.setenv("PATH", "")
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"--compile: no compiler was found \(g\+\+ or gcc\): install one, or drop"):
+        parse_train(["--compile"])
 
 
 @pytest.mark.slow

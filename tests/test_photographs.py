@@ -12,12 +12,16 @@ from torchvision import transforms
 
 from src.config import TrainOptions
 from src.data.photographs import (
+    NONE,
+    ORDERS,
     PhotoRecipe,
     PhotoViews,
     adjust_hue,
     crop_boxes,
     crop_resize,
     gaussian_blur,
+    jitter,
+    jitter_at_once,
     published_views,
 )
 from src.data.randomness import uniforms
@@ -219,7 +223,7 @@ def test_an_image_is_blurred_alike_in_any_company():
         assert (gaussian_blur(x[i : i + 1], radii[i : i + 1], 2.0) - together[i]).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("size", [(301, 500), (500, 333), (375, 500), (257, 256), (224, 1000), (90, 61)])
+@pytest.mark.parametrize("size", [(301, 500), (500, 333), (375, 500), (257, 256), (259, 256), (224, 1000), (90, 61)])
 def test_the_evaluation_view_is_torchvisions(size):
     """The same rounding of the longer side and of the crop's place; a pixel's shift is a score's third digit."""
     image = smooth(4, *size)
@@ -267,6 +271,22 @@ def test_views_belong_to_seed_epoch_image_and_view(augment):
     assert all(torch.allclose(a[4], b[0], atol=1e-4) for a, b in zip(whole, alone, strict=True))
     assert not torch.allclose(whole[0], views(images, np.arange(6), 0, 2)[0], atol=0.1)
     assert not torch.allclose(whole[0], views(images, np.arange(6), 1, 1)[0], atol=0.1)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_all_adjustments_at_once_are_those_one_by_one(compiled):
+    rng = np.random.default_rng(0)
+    at_once = torch.compile(jitter_at_once, dynamic=True) if compiled else jitter_at_once
+    for size in (16, 9):  # compiled once for both
+        x = torch.from_numpy(rng.uniform(0, 255, (30, 3, size, size))).float()
+        order = np.concatenate([ORDERS, np.full((6, 4), NONE)])
+        factors = np.array([1.0, 1.0, 1.0, 0.0]) + np.array([0.4, 0.4, 0.2, 0.1]) * rng.uniform(-1, 1, (30, 4))
+        together = at_once(x, torch.from_numpy(order), torch.from_numpy(factors).float())
+        one_by_one = x.clone()
+        jitter(one_by_one, order, factors)
+        assert (together - one_by_one).abs().max() < 1e-3
+        assert torch.equal(together[24:], x[24:])
+        assert ((together[:24] - x[:24]).abs().amax(dim=(1, 2, 3)) > 1).all()
 
 
 @pytest.mark.parametrize(("bicubic", "filter"), [(True, Image.Resampling.BICUBIC), (False, Image.Resampling.BILINEAR)])

@@ -39,9 +39,10 @@ def build_views(
     local_scale: tuple[float, float],
     augment: str = "dino",
     reference: bool = False,
+    compiled: bool = False,
 ) -> Views:
     """The views of a data set: the digits' own recipe, or for photographs the one named by `augment`, made as published if
-    `reference`.
+    `reference`, or with their colours compiled.
 
     Evaluation takes the central 224 of 256 pixels of a large image, and the whole of a small one.
     """
@@ -50,8 +51,10 @@ def build_views(
     recipes = photo_recipes(augment)(num_global, num_local, global_size, local_size, global_scale, local_scale)
     small = isinstance(data, MemoryImages) or global_size <= 64
     statistics = CIFAR_STATISTICS.get(name, (IMAGENET_MEAN, SWAV_STD if augment == "swav" else IMAGENET_STD))
-    kind = ReferenceViews if reference else PhotoViews
-    return kind(recipes, global_size if small else round(global_size * 256 / 224), *statistics)
+    eval_resize = global_size if small else round(global_size * 256 / 224)
+    if reference:
+        return ReferenceViews(recipes, eval_resize, *statistics)
+    return PhotoViews(recipes, eval_resize, *statistics, compiled)
 
 
 def photo_recipes(augment: str) -> Callable[..., list[PhotoRecipe]]:
