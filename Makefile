@@ -29,7 +29,7 @@ demo-seeds: .venv/installed
 	$(BIN)/python -m src.results table runs/demo-seeds/*
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

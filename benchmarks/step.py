@@ -63,9 +63,9 @@ class Ours:
     def autocast(self):
         return torch.autocast(self.batch.indices.device.type, self.precision, enabled=self.precision is not None)
 
-    def step(self):
+    def step(self, batch=None):
         with self.autocast():
-            loss = self.method(self.batch).loss
+            loss = self.method(batch or self.batch).loss
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

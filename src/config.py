@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -516,7 +517,7 @@ def read_method(name: str) -> MethodSource:
     """Read `Config` and `PRESETS` from a method's file, executing nothing else of it."""
     path = METHODS_FOLDER / f"{name}.py"
     source = path.read_text()
-    statements = ast.parse(source).body
+    statements = _statements(source)
     is_config = [node for node in statements if isinstance(node, ast.ClassDef) and node.name == "Config"]
     namespace = dict(globals(), __name__=f"src.methods.{name}")
     exec(compile(ast.Module(body=is_config, type_ignores=[]), str(path), "exec"), namespace)
@@ -536,11 +537,16 @@ def expand_presets(presets: dict[str, dict]) -> dict[str, dict]:
     return expanded
 
 
+@cache
+def _statements(source: str) -> list[ast.stmt]:
+    return ast.parse(source).body
+
+
 def field_comments(source: str, class_name: str) -> dict[str, str]:
     """The comment behind each field of a class: {"col_tau": "temperature of ..."}."""
     lines = source.splitlines()
     found = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in _statements(source):
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             for field in node.body:
                 if isinstance(field, ast.AnnAssign):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,12 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
 
 torch.set_num_threads(1)  # small tensors; and processes started by tests run beside this one
+
+
+def pytest_collection_modifyitems(items):
+    """Files with many slow tests first: each goes to one process whole, and the last should not be the longest."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture

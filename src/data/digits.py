@@ -46,7 +46,7 @@ class DigitViews:
     def _view(self, images, indices, seed, epoch, view, recipe: DigitRecipe) -> Tensor:
         pixels = recipe.size**2
         draws = torch.from_numpy(uniforms(seed, epoch, indices, view, 6 + pixels)).float()
-        signed = (2 * draws[:, :6] - 1).to(images.device)
+        signed = (2 * draws[:, :6] - 1).to(images.device, non_blocking=True)
         angle = signed[:, 0] * math.radians(recipe.rotation)
         height = 1 + recipe.stretch * signed[:, 1]
         shear = recipe.shear * signed[:, 2]
@@ -59,5 +59,6 @@ class DigitViews:
         ink = F.grid_sample(images.float() / 255, grid, align_corners=False)  # paper outside
         ink = ink * (1 + recipe.brightness * signed[:, 5]).view(-1, 1, 1, 1)
         # Inverse distribution function of the normal; the clamp keeps draws that round to 0 or 1 finite.
-        normal = math.sqrt(2) * torch.erfinv((2 * draws[:, 6:] - 1).clamp(-0.999999, 0.999999)).to(images.device)
+        normal = math.sqrt(2) * torch.erfinv((2 * draws[:, 6:] - 1).clamp(-0.999999, 0.999999))
+        normal = normal.to(images.device, non_blocking=True)
         return 2 * (ink + recipe.noise * normal.view_as(ink)) - 1

@@ -127,7 +127,7 @@ class TrainLoader:
         for part in parts:
             indices = torch.from_numpy(part)
             images = self.data.images[indices].to(self.device, non_blocking=True)
-            yield Batch(self.views(images, part, self.seed, epoch), indices.to(self.device))
+            yield Batch(self.views(images, part, self.seed, epoch), indices.to(self.device, non_blocking=True))
 
     def _from_files(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         batches = self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda")
@@ -140,7 +140,8 @@ class TrainLoader:
             if not crops:
                 raise RunError("more than 1 % of the images are damaged; repair or remove those reported")
             crops = [crop.to(self.device, non_blocking=True) for crop in crops]
-            yield Batch(self.views.finish(crops, part, self.seed, epoch), torch.from_numpy(part).to(self.device))
+            indices = torch.from_numpy(part).to(self.device, non_blocking=True)
+            yield Batch(self.views.finish(crops, part, self.seed, epoch), indices)
 
     def _timed(self, batches: Iterator) -> Iterator:
         """Count the waiting. On a GPU that still has steps to compute when the files come, there was none."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .randomness import uniforms
+from .randomness import beside, uniforms
 from .strong import OPERATIONS, cutout, holes, strengthen
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -294,7 +294,7 @@ def crop_resize(images: Tensor, boxes: np.ndarray, size: int, bicubic: bool = Tr
 
     Resizing is linear, so it is a product with each image's own weights from the left (rows) and the right (columns).
     """
-    boxes = torch.from_numpy(boxes).to(images.device)
+    boxes = beside(images, boxes)
     rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], size, bicubic)  # (B, size, H)
     columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], size, bicubic)  # (B, size, W)
     with torch.autocast(images.device.type, enabled=False):
@@ -334,7 +334,7 @@ def photometric(crops: Tensor, recipe: PhotoRecipe, u: np.ndarray, compiled: boo
     order = ORDERS[(u[:, ORDER] * len(ORDERS)).astype(int)]
     order[u[:, JITTER] >= recipe.jitter] = NONE
     if compiled and recipe.jitter:
-        x = _compiled(jitter_at_once)(x, torch.from_numpy(order).to(x.device), x.new_tensor(factors))
+        x = _compiled(jitter_at_once)(x, beside(x, order), beside(x, factors))
     else:
         jitter(x, order, factors)
     if not recipe.grayscale_first:
@@ -349,8 +349,8 @@ def change(x: Tensor, which: np.ndarray, operation: Callable[..., Tensor], *para
     """In place: some images, each with its own parameters."""
     rows = np.flatnonzero(which)
     if len(rows):
-        at = torch.from_numpy(rows).to(x.device)
-        x[at] = operation(x[at], *(x.new_tensor(p[rows]) for p in parameters))
+        at = beside(x, rows)
+        x[at] = operation(x[at], *(beside(x, values[rows]) for values in parameters))
 
 
 def jitter(x: Tensor, order: np.ndarray, factors: np.ndarray) -> None:
@@ -419,7 +419,8 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     sector = torch.lerp(sector, 4 * chroma + r - g, (high - warm).sign_())  # or blue
     turned = sector.div_((6 * chroma).clamp_(min=1e-6)).add_(_each(shift))
     # Back from (hue, chroma, value): each channel is the value less the chroma's share at its place on the circle.
-    place = (turned + x.new_tensor([11 / 6, 9 / 6, 7 / 6]).view(1, 3, 1, 1)).frac_()
+    offsets = torch.arange(11, 5, -2, device=x.device).view(1, 3, 1, 1) / 6
+    place = (turned + offsets).frac_()
     return torch.minimum(place, 4 / 6 - place).mul_(6).clamp_(0, 1).mul_(chroma).neg_().add_(high)
 
 
@@ -467,5 +468,5 @@ def rgb(x: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor, mean, std) -> Tensor:
-    mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    return (x * (1 / (255 * std))).sub_(mean / std)
+    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (mean, std))
+    return (x * beside(x, 1 / (255 * std))).sub_(beside(x, mean / std))

@@ -9,6 +9,8 @@ The hash chains the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)
 """
 
 import numpy as np
+import torch
+from torch import Tensor
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment: 2^64 / golden ratio, odd
 
@@ -37,3 +39,12 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray,
     for coordinate in (seed, epoch, np.atleast_1d(view)[:, None], np.asarray(indices)[:, None], draws):
         state = _mix(state + GOLDEN_GAMMA * (np.atleast_1d(coordinate).astype(np.uint64) + np.uint64(1)))
     return (state >> np.uint64(11)) * 2.0**-53
+
+
+def beside(x: Tensor, values: np.ndarray) -> Tensor:
+    """Numbers of the host where `x` lies, floating-point ones in its dtype. The host does not wait for a GPU, as it would in
+    `x.new_tensor`: a view takes hundreds of such numbers, and the GPU is busy with the step before."""
+    values = torch.from_numpy(values)
+    if values.is_floating_point():
+        values = values.to(x.dtype)
+    return values.to(x.device, non_blocking=True)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .randomness import beside
+
 
 class Operation(NamedTuple):
     """What is done, and the range that its magnitude is uniform in."""
@@ -36,7 +38,7 @@ def strengthen(x: Tensor, names: tuple[str, ...], u: np.ndarray) -> Tensor:
         for k, name in enumerate(names):
             rows = np.flatnonzero(which[:, place] == k)
             if len(rows):
-                at = torch.from_numpy(rows).to(x.device)
+                at = beside(x, rows)
                 x[at] = OPERATIONS[name].apply(x[at], magnitudes[rows, place])
     return x
 
@@ -50,7 +52,7 @@ def draw(names: tuple[str, ...], u: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _each(values: np.ndarray, x: Tensor) -> Tensor:
-    return x.new_tensor(values).view(-1, 1, 1, 1)
+    return beside(x, values).view(-1, 1, 1, 1)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def _affine(x: Tensor, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0) -> Tensor:
     side = x.shape[-1]
     coefficients = np.broadcast_arrays(a, b, c + (a + b) / 2, d, e, f + (d + e) / 2)
     fixed = np.floor(np.stack(coefficients) * 2**16 + 0.5).astype(np.int32).reshape(6, -1, 1, 1)
-    a, b, c, d, e, f = torch.from_numpy(fixed).to(x.device)
+    a, b, c, d, e, f = beside(x, fixed)
     across = torch.arange(side, dtype=torch.int32, device=x.device)
     down = across[:, None]
     column, row = (a * across + b * down).add_(c) >> 16, (d * across + e * down).add_(f) >> 16  # (B, s, s)
@@ -203,7 +205,7 @@ def holes(u: np.ndarray, size: int, longest: int) -> np.ndarray:
 
 def cutout(x: Tensor, holes: np.ndarray) -> Tensor:
     """Set each image's own hole to zero, which behind normalisation is the data set's mean."""
-    top, bottom, left, right = torch.from_numpy(holes).to(x.device).T[..., None]
+    top, bottom, left, right = beside(x, holes).T[..., None]
     pixel = torch.arange(x.shape[-1], device=x.device)
     rows, columns = (pixel >= top) & (pixel < bottom), (pixel >= left) & (pixel < right)  # (B, s)
     return x * ~(rows[:, :, None] & columns[:, None])[:, None]

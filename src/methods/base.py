@@ -131,7 +131,9 @@ class ClassifierMethod(Method):
         numbers = {}
         for k, views in enumerate(logits):
             z = views[1].float()
-            numbers[f"share_{k}"] = torch.bincount(z.argmax(dim=1), minlength=z.shape[1]) / len(z)
+            # by scatter_add: torch.bincount would make the host wait for a GPU
+            counts = z.new_zeros(z.shape[1]).scatter_add_(0, z.argmax(dim=1), z.new_ones(len(z)))
+            numbers[f"share_{k}"] = counts / len(z)
             numbers[f"prediction_{k}"] = (z / self.temperature).softmax(dim=1).mean(dim=0)
         return numbers
 
