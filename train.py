@@ -22,6 +22,7 @@ def main() -> None:
 
     from src import distributed
     from src.data.datasets import open_data
+    from src.data.decoding import check_decoding_on
     from src.data.loaders import TrainLoader
     from src.data.views import build_views
     from src.evaluation.clustering import evaluate
@@ -44,7 +45,12 @@ def main() -> None:
         data = data.keeping(int(options.keep_decoded * 2**30))
     settings = (getattr(options, name) for name in config.VIEW_SETTINGS)
     views = build_views(options.data, data, *settings, options.reference_views, options.compile)
-    loader = TrainLoader(data, views, options.batch_size, options.seed, device, options.workers)
+    if options.decode_on_gpu:
+        check_decoding_on(device)
+    loader = TrainLoader(
+        *(data, views, options.batch_size, options.seed, device, options.workers),
+        decode_on_device=options.decode_on_gpu,
+    )
     if loader.per_rank % options.accumulate:
         raise config.InputError(
             f"--accumulate {options.accumulate} does not divide the {loader.per_rank} images per rank and step"

@@ -32,6 +32,7 @@ def main():
     made.add_argument("--steps", type=int, help="of an epoch (default: 12 on a CPU, 100 on a GPU)")
     made.add_argument("--workers", type=int, default=-1, help="processes that decode; -1: as many as there are cores")
     made.add_argument("--compile", action="store_true", help="also compile backbone and colour jitter")
+    made.add_argument("--decode-on-gpu", action="store_true", help="leave decoding to the device")
     made.add_argument("--turns", type=int, default=3, help="epochs of each side that are timed")
     arguments = parse(made)
     on_gpu = torch.cuda.is_available()
@@ -48,7 +49,7 @@ def main():
     recipes = published_views(2, 6, *sides, (0.4, 1.0), (0.05, 0.4))
     views = PhotoViews(recipes, round(sides[0] * 256 / 224), compiled=arguments.compile)
     workers = available_workers() if arguments.workers < 0 else arguments.workers
-    loader = TrainLoader(data, views, batch_size, 0, device, workers)
+    loader = TrainLoader(data, views, batch_size, 0, device, workers, decode_on_device=arguments.decode_on_gpu)
 
     config = Config(queue_length=length)
     method = SelfClassifier(build_backbone(arch), config).to(device).train()

@@ -175,6 +175,7 @@ class SpeedOptions:
     keep_decoded: float = (
         0.0  # GiB of memory per rank for decoded image files, each then decoded once; 0: in every epoch
     )
+    decode_on_gpu: bool = False  # JPEG files are decoded and cut on the GPU, for machines with few cores for each
 
     def __post_init__(self):
         super().__post_init__()
@@ -186,6 +187,15 @@ class SpeedOptions:
         require_at_least(self, accumulate=1, sync_bn_group=0, keep_decoded=0)
         if self.keep_decoded and self.data in BUILT_IN_DATA:
             raise InputError(f"--keep-decoded is for image files, --data {self.data} is in memory: drop it")
+        if self.decode_on_gpu:
+            for wrong, why in (
+                (self.data in BUILT_IN_DATA, f"is for image files, --data {self.data} is in memory"),
+                (self.device == "cpu", "needs a GPU, but --device is cpu"),
+                (self.reference_views, "does not go with --reference-views, which workers make"),
+                (self.keep_decoded, "does not go with --keep-decoded, whose images are decoded already"),
+            ):
+                if wrong:
+                    raise InputError(f"--decode-on-gpu {why}: drop one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +248,7 @@ VIEW_SETTINGS = (
 FREE_TO_CHANGE = {
     "workers",
     "keep_decoded",
+    "decode_on_gpu",
     "download",
     "data_root",
     "device",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError, parse_train
+from src.config import InputError, RunError, parse_train
 from src.data import decoding
 from src.data.datasets import open_folder
 from src.data.decoding import decode
@@ -114,9 +114,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def batches(data, workers, epochs=2):
+def batches(data, workers, epochs=2, **how):
     views = build_views("x", data, 2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4))
-    loader = TrainLoader(data, views, 4, seed=0, device=torch.device("cpu"), workers=workers)
+    loader = TrainLoader(data, views, 4, seed=0, device=torch.device("cpu"), workers=workers, **how)
     try:
         return [batch.views for epoch in range(epochs) for batch in loader.epoch(epoch)]
     finally:
@@ -155,3 +155,78 @@ def test_the_flag_is_for_files(tmp_path):
     assert options.keep_decoded == 0.5
     with pytest.raises(InputError, match="--keep-decoded is for image files, --data digits"):
         parse_train(["--data", "digits", "--keep-decoded", "1"])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoded_behind_the_workers_it_is_the_same(folder, workers):
+    """On a device, all files of a batch at once; here that is the CPU, whose pixels are the same. What torchcodec does not take
+    comes decoded."""
+    pytest.importorskip("torchcodec.decoders", reason="torchcodec is not installed", exc_type=(ImportError, OSError))
+    photograph(size=(40, 30)).save(folder / "12.png")
+    photograph("CMYK", size=(40, 30)).save(folder / "13.jpg")
+    turned = Image.Exif()
+    turned[decoding.ORIENTATION] = 6
+    photograph(size=(40, 30)).save(folder / "14.jpg", exif=turned)
+    photograph("L", size=(40, 30)).save(folder / "15.jpg")
+    data = open_folder(str(folder), "train")
+    assert [decoding.encoded(path).ndim for path in data.paths[10:]] == [1, 1, 3, 3, 3, 1]
+    here, there = batches(data, workers), batches(data, workers, decode_on_device=True)
+    assert len(here) == len(there) == 8
+    assert all(
+        torch.equal(a, b) for one, other in zip(here, there, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_damage_found_behind_the_workers_is_replaced_and_counted(tmp_path, capsys):
+    pytest.importorskip("torchcodec.decoders", reason="torchcodec is not installed", exc_type=(ImportError, OSError))
+    for i in range(100):
+        photograph(size=(40, 30)).rotate(i).save(tmp_path / f"{i:02}.jpg")
+    whole = (tmp_path / "50.jpg").read_bytes()
+    (tmp_path / "50.jpg").write_bytes(whole[: len(whole) // 2])  # its header is as it should be
+    data = open_folder(str(tmp_path), "train")
+    made = []
+    for on_device in (False, True):
+        views = build_views("x", data, 2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4))
+        loader = TrainLoader(data, views, 20, 0, torch.device("cpu"), 0, decode_on_device=on_device)
+        made.append(list(loader.epoch(0)))
+        assert list(loader.damaged) == [str(tmp_path / "50.jpg")]
+        assert "50.jpg" in capsys.readouterr().out
+    for here, there in zip(*made, strict=True):
+        assert torch.equal(here.indices, there.indices)
+        assert all(torch.equal(a, b) for a, b in zip(here.views, there.views, strict=True))
+    (tmp_path / "51.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "52.jpg").write_bytes(whole[: len(whole) // 2])
+    loader = TrainLoader(data, views, 20, 0, torch.device("cpu"), 0, decode_on_device=True)
+    with pytest.raises(RunError, match="more than 1 % of the images are damaged"):
+        list(loader.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "digits"], "is for image files, --data digits is in memory"),
+        (["--device", "cpu"], "needs a GPU, but --device is cpu"),
+        (["--reference-views"], "does not go with --reference-views"),
+        (["--keep-decoded", "1"], "does not go with --keep-decoded"),
+    ],
+)
+def test_decoding_on_a_gpu_is_refused_where_it_makes_no_sense(words, message, tmp_path):
+    with pytest.raises(InputError, match=f"--decode-on-gpu {message}.*: drop one of them"):
+        parse_train(["--data", str(tmp_path), "--decode-on-gpu", *words])
+
+
+def test_decoding_on_a_gpu_is_refused_without_one(monkeypatch):
+    with pytest.raises(InputError, match="--decode-on-gpu: no GPU is here"):
+        decoding.check_decoding_on(torch.device("cpu"))
+    monkeypatch.setattr(decoding, "decode_jpeg", None)
+    with pytest.raises(InputError, match="--decode-on-gpu needs torchcodec"):
+        decoding.check_decoding_on(torch.device("cuda"))
+
+    def broken(encoded, device):
+        raise RuntimeError("no nvJPEG\nand more")
+
+    monkeypatch.setattr(decoding, "decode_jpeg", broken)
+    with pytest.raises(
+        InputError, match=r"--decode-on-gpu: torchcodec cannot decode here \(no nvJPEG\): drop the flag"
+    ):
+        decoding.check_decoding_on(torch.device("cuda"))

@@ -138,6 +138,24 @@ def test_batches_beside_the_steps_are_those_of_the_cpu(workers, exact, tmp_path)
         assert all((a - b).abs().mean() < 1e-3 for a, b in zip(here[1:], there[1:], strict=True))
 
 
+def test_files_decoded_on_the_gpu_are_nearly_those_of_the_cpu(tmp_path):
+    pytest.importorskip("torchcodec.decoders", reason="torchcodec is not installed", exc_type=(ImportError, OSError))
+    for i in range(16):
+        noise = np.random.default_rng(i).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize((333, 217), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / f"{i:02}.jpg" if i else tmp_path / "00.png")
+    data = open_data(str(tmp_path), "train")
+    made = []
+    for on_device in (False, True):
+        views = PhotoViews(photo_recipes("crop_flip")(*LAYOUT), 32)
+        loader = TrainLoader(data, views, 8, 0, GPU, 2, decode_on_device=on_device)
+        made.append([batch for epoch in (0, 1) for batch in loader.epoch(epoch)])
+        loader.close()
+    for here, there in zip(*made, strict=True):
+        assert torch.equal(here.indices, there.indices)
+        assert all((a - b).abs().mean() < 0.03 for a, b in zip(here.views, there.views, strict=True))  # two grey levels
+
+
 def test_a_step_waits_only_where_it_looks(never_waiting):
     trainer = make_trainer(GPU)
     epochs(trainer, 2)  # the queue is full

@@ -5,6 +5,7 @@ what it refuses, by Pillow, whose messages say what is wrong with a file.
 """
 
 import contextlib
+import io
 import mmap
 import multiprocessing
 import os
@@ -34,7 +35,7 @@ def decode(path: str) -> Tensor:
         OSError, and what else Pillow raises on a damaged file.
     """
     with opened(path) as file, Image.open(file) as image:
-        if decode_jpeg and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and _upright(image):
+        if decode_jpeg and _is_plain_jpeg(image):
             file.seek(0)
             with contextlib.suppress(RuntimeError):
                 return decode_jpeg(file.read())
@@ -46,13 +47,51 @@ def decode(path: str) -> Tensor:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
+def encoded(path: str) -> Tensor:
+    """What `decode_on` takes: the bytes of a JPEG file, (L,) uint8; of any other, and of what `decode` leaves to Pillow, its pixels."""
+    with opened(path) as file, Image.open(file) as image:
+        if _is_plain_jpeg(image):
+            file.seek(0)
+            return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    return decode(path)
+
+
+def decode_on(device: torch.device, images: list[Tensor]) -> list[Tensor]:
+    """(3, H, W) uint8 on a device, of what `encoded` gave. A GPU decodes all files in one call, to pixels that may differ by some
+    grey levels from those of `decode`.
+
+    Raises:
+        RuntimeError: if a file is damaged. Which one is not known.
+    """
+    files = [image for image in images if image.ndim == 1]
+    decoded = iter(decode_jpeg(files, device=device) if files else ())
+    return [next(decoded) if image.ndim == 1 else image.to(device, non_blocking=True) for image in images]
+
+
+def check_decoding_on(device: torch.device) -> None:
+    """Raise InputError if JPEG files cannot be decoded on this device."""
+    if device.type != "cuda":
+        raise InputError("--decode-on-gpu: no GPU is here: drop the flag")
+    if decode_jpeg is None:
+        raise InputError("--decode-on-gpu needs torchcodec, for this version of torch: install it, or drop the flag")
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    try:
+        decode_jpeg(file.getvalue(), device=device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--decode-on-gpu: torchcodec cannot decode here ({reason}): drop the flag") from None
+
+
 def opened(path: str | Path) -> BinaryIO:
     """A file to be read; of a pipe, which nobody may ever write to, nothing is read instead of waiting."""
     return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
-def _upright(image: Image.Image) -> bool:
-    return "exif" not in image.info or image.getexif().get(ORIENTATION, 1) == 1
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    """What torchcodec decodes to Pillow's pixels: RGB or grayscale, and upright, since it turns what EXIF says is turned."""
+    upright = "exif" not in image.info or image.getexif().get(ORIENTATION, 1) == 1
+    return upright and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import distributed
 from ..config import InputError, RunError
 from .datasets import ImageFiles, Images, MemoryImages
-from .decoding import Kept
+from .decoding import Kept, decode_on, encoded
 
 DAMAGED_SHARE = 0.01  # of the images; more of them stop a run
 TOGETHER = 2**23  # bytes of decoded images, some 15 of ImageNet's, before their views are cut in one go
@@ -66,6 +66,7 @@ class TrainLoader:
         keep_last: keep it instead, shared out as evenly as possible, unless some rank would get no image of it.
         workers: processes that decode image files; -1 takes the cores this process may use, shared with the other
             ranks of this host.
+        decode_on_device: JPEG files are decoded, and crops cut, on the device; workers only read them.
 
     Attributes:
         images: how many an epoch has, over all ranks.
@@ -85,6 +86,7 @@ class TrainLoader:
         device: torch.device,
         workers: int = -1,
         keep_last: bool = False,
+        decode_on_device: bool = False,
     ):
         ranks = distributed.world_size()
         if batch_size > len(data) and not keep_last:
@@ -100,7 +102,10 @@ class TrainLoader:
         )
         self.damaged: dict[str, str] = {}
         self.waited = 0.0
-        self._files = _FileBatches(data, views, seed, workers) if isinstance(data, ImageFiles) else None
+        self.decode_on_device = decode_on_device
+        self._files = None
+        if isinstance(data, ImageFiles):
+            self._files = _FileBatches(data, views, seed, workers, encoded=decode_on_device)
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -132,6 +137,8 @@ class TrainLoader:
     def _from_files(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         batches = self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda")
         for crops, part, damaged in self._timed(batches):
+            if self.decode_on_device:
+                crops, part, damaged = self._files.cut_on(self.device, crops, part, damaged, epoch)
             for path, reason in damaged:
                 if path not in self.damaged:
                     readable = os.fsencode(path).decode(errors="replace")
@@ -211,10 +218,11 @@ def single_views(
 
 
 class _FileBatches:
-    """Decodes whole batches of files in worker processes, in the order they were asked for."""
+    """Decodes whole batches of files in worker processes, in the order they were asked for; if `encoded`, only reads them."""
 
-    def __init__(self, data: ImageFiles, views: Views, seed: int | None, workers: int):
+    def __init__(self, data: ImageFiles, views: Views, seed: int | None, workers: int, encoded: bool = False):
         self.data, self.views, self.seed = data, views, seed
+        self.reader = _Reader(data, views, seed, encoded)
         self.requests = _Requests()
         self.workers = available_workers() if workers < 0 else workers
         self.loader: DataLoader | None = None
@@ -225,7 +233,7 @@ class _FileBatches:
         self.requests.wanted = requests
         if self.loader is None:
             self.loader = DataLoader(
-                _Reader(self.data, self.views, self.seed),
+                self.reader,
                 batch_size=None,  # a request is a whole batch already
                 sampler=self.requests,
                 num_workers=self.workers,
@@ -239,6 +247,15 @@ class _FileBatches:
             # they are told to end before that. A weak reference: being registered must not keep them alive.
             atexit.register(_close_if_alive, weakref.ref(self))
         return iter(self.loader)
+
+    def cut_on(self, device: torch.device, images: list[Tensor], indices: np.ndarray, damaged: list, epoch: int):
+        """What `read` gives, crops, indices and damage, from images that are still encoded."""
+        try:
+            decoded = decode_on(device, images)
+        except RuntimeError:  # one of them is damaged: all once more on the host, which finds it and takes another
+            images, indices, more = self.reader.images(indices, self.data.decode)
+            decoded, damaged = [image.to(device) for image in images], damaged + more
+        return (self.views.cut(decoded, indices, self.seed, epoch) if decoded else []), indices, damaged
 
     def close(self) -> None:
         if self.loader is not None and self.loader._iterator is not None:
@@ -270,17 +287,19 @@ class _Requests:
 class _Reader(Dataset):
     """What a worker does with a request."""
 
-    def __init__(self, data: ImageFiles, views: Views, seed: int | None):
-        self.data, self.views, self.seed = data, views, seed
+    def __init__(self, data: ImageFiles, views: Views, seed: int | None, encoded: bool):
+        self.data, self.views, self.seed, self.encoded = data, views, seed, encoded
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, request: tuple[int, np.ndarray]):
         epoch, indices = request
+        if self.encoded:
+            return self.images(indices, lambda index: encoded(self.data.paths[index]))
         read, damaged, parts, few = [], [], [], []
         for wanted in indices.tolist():
-            index, image = self._next_readable(wanted, damaged)
+            index, image = self._next_readable(wanted, self.data.decode, damaged)
             if image is None:
                 return [], np.array(read), damaged
             read.append(index)
@@ -290,16 +309,25 @@ class _Reader(Dataset):
                 few = []
         return [torch.cat(view) for view in zip(*parts, strict=True)], np.array(read), damaged
 
+    def images(self, indices: np.ndarray, read: Callable[[int], Tensor]):
+        """All images of a batch, uncut, as `read` gives them; none if too many are damaged."""
+        damaged = []
+        found = [self._next_readable(wanted, read, damaged) for wanted in indices.tolist()]
+        images = [image for _, image in found if image is not None]
+        complete = len(images) == len(found)
+        return images if complete else [], np.array([index for index, _ in found]), damaged
+
     def _cut(self, images: list[Tensor], indices: np.ndarray, epoch: int) -> list[Tensor]:
         if self.seed is None:
             return [torch.stack([self.views.single_cut(image) for image in images])]
         return self.views.cut(images, indices, self.seed, epoch)
 
-    def _next_readable(self, index: int, damaged: list[tuple[str, str]]) -> tuple[int, Tensor | None]:
-        """The image, or the next one that can be decoded; None after more failures in a row than a run may have."""
+    def _next_readable(self, index: int, read: Callable[[int], Tensor], damaged: list[tuple[str, str]]):
+        """Position and content of an image, or of the next one that can be read; None after more failures in a row than a run
+        may have."""
         for _ in range(int(DAMAGED_SHARE * len(self.data)) + 2):
             try:
-                return index, self.data.decode(index)
+                return index, read(index)
             except (
                 Exception
             ) as error:  # Pillow raises many kinds on damaged files, SyntaxError and struct.error among them
