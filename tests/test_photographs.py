@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 
 from src.config import TrainOptions
+from src.data import photographs
 from src.data.photographs import (
     NONE,
     ORDERS,
@@ -271,6 +272,18 @@ def test_views_belong_to_seed_epoch_image_and_view(augment):
     assert all(torch.allclose(a[4], b[0], atol=1e-4) for a, b in zip(whole, alone, strict=True))
     assert not torch.allclose(whole[0], views(images, np.arange(6), 0, 2)[0], atol=0.1)
     assert not torch.allclose(whole[0], views(images, np.arange(6), 1, 1)[0], atol=0.1)
+
+
+def test_what_is_compiled_is_what_views_are_made_with(monkeypatch):
+    used = []
+    monkeypatch.setattr(photographs, "_compiled", lambda function: used.append(function) or function)
+    images = torch.cat([tensor(smooth(i)) for i in range(6)])
+    for augment, expected in (("dino", [jitter_at_once] * 2), ("crop_flip", [])):
+        plain, compiled = (build_views("x", None, 2, 0, 16, 8, (0.4, 1), (0.1, 1), augment, False, c) for c in (0, 1))
+        for a, b in zip(plain(images, np.arange(6), 0, 0), compiled(images, np.arange(6), 0, 0), strict=True):
+            assert torch.allclose(a, b, atol=1e-4)
+        assert used == expected
+        used.clear()
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
