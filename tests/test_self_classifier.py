@@ -104,6 +104,14 @@ def test_chosen_classifier_has_the_lowest_loss_among_those_of_equal_size():
     assert summary["entropy_2"] == pytest.approx(math.log(5))
 
 
+def test_occupancy_counts_what_view_1_predicts():
+    scores = torch.tensor([[9.0, 1, 0], [0, 9, 1], [0, 1, 9], [9, 0, 1], [9, 1, 0]])
+    numbers = small(classes=(3,)).occupancy([torch.stack([-scores, scores, -scores])])
+    assert numbers["share_0"].tolist() == pytest.approx([0.6, 0.2, 0.2])
+    expected = [(scores / 0.1).softmax(dim=1)[:, c].mean().item() for c in range(3)]
+    assert numbers["prediction_0"].tolist() == pytest.approx(expected)
+
+
 def test_collapse_is_said_in_one_sentence():
     method = small(classes=(10,))
     at_log_c = [{"classifier": 0, "loss_0": math.log(10), "used_0": 10}] * 5
