@@ -87,9 +87,7 @@ class ViewOptions:
         "sela_2",
         "sela_3",
     ] = "dino"  # recipe for photographs, see docs/training.md; scan_*, sela_0 and sela_1 cut windows, whatever the scales
-    reference_views: bool = (
-        False  # make the views of photographs one by one with Pillow, as published: a slow yardstick
-    )
+    reference_views: bool = False  # make the views of photographs one by one with Pillow: slow, a yardstick
 
     def __post_init__(self):
         super().__post_init__()
@@ -132,9 +130,7 @@ class OptimizationOptions:
     bias_decay: bool = True  # also on biases and the scales of normalisation layers
     backbone_weight_decay: float | None = None  # on the backbone's parameters, where it differs
     clip_grad: float = 0.0  # largest norm of each tensor's gradient; 0: not clipped
-    freeze: tuple[
-        str, ...
-    ] = ()  # parts that keep their start: beginnings of parameter names, such as backbone or backbone.conv1
+    freeze: tuple[str, ...] = ()  # parts that keep their start, by how their names begin: backbone, backbone.conv1
 
     def __post_init__(self):
         super().__post_init__()
@@ -168,13 +164,9 @@ class SpeedOptions:
 
     compile: bool = False  # compile the backbone and the colour jitter; the first steps take minutes
     checkpoint_activations: bool = False  # run the backbone's blocks again during backward instead of remembering them
-    accumulate: int = (
-        1  # parts that a rank's batch is taken in, for less memory; the loss stays that of the whole batch
-    )
+    accumulate: int = 1  # parts a rank's batch is taken in, for less memory; the loss stays that of the whole batch
     sync_bn_group: int = 0  # consecutive ranks that share batch-norm statistics; 0: all of them
-    keep_decoded: float = (
-        0.0  # GiB of memory per rank for decoded image files, each then decoded once; 0: in every epoch
-    )
+    keep_decoded: float = 0.0  # GiB of memory per rank for decoded files, each then decoded once; 0: in every epoch
     decode_on_gpu: bool = False  # JPEG files are decoded and cut on the GPU, for machines with few cores for each
 
     def __post_init__(self):
@@ -286,9 +278,7 @@ class ClsEvalOptions(KMeansOptions, DeviceOptions, DataOptions):
     split: Literal["train", "test"] = "test"  # of the data
     classifier: int | None = None  # which one to score; default: the one that training named
     ensemble: bool = False  # also score the mean prediction of all classifiers with as many classes; another pass
-    feature_quality: bool = (
-        False  # also RankMe of the backbone's features and the silhouette of the clusters in them; another pass
-    )
+    feature_quality: bool = False  # also RankMe of the backbone's features, silhouette of the clusters; another pass
     compare: tuple[str, ...] = ()  # other checkpoints, to say how far their clusters of the same images agree (AMI)
     batch_size: int = 256  # images per forward pass and rank
     features_cache: str = ""  # folder of features; those found there are taken, others left there
@@ -351,13 +341,9 @@ class LinclsEvalOptions(DeviceOptions, DataOptions):
     weight_decay: float = 0.0  # on every trained parameter
     pool_window: int = 0  # side of the windows of the last map that are averaged, one step apart; 0: all of it
     feature_bn: bool = False  # batch normalisation of the backbone's channels before the linear layer
-    crop_flip: bool = (
-        True  # train on a random resized crop, flipped at random (digits: their own views); if off, on the central view
-    )
+    crop_flip: bool = True  # train on random resized crops and flips (digits: their own views), or on the central view
     finetune: bool = False  # train the backbone too
-    train_bn: bool = (
-        False  # with --finetune, batch normalisation takes the batch's statistics instead of the learned ones
-    )
+    train_bn: bool = False  # with --finetune, batch normalisation takes the batch's statistics, not the learned ones
     train_share: float = 1.0  # of each class's training images that are labelled: 0.01 or 0.1, drawn by --seed
     train_list: str = ""  # file of the labelled training images, one a line: CLASS/NAME or NAME, or positions in memory
     fast: bool = False  # fit on features computed once: several rates and decays together, the best on held-out images
@@ -561,9 +547,8 @@ def field_comments(source: str, class_name: str) -> dict[str, str]:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             for field in node.body:
                 if isinstance(field, ast.AnnAssign):
-                    end = (
-                        field.value or field
-                    )  # the value's own: the formatter may put it, and the comment, in brackets
+                    # behind the value itself: the formatter may put it, and the comment, in brackets
+                    end = field.value or field
                     _, _, comment = lines[end.end_lineno - 1][end.end_col_offset :].partition("#")
                     found[field.target.id] = comment.strip()
     return found

@@ -245,9 +245,8 @@ def load_backbone(name: str | Path, arch: str = ""):
     known = weights.arch or arch or "resnet50"
     if arch and arch != known:
         raise InputError(f"--arch {arch}: checkpoint {name} holds {known}: drop --arch")
-    if (
-        weights.method in METHODS and "config" in weights.record
-    ):  # of other files the heads, of whatever shape, stay unread
+    # of other files the heads, of whatever shape, stay unread
+    if weights.method in METHODS and "config" in weights.record:
         method, state = load_method(name)
         return method.backbone, state
     tensors = {key.removeprefix("backbone."): v for key, v in weights.tensors.items() if key.startswith("backbone.")}

@@ -59,9 +59,8 @@ def test_lloyd_takes_the_way_of_scikit_learn(monkeypatch, chunk, group, most):
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
 def test_lloyd_ends_when_an_iteration_lowers_the_sum_by_less_than_the_tolerance(tolerance):
     rows = blobs()
-    left = [
-        theirs(rows, rows[:45], max_iter=n, tol=0).transform(rows.numpy()) for n in range(1, 40)
-    ]  # after n means, (N, K) distances
+    # after n means, (N, K) distances
+    left = [theirs(rows, rows[:45], max_iter=n, tol=0).transform(rows.numpy()) for n in range(1, 40)]
     owners = [rows.new_tensor(distances.argmin(axis=1)) for distances in left]
     first = torch.cdist(rows, rows[:45]).argmin(dim=1)
     sums = []

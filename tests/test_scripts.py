@@ -415,9 +415,8 @@ def test_base_lr_scales_the_warm_up_of_any_preset(method):
 
 def test_a_warm_up_goes_up():
     words = ("--preset", "100ep", "--batch-size", "1024", "--lr", "0.1")
-    assert rates(*words) == pytest.approx(
-        [0.1, 0.1 * 0.3 / 4.8, 0.0048]
-    )  # the preset's share, where its own start is above
+    # the preset's share, where its own start is above
+    assert rates(*words) == pytest.approx([0.1, 0.1 * 0.3 / 4.8, 0.0048])
     with pytest.raises(InputError, match=r"--warmup-start 0\.3 is above --lr 0\.1, but a warm-up goes up"):
         rates(*words, "--warmup-start", "0.3")
     assert rates(*words, "--warmup-start", "0.3", "--warmup-epochs", "0")[0] == 0.1

@@ -193,9 +193,8 @@ def test_the_head_starts_as_linear_layers_do():
 def test_a_step_is_the_loss_of_the_two_views_one_after_the_other():
     method, images = small(normalize_targets=True, tau=0.2), batch()
     twin = small(normalize_targets=True, tau=0.2)
-    embeddings = [
-        twin.projection_head(twin.backbone(view)) for view in images.views
-    ]  # batch statistics of a view alone
+    # batch statistics are those of a view alone
+    embeddings = [twin.projection_head(twin.backbone(view)) for view in images.views]
     logits = [[e @ nn.functional.normalize(c.weight, dim=1).T for e in embeddings] for c in twin.classifiers]
     step = method(images)
     assert step.loss.item() == pytest.approx(self_classifier_v1(logits, 0.2, True).item(), rel=1e-6)

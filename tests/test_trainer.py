@@ -152,9 +152,7 @@ def file_loader(data, workers, seed=0, batch_size=20):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:This DataLoader will create 4 worker processes"
-)  # more than there are cores, perhaps
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than cores, perhaps
 def test_workers_do_not_change_a_bit_nor_does_starting_in_the_middle(pictures):
     data = pictures(60)
     here = list(file_loader(data, workers=0).epoch(1))

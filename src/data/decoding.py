@@ -122,18 +122,16 @@ class Kept:
         InputError: if the system cannot promise that much.
     """
 
-    fork = multiprocessing.get_context(
-        "fork"
-    )  # what inherits the memory; other ways to start a worker would have to copy it
+    # What inherits the memory; other ways to start a worker would have to copy it.
+    fork = multiprocessing.get_context("fork")
 
     def __init__(self, images: int, room: int):
         try:
             self.pixels = np.frombuffer(mmap.mmap(-1, max(room, 1)), dtype=np.uint8)
         except (OSError, OverflowError):
             raise InputError(f"--keep-decoded: {room / 2**30:g} GiB of memory are not to be had: lower it") from None
-        self.places = np.frombuffer(mmap.mmap(-1, 24 * images), dtype=np.int64).reshape(
-            images, 3
-        )  # start, height, width
+        places = np.frombuffer(mmap.mmap(-1, 24 * images), dtype=np.int64)
+        self.places = places.reshape(images, 3)  # start, height, width
         self.used = self.fork.Value("q", 0)
 
     def get(self, index: int) -> Tensor | None:

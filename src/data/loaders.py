@@ -328,9 +328,8 @@ class _Reader(Dataset):
         for _ in range(int(DAMAGED_SHARE * len(self.data)) + 2):
             try:
                 return index, read(index)
-            except (
-                Exception
-            ) as error:  # Pillow raises many kinds on damaged files, SyntaxError and struct.error among them
+            # Pillow raises many kinds on damaged files, SyntaxError and struct.error among them.
+            except Exception as error:
                 damaged.append((self.data.paths[index], f"{type(error).__name__}: {error}"))
             index = (index + 1) % len(self.data)
         return index, None

@@ -24,12 +24,8 @@ from .strong import OPERATIONS, cutout, holes, strengthen
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SWAV_STD = (0.228, 0.224, 0.225)  # so in the authors' code, and in all weights they released
-SWAV = {
-    "brightness": 0.8,
-    "contrast": 0.8,
-    "saturation": 0.8,
-    "hue": 0.2,
-}  # arXiv:2006.09882v5, A.2: SimCLR's, strength 1
+# arXiv:2006.09882v5, A.2: SimCLR's, strength 1
+SWAV = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 PLAIN = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # crop and flip alone
 SIMCLR = {"blur": 0.0}  # as SCAN's first stage (arXiv:2005.12320) trains it: strength 1/2 and no blur
 SELA = (  # levels 0 to 3 of the authors' code of arXiv:1911.05371

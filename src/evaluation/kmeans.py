@@ -230,9 +230,8 @@ def _means(features: Tensor, owner: Tensor, centroids: Tensor) -> tuple[Tensor, 
     the same."""
     counts = torch.bincount(owner, minlength=len(centroids))
     order = owner.argsort(stable=True)
-    sums = F.embedding_bag(
-        order, features, counts.cumsum(0) - counts, mode="sum"
-    )  # of consecutive stretches of `order`
+    starts = counts.cumsum(0) - counts  # each centroid's rows are a stretch of `order`
+    sums = F.embedding_bag(order, features, starts, mode="sum")
     return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids), counts
 
 
