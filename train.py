@@ -84,7 +84,8 @@ def main() -> None:
     if options.checkpoint_activations and not checkpoint_activations(method.backbone):
         raise config.InputError(f"--checkpoint-activations: {options.arch} has no sequence of blocks to run again")
     if options.compile:
-        method.backbone.compile()
+        method.backbone.compile(dynamic=False)  # one graph for each size of views
+    torch.backends.cudnn.benchmark = True  # their sizes stay the same: cuDNN may look for its fastest kernels
     wrapped = distributed.parallel(method, device, options.sync_bn_group)
 
     # optimisation

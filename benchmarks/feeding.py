@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
 from benchmarks.step import Ours
 from src.data.datasets import open_folder
+from src.data.decoding import check_decoding_on
 from src.data.loaders import Batch, TrainLoader, available_workers
 from src.data.photographs import PhotoViews, published_views
 from src.methods.self_classifier import Config, SelfClassifier
@@ -37,6 +38,9 @@ def main():
     arguments = parse(made)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
+    torch.backends.cudnn.benchmark = True  # as in train.py
+    if arguments.decode_on_gpu:
+        check_decoding_on(device)
     where = machine("torch", "torchvision")
     print(in_words(where), flush=True)
 

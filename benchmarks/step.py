@@ -57,7 +57,7 @@ class Ours:
             self.method = self.method.to(memory_format=torch.channels_last)
             self.batch = Batch([v.to(memory_format=torch.channels_last) for v in batch.views], batch.indices)
         if compiled:
-            self.method.backbone.compile()
+            self.method.backbone.compile(dynamic=False)
         self.optimizer = build_optimizer("lars", parameter_groups(self.method, 1e-6), 3.2)
 
     def autocast(self):
@@ -96,6 +96,7 @@ def main():
     arguments = parse(made)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
+    torch.backends.cudnn.benchmark = True  # for all of them, as in train.py
     where = machine("torch")
     print(in_words(where), flush=True)
 

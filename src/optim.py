@@ -57,12 +57,11 @@ class LARS(torch.optim.Optimizer):
         decay, trust, eps = group["weight_decay"], group["trust_coefficient"], group["eps"]
         norm = torch.stack(torch._foreach_norm(params))
         grad_norm = torch.stack(torch._foreach_norm(grads))
-        scaled = (norm > 0) & (grad_norm > 0)
-        ratio = torch.where(scaled, trust * norm / (grad_norm + decay * norm + eps), 1.0)
-        updates = torch._foreach_mul(grads, list(ratio.unbind()))
-        if decay:
-            pulls = torch._foreach_mul(params, list(torch.where(scaled, ratio * decay, 0.0).unbind()))
-            torch._foreach_add_(updates, pulls)
+        # Where the parameter is zero its rate is 1; where the gradient is, it stays as it is, without decay.
+        adapted = trust * norm / (grad_norm + decay * norm + eps)
+        ratio = torch.where((norm > 0) & (grad_norm > 0), adapted, (grad_norm > 0).to(norm.dtype))
+        updates = torch._foreach_add(grads, params, alpha=decay) if decay else grads
+        updates = torch._foreach_mul(updates, list(ratio.unbind()))
         if group["momentum"]:
             for p in params:
                 if "momentum_buffer" not in self.state[p]:

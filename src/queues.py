@@ -77,7 +77,10 @@ class NearestNeighborQueue(EmbeddingQueue):
         """Append this step's (B, D) embeddings with their (B,) indices; see `EmbeddingQueue.push`."""
         rows = super().push(embeddings)
         self.indices[rows] = gather_no_grad(indices)
-        self.labels[rows] = gather_no_grad(labels).long() if labels is not None else -1
+        if labels is None:
+            self.labels.index_fill_(0, rows, -1)
+        else:
+            self.labels[rows] = gather_no_grad(labels).long()
         return rows
 
     @torch.no_grad()
@@ -144,4 +147,4 @@ class MemoryBank(nn.Module):
         indices = gather_no_grad(indices)
         together = gather_no_grad(embeddings.transpose(0, 1)).transpose(0, 1)
         self.embeddings[:, indices] = together.to(self.embeddings.dtype)
-        self.written[indices] = True
+        self.written.index_fill_(0, indices, True)

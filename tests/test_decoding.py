@@ -177,13 +177,16 @@ def test_decoded_behind_the_workers_it_is_the_same(folder, workers):
     )
 
 
-def test_damage_found_behind_the_workers_is_replaced_and_counted(tmp_path, capsys):
+@pytest.mark.parametrize("seen_by_its_end", [True, False])
+def test_damage_found_behind_the_workers_is_replaced_and_counted(tmp_path, capsys, monkeypatch, seen_by_its_end):
     pytest.importorskip("torchcodec.decoders", reason="torchcodec is not installed", exc_type=(ImportError, OSError))
     for i in range(100):
         photograph(size=(40, 30)).rotate(i).save(tmp_path / f"{i:02}.jpg")
     whole = (tmp_path / "50.jpg").read_bytes()
-    (tmp_path / "50.jpg").write_bytes(whole[:-100])
-    assert decoding.encoded(str(tmp_path / "50.jpg")).ndim == 1  # its header is as it should be
+    (tmp_path / "50.jpg").write_bytes(whole[:-100])  # its header is as it should be
+    if not seen_by_its_end:
+        monkeypatch.setattr(decoding, "END_OF_IMAGE", b"")
+        assert decoding.encoded(str(tmp_path / "50.jpg")).ndim == 1
     data = open_folder(str(tmp_path), "train")
     made = []
     for on_device in (False, True):
@@ -200,6 +203,30 @@ def test_damage_found_behind_the_workers_is_replaced_and_counted(tmp_path, capsy
     loader = TrainLoader(data, views, 20, 0, torch.device("cpu"), 0, decode_on_device=True)
     with pytest.raises(RunError, match="more than 1 % of the images are damaged"):
         list(loader.epoch(0))
+
+
+def test_what_a_device_cannot_decode_the_host_does(folder, monkeypatch, capsys):
+    data = open_folder(str(folder), "train")
+    here = batches(data, 0)
+
+    def cannot(device, images):
+        raise RuntimeError("nvJPEG says no\nand why")
+
+    monkeypatch.setattr("src.data.loaders.decode_on", cannot)
+    there = batches(data, 0, decode_on_device=True)
+    assert all(
+        torch.equal(a, b) for one, other in zip(here, there, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    assert capsys.readouterr().out == (
+        "images that the device cannot decode are decoded on the host (nvJPEG says no)\n"  # once
+    )
+
+    def full(device, images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("src.data.loaders.decode_on", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        batches(data, 0, decode_on_device=True)
 
 
 @pytest.mark.parametrize(

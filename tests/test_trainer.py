@@ -265,6 +265,28 @@ def test_waiting_for_files_is_counted_and_the_work_between_is_not(pictures, monk
     assert loader.waited == 30  # each of three batches
 
 
+def test_a_gpu_has_waited_where_its_steps_were_done_before_the_batch_came(pictures):
+    class Mark:  # an event, which knows its time when the GPU has come to it
+        def __init__(self, time):
+            self.time, self.known = time, False
+
+        def synchronize(self):
+            self.known = True
+
+        def elapsed_time(self, later):
+            assert self.known
+            assert later.known
+            return later.time - self.time  # milliseconds
+
+    loader = file_loader(pictures(20), workers=0)
+    loader._waits += [(Mark(1000), Mark(1250)), (Mark(2000), Mark(1900)), (Mark(3000), Mark(3100))]
+    assert loader.waited == pytest.approx(0.35)
+    assert loader.waited == pytest.approx(0.35)
+    loader._waits.append((Mark(0), Mark(9)))
+    loader.waited = 0.0
+    assert loader.waited == 0
+
+
 def test_an_epoch_that_waited_long_gets_a_word(pictures):
     loader = file_loader(pictures(20), workers=0)
     waiting = {"epoch": 1, "images_per_second": 300.0, "waited": 0.4}

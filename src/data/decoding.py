@@ -6,6 +6,7 @@ what it refuses, by Pillow, whose messages say what is wrong with a file.
 
 import contextlib
 import io
+import math
 import mmap
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ except (ImportError, OSError, RuntimeError):  # not installed, or not for this v
     decode_jpeg = None
 
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
+END_OF_IMAGE = b"\xff\xd9"  # JPEG's marker, which cannot be part of the pixels' code
 
 
 def decode(path: str) -> Tensor:
@@ -52,8 +54,24 @@ def encoded(path: str) -> Tensor:
     with opened(path) as file, Image.open(file) as image:
         if _is_plain_jpeg(image):
             file.seek(0)
-            return torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+            code = file.read()
+            if END_OF_IMAGE in code[-4096:]:  # of what was cut off, a GPU may make an image in silence
+                return torch.frombuffer(bytearray(code), dtype=torch.uint8)
     return decode(path)
+
+
+def packed(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """What `encoded` gave, as one tensor and the shapes in it: each tensor from a worker takes a file descriptor."""
+    flat = [image if image.ndim == 1 else image.permute(1, 2, 0).reshape(-1) for image in images]
+    return torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8), [tuple(image.shape) for image in images]
+
+
+def unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    parts = flat.split([math.prod(shape) for shape in shapes])
+    return [
+        part if len(shape) == 1 else part.view(*shape[1:], 3).permute(2, 0, 1)
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
 
 
 def decode_on(device: torch.device, images: list[Tensor]) -> list[Tensor]:

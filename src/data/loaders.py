@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import distributed
 from ..config import InputError, RunError
 from .datasets import ImageFiles, Images, MemoryImages
-from .decoding import Kept, decode_on, encoded
+from .decoding import Kept, decode_on, encoded, packed, unpacked
 
 DAMAGED_SHARE = 0.01  # of the images; more of them stop a run
 TOGETHER = 2**23  # bytes of decoded images, some 15 of ImageNet's, before their views are cut in one go
@@ -71,7 +71,8 @@ class TrainLoader:
     Attributes:
         images: how many an epoch has, over all ranks.
         damaged: path → reason, of the files that could not be decoded so far. Each was replaced by the next one that could.
-        waited: seconds in which this rank had to wait for files since this was last set to 0.
+        waited: seconds in which this rank had to wait for files since this was last set to 0; of a GPU, those in which it
+            had nothing to compute.
 
     Raises:
         InputError: if the batch is larger than the data set or not divisible by the ranks.
@@ -101,7 +102,9 @@ class TrainLoader:
             len(data) if keep_last and len(data) % batch_size >= ranks else len(data) // batch_size * batch_size
         )
         self.damaged: dict[str, str] = {}
-        self.waited = 0.0
+        self._waited = 0.0
+        self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         self.decode_on_device = decode_on_device
         self._files = None
         if isinstance(data, ImageFiles):
@@ -121,7 +124,7 @@ class TrainLoader:
         batches = [order[: self.images][s * self.batch_size :][: self.batch_size] for s in range(start, len(self))]
         parts = [np.array_split(batch, distributed.world_size())[distributed.rank()] for batch in batches]
         batches = self._from_files(parts, epoch) if self._files else self._from_memory(parts, epoch)
-        return _beside_the_steps(batches, self.device) if self.device.type == "cuda" else batches
+        return _beside_the_steps(batches, self._stream) if self._stream else batches
 
     def close(self) -> None:
         """End the worker processes; without it they end when this loader does."""
@@ -131,14 +134,15 @@ class TrainLoader:
     def _from_memory(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         for part in parts:
             indices = torch.from_numpy(part)
-            images = self.data.images[indices].to(self.device, non_blocking=True)
+            images = self.data.images[indices]
+            images = images.pin_memory().to(self.device, non_blocking=True) if self._stream else images
             yield Batch(self.views(images, part, self.seed, epoch), indices.to(self.device, non_blocking=True))
 
     def _from_files(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         batches = self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda")
+        if self.decode_on_device:
+            batches = (self._files.cut_on(self.device, *batch, epoch) for batch in batches)
         for crops, part, damaged in self._timed(batches):
-            if self.decode_on_device:
-                crops, part, damaged = self._files.cut_on(self.device, crops, part, damaged, epoch)
             for path, reason in damaged:
                 if path not in self.damaged:
                     readable = os.fsencode(path).decode(errors="replace")
@@ -151,16 +155,37 @@ class TrainLoader:
             yield Batch(self.views.finish(crops, part, self.seed, epoch), indices)
 
     def _timed(self, batches: Iterator) -> Iterator:
-        """Count the waiting. On a GPU that still has steps to compute when the files come, there was none."""
+        """Count the waiting."""
         while True:
             began = time.monotonic()
-            steps = torch.cuda.default_stream(self.device).record_event() if self.device.type == "cuda" else None
+            # A GPU has waited if its steps were done before the batch came. When that is, it says later itself.
+            asked = self._mark(torch.cuda.default_stream(self.device)) if self._stream else None
             batch = next(batches, None)
             if batch is None:
                 return
-            if steps is None or steps.query():
-                self.waited += time.monotonic() - began
+            if asked is None:
+                self._waited += time.monotonic() - began
+            else:
+                self._waits.append((asked, self._mark(self._stream)))
             yield batch
+
+    @staticmethod
+    def _mark(stream: torch.cuda.Stream) -> torch.cuda.Event:
+        return stream.record_event(torch.cuda.Event(enable_timing=True))
+
+    @property
+    def waited(self) -> float:
+        for asked, came in self._waits:
+            asked.synchronize()
+            came.synchronize()
+            self._waited += max(asked.elapsed_time(came), 0) / 1000
+        self._waits.clear()
+        return self._waited
+
+    @waited.setter
+    def waited(self, seconds: float) -> None:
+        self._waits.clear()
+        self._waited = seconds
 
     def advice(self, summary: dict) -> str:
         """A sentence if an epoch's training, of which this is the summary, waited for files too long; else ""."""
@@ -175,18 +200,17 @@ class TrainLoader:
         )
 
 
-def _beside_the_steps(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches, copied to a GPU and finished on a stream of its own.
+def _beside_the_steps(batches: Iterator[Batch], stream: torch.cuda.Stream) -> Iterator[Batch]:
+    """The same batches, copied to a GPU and finished on a stream of their own.
 
     A step's kernels are only queued when the next batch is asked for, so that this one is made while they are computed.
     """
-    stream = torch.cuda.Stream(device)
     while True:
         with torch.cuda.stream(stream):
             batch = next(batches, None)
         if batch is None:
             return
-        steps = torch.cuda.current_stream(device)
+        steps = torch.cuda.current_stream(stream.device)
         steps.wait_stream(stream)
         for tensor in (*batch.views, batch.indices):
             tensor.record_stream(steps)  # or its memory could be given away before the steps have read it
@@ -209,10 +233,10 @@ def single_views(
     else:
         files = _FileBatches(data, views, seed=None, workers=workers)
         try:
-            for crops, part, damaged in files.read([(0, part) for part in parts]):
+            for crops, part, damaged in files.read([(0, part) for part in parts], pin=device.type == "cuda"):
                 for path, reason in damaged:
                     raise InputError(f"{path}: cannot be decoded ({reason}): repair or remove it")
-                yield views.single_finish(crops[0].to(device)), part
+                yield views.single_finish(crops[0].to(device, non_blocking=True)), part
         finally:
             files.close()
 
@@ -223,6 +247,7 @@ class _FileBatches:
     def __init__(self, data: ImageFiles, views: Views, seed: int | None, workers: int, encoded: bool = False):
         self.data, self.views, self.seed = data, views, seed
         self.reader = _Reader(data, views, seed, encoded)
+        self.refused = ""  # why the device did not decode a batch that the host did
         self.requests = _Requests()
         self.workers = available_workers() if workers < 0 else workers
         self.loader: DataLoader | None = None
@@ -248,13 +273,20 @@ class _FileBatches:
             atexit.register(_close_if_alive, weakref.ref(self))
         return iter(self.loader)
 
-    def cut_on(self, device: torch.device, images: list[Tensor], indices: np.ndarray, damaged: list, epoch: int):
-        """What `read` gives, crops, indices and damage, from images that are still encoded."""
+    def cut_on(self, device: torch.device, images: tuple, indices: np.ndarray, damaged: list, epoch: int):
+        """Crops, indices and damage, as `read` gives them, of `packed` images."""
         try:
-            decoded = decode_on(device, images)
-        except RuntimeError:  # one of them is damaged: all once more on the host, which finds it and takes another
+            decoded = decode_on(device, unpacked(*images))
+        except torch.OutOfMemoryError:
+            raise
+        except (
+            RuntimeError
+        ) as error:  # damage, perhaps; which file it is in is found by decoding all once more on the host
             images, indices, more = self.reader.images(indices, self.data.decode)
             decoded, damaged = [image.to(device) for image in images], damaged + more
+            if not more and not self.refused:
+                self.refused = str(error).splitlines()[0]
+                print(f"images that the device cannot decode are decoded on the host ({self.refused})", flush=True)
         return (self.views.cut(decoded, indices, self.seed, epoch) if decoded else []), indices, damaged
 
     def close(self) -> None:
@@ -296,7 +328,8 @@ class _Reader(Dataset):
     def __getitem__(self, request: tuple[int, np.ndarray]):
         epoch, indices = request
         if self.encoded:
-            return self.images(indices, lambda index: encoded(self.data.paths[index]))
+            images, read, damaged = self.images(indices, lambda index: encoded(self.data.paths[index]))
+            return packed(images), read, damaged
         read, damaged, parts, few = [], [], [], []
         for wanted in indices.tolist():
             index, image = self._next_readable(wanted, self.data.decode, damaged)

@@ -36,6 +36,7 @@ SELA = (  # levels 0 to 3 of the authors' code of arXiv:1911.05371
 )
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
 ORDERS = np.array(list(itertools.permutations(range(4))))  # of `ADJUSTMENTS`
+CUDA_SHRINKS = 32  # times at most; torch's antialiased kernel has no room for wider windows
 TRIES = 10  # boxes drawn before the central crop is taken, as torchvision
 
 # The draws of a view, by position: the photometric ones, four for each try of a box, the hole, the strong operations.
@@ -171,6 +172,7 @@ class PhotoViews:
         """The crops of B decoded images, each (3, H, W) uint8, as V × (B, 3, size, size): uint8, on a GPU whole floats."""
         if self.resize_first:
             images = [_resize(image, self._resized_sides(*image.shape[1:]), "bilinear") for image in images]
+            images = [image.round().clamp(0, 255) if image.is_floating_point() else image for image in images]
         count, views = len(images), len(self.recipes)
         height, width = (np.repeat([image.shape[side] for image in images], views) for side in (1, 2))
         each = np.repeat(indices, views), np.tile(np.arange(views), count)
@@ -179,7 +181,8 @@ class PhotoViews:
         for recipe, of_images in zip(self.recipes, boxes.swapaxes(0, 1).tolist(), strict=True):
             size, mode = (recipe.size, recipe.size), "bicubic" if recipe.bicubic else "bilinear"
             cut = [image[:, y : y + h, x : x + w] for image, (y, x, h, w) in zip(images, of_images, strict=True)]
-            crops.append(torch.stack([_resize(box, size, mode) for box in cut]))
+            crop = torch.stack([_resize(box, size, mode) for box in cut])
+            crops.append(crop.round_().clamp_(0, 255) if crop.is_floating_point() else crop)
         return crops
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
@@ -230,10 +233,13 @@ def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
     On grey levels with the channels last, torch does so with vector instructions, in a fifth of Pillow's time. The pixels are
     Pillow's up to 0.02 grey levels on average, up to 0.3 where a box grows in one direction and shrinks in the other. On a GPU
-    in floats, rounded at the end alone.
+    in floats, not rounded.
     """
     if pixels.is_cuda:
-        return F.interpolate(pixels[None].float(), size=size, mode=mode, antialias=True)[0].round_().clamp_(0, 255)
+        largest = max(have / wanted for have, wanted in zip(pixels.shape[1:], size, strict=True))
+        if largest > CUDA_SHRINKS:
+            return _resize(pixels.cpu(), size, mode).to(pixels.device, torch.float32)
+        return F.interpolate(pixels[None].float(), size=size, mode=mode, antialias=True)[0]
     return F.interpolate(pixels[None], size=size, mode=mode, antialias=True)[0]
 
 

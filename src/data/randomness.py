@@ -42,8 +42,8 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray,
 
 
 def beside(x: Tensor, values: np.ndarray) -> Tensor:
-    """Numbers of the host where `x` lies, floating-point ones in its dtype. The host does not wait for a GPU, as it would in
-    `x.new_tensor`: a view takes hundreds of such numbers, and the GPU is busy with the step before."""
+    """Numbers of the host where `x` lies, floating-point ones in its dtype. So few go to a GPU without the host waiting for it, as
+    it would in `x.new_tensor`: a batch takes hundreds of such copies, and the GPU is busy with the step before."""
     values = torch.from_numpy(values)
     if values.is_floating_point():
         values = values.to(x.dtype)

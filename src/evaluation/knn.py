@@ -38,6 +38,8 @@ def knn_scores(
     """
     mine = slice(distributed.rank(), None, distributed.world_size())
     hits = dict.fromkeys(ks, (0, 0))
+    if device.type == "cuda" and 2 * bank.nbytes < torch.cuda.mem_get_info(device)[0]:
+        bank = bank.to(device)  # where there is room; else it travels piece by piece, for every part of the queries
     if len(queries[mine]):
         hits = count_hits(bank, bank_labels, queries[mine].to(device), query_labels[mine], ks, tau)
     hits = distributed.sum_over_ranks(torch.tensor([hits[k] for k in ks]))

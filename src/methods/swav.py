@@ -150,6 +150,11 @@ class SwAV(PrototypeMethod):
         queues = len(config.assign_views) if config.queue_length else 0
         self.queues = torch.nn.ModuleList(EmbeddingQueue(config.queue_length, config.dim) for _ in range(queues))
         self.register_buffer("queue_started", torch.zeros((), dtype=torch.bool))
+        self._started = False  # a mirror on the host, so that a step does not wait for the device
+        self.register_load_state_dict_post_hook(lambda module, _: module._read_back())
+
+    def _read_back(self) -> None:
+        self._started = bool(self.queue_started)
 
     @staticmethod
     def check_data(config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None) -> None:
@@ -166,7 +171,8 @@ class SwAV(PrototypeMethod):
             )
 
     def prepare_epoch(self, epoch: int, loader) -> None:
-        self.queue_started.fill_(epoch >= self.config.queue_start)
+        self._started = epoch >= self.config.queue_start
+        self.queue_started.fill_(self._started)
 
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
         (scores,) = self.scores(embeddings)  # V × (B, K)
@@ -182,7 +188,7 @@ class SwAV(PrototypeMethod):
     def _codes(self, i: int, embeddings: Tensor, scores: Tensor) -> Tensor:
         """Codes (B, K) of the i-th assigned view. Once its queue is full, past embeddings are balanced together with the
         batch; the look at the queue precedes the push, so that no image counts twice."""
-        if self.queues and self.queue_started:
+        if self.queues and self._started:
             if self.queues[i].full:
                 # Sinkhorn goes over all ranks: each brings its share of the queue
                 past = self.queues[i].embeddings.tensor_split(distributed.world_size())[distributed.rank()]
