@@ -60,8 +60,11 @@ class LARS(torch.optim.Optimizer):
         # Where the parameter is zero its rate is 1; where the gradient is, it stays as it is, without decay.
         adapted = trust * norm / (grad_norm + decay * norm + eps)
         ratio = torch.where((norm > 0) & (grad_norm > 0), adapted, (grad_norm > 0).to(norm.dtype))
-        updates = torch._foreach_add(grads, params, alpha=decay) if decay else grads
-        updates = torch._foreach_mul(updates, list(ratio.unbind()))
+        if decay:
+            updates = torch._foreach_add(grads, params, alpha=decay)
+            torch._foreach_mul_(updates, list(ratio.unbind()))
+        else:
+            updates = torch._foreach_mul(grads, list(ratio.unbind()))
         if group["momentum"]:
             for p in params:
                 if "momentum_buffer" not in self.state[p]:
