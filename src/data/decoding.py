@@ -97,7 +97,7 @@ def check_decoding_on(device: torch.device) -> None:
     try:
         decode_jpeg(file.getvalue(), device=device)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise InputError(f"--decode-on-gpu: torchcodec cannot decode here ({reason}): drop the flag") from None
 
 

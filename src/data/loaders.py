@@ -279,13 +279,12 @@ class _FileBatches:
             decoded = decode_on(device, unpacked(*images))
         except torch.OutOfMemoryError:
             raise
-        except (
-            RuntimeError
-        ) as error:  # damage, perhaps; which file it is in is found by decoding all once more on the host
+        except RuntimeError as error:
+            # Damage, perhaps; which file it is in is found by decoding all once more on the host.
             images, indices, more = self.reader.images(indices, self.data.decode)
             decoded, damaged = [image.to(device) for image in images], damaged + more
             if not more and not self.refused:
-                self.refused = str(error).splitlines()[0]
+                self.refused = str(error).partition("\n")[0]
                 print(f"images that the device cannot decode are decoded on the host ({self.refused})", flush=True)
         return (self.views.cut(decoded, indices, self.seed, epoch) if decoded else []), indices, damaged
 
