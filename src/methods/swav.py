@@ -151,7 +151,8 @@ class SwAV(PrototypeMethod):
         self.queues = torch.nn.ModuleList(EmbeddingQueue(config.queue_length, config.dim) for _ in range(queues))
         self.register_buffer("queue_started", torch.zeros((), dtype=torch.bool))
         self._started = False  # a mirror on the host, so that a step does not wait for the device
-        self.register_load_state_dict_post_hook(lambda module, _: module._read_back())
+        if self.queues:
+            self.register_load_state_dict_post_hook(lambda module, _: module._read_back())
 
     def _read_back(self) -> None:
         self._started = bool(self.queue_started)
