@@ -184,7 +184,10 @@ def test_damage_found_behind_the_workers_is_replaced_and_counted(tmp_path, capsy
         photograph(size=(40, 30)).rotate(i).save(tmp_path / f"{i:02}.jpg")
     whole = (tmp_path / "50.jpg").read_bytes()
     (tmp_path / "50.jpg").write_bytes(whole[:-100])  # its header is as it should be
-    if not seen_by_its_end:
+    if seen_by_its_end:
+        with pytest.raises(OSError, match="truncated"):
+            decoding.encoded(str(tmp_path / "50.jpg"))
+    else:
         monkeypatch.setattr(decoding, "END_OF_IMAGE", b"")
         assert decoding.encoded(str(tmp_path / "50.jpg")).ndim == 1
     data = open_folder(str(tmp_path), "train")

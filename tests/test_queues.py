@@ -37,6 +37,7 @@ def test_state_dict_restores_everything():
     queue, other = NearestNeighborQueue(5, 3), NearestNeighborQueue(5, 3)
     push(queue, [3, 4, 5], labels=torch.tensor([1, 0, 1]))
     push(queue, [6, 7, 8])
+    assert queue.labels.tolist() == [-1, 0, 1, -1, -1]  # rows 3, 4 and 0 were pushed without
     other.load_state_dict(queue.state_dict())
     assert (other.pointer, other.full) == (queue.pointer, queue.full) == (1, True)
     push_next = torch.ones(2, 3)
