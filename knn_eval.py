@@ -20,14 +20,12 @@ def main() -> None:
 
     from src import distributed
     from src.data.datasets import check_channels
-    from src.data.subsets import draw_share, read_list
     from src.data.views import build_views
     from src.evaluation.knn import knn_scores, unit_rows
     from src.evaluation.linear import keep_rows, open_labelled
     from src.features import extract
-    from src.logs import percent, table, write_json
     from src.pretrained import load_backbone, load_method
-    from src.run import make_folder, results_folder
+    from src.run import results_folder
 
     # the network, and the data it was trained on unless other data is given
     if options.layer == "head":
@@ -43,17 +41,7 @@ def main() -> None:
     check_channels(bank, source.data, trained["channels"])
     folder = results_folder(options.checkpoint, options.output_dir)
 
-    # the labelled images that are searched
-    if options.bank_list:
-        rows, which = read_list(bank, options.bank_list, "--bank-list"), f"listed in {options.bank_list}"
-    else:
-        rows = draw_share(bank.labels.numpy(), options.bank_share, options.seed)
-        which = f"{100 * options.bank_share:g} % of each class's"
-    if max(options.k) > len(rows):
-        raise config.InputError(
-            f"--k {max(options.k)} is larger than the bank, {len(rows)} of {len(bank)} training images ({which}): "
-            "ask for fewer neighbours or search more images"
-        )
+    rows, which = choose_bank(options, bank)
     if not options.features_cache:  # a cache is for the whole split: the next evaluation may take another share
         bank, rows = keep_rows(bank, rows), np.arange(len(rows))
 
@@ -95,20 +83,41 @@ def main() -> None:
             f"{len(rows)} training images ({which}) by dot product, votes weighted exp(similarity / {options.tau:g})",
             "k": {str(k): scores[k] for k in options.k},
         }
-        make_folder(folder)
-        write_json(folder / "knn_eval.json", result)
-        print(
-            f"{source.data}, test split, {len(queries):,} images, {len(queries.classes)} classes; {len(rows):,} training "
-            f"images searched ({which}); {options.layer}, tau {options.tau:g}"
-        )
-        print(
-            table(
-                ["neighbours", "TOP1", "TOP5"],
-                [[str(k), percent(scores[k]["top1"]), percent(scores[k]["top5"])] for k in options.k],
-            )
-        )
-        print(f"wrote knn_eval.json to {folder}")
+        write(result, which, folder)
     distributed.stop()
+
+
+def choose_bank(options: config.KnnEvalOptions, bank):
+    """The rows of the labelled images that are searched, and which they are in words."""
+    from src.data.subsets import draw_share, read_list
+
+    if options.bank_list:
+        rows, which = read_list(bank, options.bank_list, "--bank-list"), f"listed in {options.bank_list}"
+    else:
+        rows = draw_share(bank.labels.numpy(), options.bank_share, options.seed)
+        which = f"{100 * options.bank_share:g} % of each class's"
+    if max(options.k) > len(rows):
+        raise config.InputError(
+            f"--k {max(options.k)} is larger than the bank, {len(rows)} of {len(bank)} training images ({which}): "
+            "ask for fewer neighbours or search more images"
+        )
+    return rows, which
+
+
+def write(result: dict, which: str, folder) -> None:
+    """Write knn_eval.json and print its table."""
+    from src.logs import percent, table, write_json
+    from src.run import make_folder
+
+    make_folder(folder)
+    write_json(folder / "knn_eval.json", result)
+    print(
+        f"{result['data']}, test split, {result['test_images']:,} images, {result['classes']} classes; "
+        f"{result['bank_images']:,} training images searched ({which}); {result['layer']}, tau {result['tau']:g}"
+    )
+    rows = [[k, percent(score["top1"]), percent(score["top5"])] for k, score in result["k"].items()]
+    print(table(["neighbours", "TOP1", "TOP5"], rows))
+    print(f"wrote knn_eval.json to {folder}")
 
 
 if __name__ == "__main__":

@@ -100,6 +100,22 @@ def search(job: Job) -> dict | None:
     return found
 
 
+def build_trainer(job: Job, stop_request: StopRequest) -> linear.ProbeTrainer:
+    """Optimiser, rates and batches as the options say, around the probe on all ranks."""
+    options = job.options
+    optimizer = linear.build_probe_optimizer(
+        *(job.probe, options.optimizer, options.lr, options.backbone_lr),
+        *(options.momentum, options.weight_decay, options.nesterov),
+    )
+    factor = linear.rate_factor(options.schedule, options.epochs, options.decay_epochs, options.gamma)
+    loader = TrainLoader(
+        *(job.train, job.views, options.batch_size, options.seed, job.device, options.workers), keep_last=True
+    )
+    wrapped = distributed.parallel(job.probe, job.device, sync_bn_group=0 if job.probe.shares_statistics else 1)
+    how = (job.device, job.autocast, options.log_every, stop_request)
+    return linear.ProbeTrainer(wrapped, optimizer, factor, loader, job.train.labels, *how)
+
+
 def train(job: Job) -> dict:
     """The published way: an epoch, a look at the test split, the next epoch. Goes on with a probe found in the folder.
 
@@ -117,19 +133,9 @@ def train(job: Job) -> dict:
         "train_images": len(job.train),
     }
     found = linear.find_probe(folder, settings, options.fresh)
-    optimizer = linear.build_probe_optimizer(
-        *(job.probe, options.optimizer, options.lr, options.backbone_lr),
-        *(options.momentum, options.weight_decay, options.nesterov),
-    )
-    factor = linear.rate_factor(options.schedule, options.epochs, options.decay_epochs, options.gamma)
-    loader = TrainLoader(
-        *(job.train, job.views, options.batch_size, options.seed, device, options.workers), keep_last=True
-    )
-    wrapped = distributed.parallel(job.probe, device, sync_bn_group=0 if job.probe.shares_statistics else 1)
     stop_request = StopRequest()
-    trainer = linear.ProbeTrainer(
-        *(wrapped, optimizer, factor, loader, job.train.labels, device, job.autocast, options.log_every, stop_request)
-    )
+    trainer = build_trainer(job, stop_request)
+    loader = trainer.loader
     history, best = [], None
     if found:
         trainer.load_state_dict(found)
