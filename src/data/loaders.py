@@ -105,7 +105,6 @@ class TrainLoader:
         self._waited = 0.0
         self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
-        self.decode_on_device = decode_on_device
         self._files = None
         if isinstance(data, ImageFiles):
             self._files = _FileBatches(data, views, seed, workers, encoded=decode_on_device)
@@ -140,7 +139,7 @@ class TrainLoader:
 
     def _from_files(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         batches = self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda")
-        if self.decode_on_device:
+        if self._files.reader.encoded:
             batches = (self._files.cut_on(self.device, *batch, epoch) for batch in batches)
         for crops, part, damaged in self._timed(batches):
             for path, reason in damaged:
