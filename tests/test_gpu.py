@@ -156,7 +156,7 @@ def test_batches_beside_the_steps_are_those_of_the_cpu(workers, exact, tmp_path)
 
 def test_a_box_too_large_for_torchs_kernel_is_resized_all_the_same():
     noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
-    pixels = torch.from_numpy(np.asarray(Image.fromarray(noise).resize((2000, 1600)))).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(Image.fromarray(noise).resize((2000, 1600)))).permute(2, 0, 1)
     views = PhotoViews(photo_recipes("crop_flip")(1, 0, 20, 8, (1.0, 1.0), (1.0, 1.0)), 32)
     (here,), (there,) = (views.cut([pixels.to(device)], np.arange(1), 0, 0) for device in (CPU, GPU))
     assert (here.float() - there.cpu().float()).abs().max() <= 1
