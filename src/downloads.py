@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from .config import InputError, RunError
+from .errors import InputError, RunError
 
 ATTEMPTS = 3  # of one command, as long as the connection only breaks; what arrived is kept in between
 CHUNK = 1 << 20

@@ -8,6 +8,7 @@ NMI, AMI and ARI follow Vinh, Epps and Bailey, "Information Theoretic Measures f
 over-clustering and superclass rules is that of the authors' evaluation of Self-Classifier, arXiv:2103.10994v3.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
@@ -84,6 +85,18 @@ def superclass_accuracy(labels: ArrayLike, clusters: ArrayLike, class_to_supercl
     cells = counts.tocoo()
     right = superclass[cells.row] == superclass[match_clusters(counts)][cells.col]
     return int(cells.data[right].sum()) / int(counts.sum())
+
+
+def balance(shares: ArrayLike) -> float:
+    """Return how evenly clusters share the images: the entropy of (C,) shares over ln C, that of equal shares.
+
+    In [0, 1]: 1 if all clusters weigh the same, 0 if one has all. Of the sizes of clusters it is the hard balance, of the
+    mean of the predicted probabilities the soft balance. The soft one is higher, because unsure predictions spread over
+    all clusters.
+    """
+    shares = np.asarray(shares, dtype=np.float64) / np.sum(shares)
+    held = shares[shares > 0]
+    return float(abs((held * np.log(held)).sum()) / math.log(len(shares))) if len(shares) > 1 else 1.0
 
 
 def contingency(labels: ArrayLike, clusters: ArrayLike) -> tuple[NDArray, NDArray, csr_array]:

@@ -8,7 +8,7 @@ import torch
 from conftest import GOLDEN
 from torch import nn
 
-from src.config import InputError
+from src.errors import InputError
 from src.models.backbones import WideResNet, build_backbone, count_parameters
 from src.models.heads import ProjectionHead, WeightNormClassifier
 

@@ -14,7 +14,7 @@ from torchvision import transforms
 from torchvision.models import resnet18, resnet50
 
 from src import checkpoint
-from src.config import InputError
+from src.errors import InputError
 from src.data.datasets import open_data
 from src.features import predict_clusters
 from src.pretrained import load_method

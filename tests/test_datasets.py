@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError
+from src.errors import InputError
 from src.data.datasets import CIFAR100_SUPERCLASSES, open_data, open_folder
 
 SUPERCLASSES = """

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError, RunError, parse_train
+from src.config import parse_train
+from src.errors import InputError, RunError
 from src.data import decoding
 from src.data.datasets import open_folder
 from src.data.decoding import decode

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from src import downloads
-from src.config import InputError, RunError
+from src.errors import InputError, RunError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -19,7 +19,8 @@ from torchvision import models
 
 import cls_eval
 from src import config
-from src.config import InputError, KMeansOptions, parse_cls_eval
+from src.config import KMeansOptions, parse_cls_eval
+from src.errors import InputError
 from src.data.datasets import open_data
 from src.data.subsets import draw_share
 from src.evaluation import kmeans

@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision import models
 
 from src import config
-from src.config import InputError, KnnEvalOptions, parse_knn_eval
+from src.config import KnnEvalOptions, parse_knn_eval
+from src.errors import InputError
 from src.data.datasets import ImageFiles, MemoryImages, open_data
 from src.data.subsets import draw_share, read_list
 from src.pretrained import load_method

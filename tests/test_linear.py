@@ -17,7 +17,8 @@ from torch import nn
 
 import lincls_eval
 from src import checkpoint, config
-from src.config import InputError, RunError, parse_lincls_eval, parse_train
+from src.config import parse_lincls_eval, parse_train
+from src.errors import InputError, RunError
 from src.data.datasets import ImageFiles, open_data
 from src.data.loaders import Batch
 from src.data.views import build_views

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import InputError
+from src.errors import InputError
 from src.models.heads import WeightNormClassifier
 from src.optim import LARS, build_optimizer, clip_gradients, freeze, parameter_groups, warmup_cosine
 

@@ -11,7 +11,8 @@ from conftest import save_untrained
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 
-from src.config import InputError, parse_cls_eval
+from src.config import parse_cls_eval
+from src.errors import InputError
 from src.data.datasets import open_data
 from src.evaluation.quality import agreement, align, balance, rankme, silhouette
 from src.features import average_clusters, predict_clusters

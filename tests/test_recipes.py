@@ -7,18 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.config import (
-    ClsEvalOptions,
-    InputError,
-    KnnEvalOptions,
-    LinclsEvalOptions,
-    TrainOptions,
-    as_plain,
-    expand_presets,
-    flag,
-    parse_train,
-    read_method,
-)
+from src.config import ClsEvalOptions, KnnEvalOptions, LinclsEvalOptions, TrainOptions, as_plain, expand_presets, flag, parse_train, read_method
+from src.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "recipes.md"

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError, parse_train
+from src.config import parse_train
+from src.errors import InputError
 from src.data import reference
 from src.data.photographs import PhotoRecipe, PhotoViews
 from src.data.reference import ReferenceViews

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import InputError
+from src.errors import InputError
 from src.losses import self_classifier_v1, self_classifier_v1_terms
 from src.methods.self_classifier_v1 import Config, SelfClassifierV1
 from src.models.heads import CosineClassifier

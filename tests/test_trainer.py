@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError, RunError
+from src.errors import InputError, RunError
 from src.data.datasets import MemoryImages, open_data
 from src.data.digits import DigitRecipe, DigitViews
 from src.data.loaders import TrainLoader, available_workers, single_views

@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import ViewSettings
 from .randomness import beside, uniforms
 from .strong import OPERATIONS, cutout, holes, strengthen
 
@@ -78,15 +79,8 @@ class PhotoRecipe:
         return STRONG + 2 * self.drawn
 
 
-def published_views(
-    num_global: int,
-    num_local: int,
-    global_size: int,
-    local_size: int,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-) -> list[PhotoRecipe]:
-    """The published recipes: the first global view is hardly ever blurred, the others always, locals every other time.
+def published_views(settings: ViewSettings) -> list[PhotoRecipe]:
+    """Return the published recipes: blur is rare for the first global view, certain for the others, and even for locals.
 
     The blur radius is in pixels and was chosen for views of 224 pixels; for views of up to 64 it shrinks with the side.
     """
@@ -94,42 +88,33 @@ def published_views(
     def radius(size: int) -> tuple[float, float]:
         return (0.1, 2.0) if size > 64 else (0.1, max(2.0 * size / 64, 0.2))
 
-    first = PhotoRecipe(size=global_size, scale=global_scale, blur=0.1, blur_radius=radius(global_size))
-    other = PhotoRecipe(size=global_size, scale=global_scale, blur=1.0, solarize=0.2, blur_radius=radius(global_size))
-    local = PhotoRecipe(size=local_size, scale=local_scale, blur=0.5, blur_radius=radius(local_size))
-    return [first, *[other] * (num_global - 1), *[local] * num_local]
+    large, small = settings.global_crops_size, settings.local_crops_size
+    first = PhotoRecipe(size=large, scale=settings.global_crops_scale, blur=0.1, blur_radius=radius(large))
+    other = replace(first, blur=1.0, solarize=0.2)
+    local = PhotoRecipe(size=small, scale=settings.local_crops_scale, blur=0.5, blur_radius=radius(small))
+    return [first, *[other] * (settings.global_crops_number - 1), *[local] * settings.local_crops_number]
 
 
-def uniform_views(
-    num_global: int,
-    num_local: int,
-    global_size: int,
-    local_size: int,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-    **changes,
-) -> list[PhotoRecipe]:
-    """One recipe for all views: that of the first generation, which is MoCo v2's, with `changes`.
+def uniform_views(settings: ViewSettings, **changes: Any) -> list[PhotoRecipe]:
+    """Return one recipe for all views: that of the first generation, which is MoCo v2's, with `changes`.
 
-    The authors flip last, which makes no difference: every other operation treats left and right alike. The blur keeps its
-    radius on small images, as on their 32 pixels.
+    The authors flip last, which makes no difference: every other operation treats left and right alike. The blur keeps
+    its radius on small images, as on their 32 pixels.
     """
-    views = [(global_size, global_scale)] * num_global + [(local_size, local_scale)] * num_local
-    changes = {"saturation": 0.4, **changes}
-    return [PhotoRecipe(size=size, scale=scale, bicubic=False, **changes) for size, scale in views]
+    changes = {"saturation": 0.4, "bicubic": False, **changes}
+    large = PhotoRecipe(size=settings.global_crops_size, scale=settings.global_crops_scale, **changes)
+    small = PhotoRecipe(size=settings.local_crops_size, scale=settings.local_crops_scale, **changes)
+    return [large] * settings.global_crops_number + [small] * settings.local_crops_number
 
 
-def scan_views(*layout, central: int = 0) -> list[PhotoRecipe]:
-    """SCAN's strong recipe (arXiv:2005.12320) for all views but the first `central` ones, which are as for evaluation.
+def scan_views(settings: ViewSettings, *, central: int = 0) -> list[PhotoRecipe]:
+    """Return SCAN's strong recipe (arXiv:2005.12320) for all views but the first `central` ones, which are unaugmented.
 
-    Args:
-        layout: numbers, sizes and scales, as for `uniform_views`.
-
-    Windows are not resized, so the scales do not matter. The longest hole is 16 of 32 pixels, 32 of 96, 75 of 224, as in the
-    authors' settings.
+    Windows are not resized, so the scales do not matter. The longest hole is 16 of 32 pixels, 32 of 96, 75 of 224, as in
+    the authors' settings.
     """
     strong = {"crop": "random", "resize_first": True, "operations": tuple(OPERATIONS), "drawn": 4}
-    views = uniform_views(*layout, **PLAIN, **strong)
+    views = uniform_views(settings, **PLAIN, **strong)
     views = [replace(view, cutout=round(view.size / (2 if view.size <= 64 else 3))) for view in views]
     return [replace(view, crop="central", flip=0.0, drawn=0, cutout=0) for view in views[:central]] + views[central:]
 
@@ -148,7 +133,13 @@ class PhotoViews:
     """
 
     def __init__(
-        self, recipes: list[PhotoRecipe], eval_resize: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, compiled: bool = False
+        self,
+        recipes: list[PhotoRecipe],
+        eval_resize: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        *,
+        compiled: bool = False,
     ):
         self.recipes, self.eval_resize = recipes, eval_resize
         self.compiled = compiled

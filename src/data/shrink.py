@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import InputError, RunError, run_script
+from ..errors import InputError, RunError, run_script
 from .decoding import opened
 from .listing import list_images
 

@@ -36,6 +36,7 @@ class Fit(NamedTuple):
 def fit(
     features: Tensor,
     num_clusters: int,
+    *,
     init: str = "k-means++",
     restarts: int = 1,
     seed: int = 0,

@@ -7,25 +7,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import InputError
+from ..errors import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
 VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; depth is 12
-OWN_NAMES = ("small_convnet", *CIFAR_RESNETS, *VITS)  # whose parameters are not called as torchvision's
+OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # whose parameters are not called as torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
 
-def build_backbone(arch: str, in_channels: int = 3, image_size: int = 224, patch_size: int = 16) -> nn.Module:
+def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> nn.Module:
     """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F), F in its attribute `width`.
 
     Args:
         arch: "small_convnet", "cifar_resnet18", "cifar_resnet34", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny",
-            "vit_small", "vit_base", or the name of a torchvision network whose classifier is called `fc`.
+            "vit_small", "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity",
+            for features of width `in_channels`.
         image_size: side of the global views; a ViT's position embedding is made for it and interpolated for others.
 
     Raises:
         InputError: if there is no such network, or it does not take such images.
     """
+    if arch == "identity":
+        return Identity(in_channels)
     if arch == "small_convnet":
         return SmallConvNet(in_channels)
     if arch in CIFAR_RESNETS:
@@ -142,6 +145,14 @@ class SmallConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.avgpool(self.layers(images)).flatten(1)
+
+
+class Identity(nn.Identity):
+    """Frozen features as they are, (B, F) → (B, F)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
 
 
 class BasicBlock(nn.Module):

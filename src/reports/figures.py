@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-FORMATS = (".png", ".pdf")
+FORMATS = (".png", ".pdf", ".svg")
+_dpi: list[int] = [150]  # of the figures that are drawn now
 INK, MUTED, FAINT, ACCENT = "#1f2328", "#656d76", "#d8dee4", "#0a3069"
 WRONG = "#d1242f"
 LINES = ["#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf3989"]
@@ -38,6 +39,7 @@ def confusion_matrix(
     path: str | PathLike,
     labels: ArrayLike,
     clusters: ArrayLike,
+    *,
     mapping: Mapping[int, int],
     class_names: Sequence[str],
 ) -> None:
@@ -131,11 +133,12 @@ def _cells(
 def gallery(
     path: str | PathLike,
     images: Callable[[int], NDArray],
-    labels: ArrayLike | None,
     clusters: ArrayLike,
     confidences: ArrayLike,
-    mapping: Mapping[int, int] | None,
-    class_names: Sequence[str] | None,
+    *,
+    labels: ArrayLike | None = None,
+    mapping: Mapping[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
     per_cluster: int = 10,
     max_clusters: int = 20,
 ) -> None:
@@ -347,7 +350,9 @@ def cluster_sizes(path: str | PathLike, sizes: ArrayLike, class_sizes: ArrayLike
 # ---- points in the plane --------------------------------------------------------------------------------------------
 
 
-def scatter(path: str | PathLike, points: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -> None:
+def scatter(
+    path: str | PathLike, points: ArrayLike, labels: ArrayLike, *, class_names: Sequence[str], title: str = ""
+) -> None:
     """Draw points in the colours of their classes, without axes; up to 20 classes are named at the side.
 
     Args:
@@ -376,6 +381,7 @@ def scatter(path: str | PathLike, points: ArrayLike, labels: ArrayLike, class_na
         for colour, name in zip(colours, classes, strict=True):
             x, y = points[labels == name].T
             axes.scatter(x, y, s=10, color=colour, linewidths=0, label=_shortened(class_names[name], 24))
+        axes.set_title(title, loc="left")
         axes.set_axis_off()
         if len(classes) <= 20:
             figure.legend(loc="outside right center", frameon=False, markerscale=1.5)
@@ -436,7 +442,19 @@ def _cycled(values: Sequence) -> Iterator:
 
 
 @contextmanager
-def _figure(path: str | PathLike, width: float, height: float, dpi: int = 150, layout: str | None = None) -> Iterator:
+def resolution(dpi: int) -> Iterator[None]:
+    """Draw the figures of this block with another resolution, in dots per inch."""
+    _dpi.append(dpi)
+    try:
+        yield
+    finally:
+        _dpi.pop()
+
+
+@contextmanager
+def _figure(
+    path: str | PathLike, width: float, height: float, *, dpi: int | None = None, layout: str | None = None
+) -> Iterator:
     """A white figure of width by height inches to draw on, written to `path` at the end of the block."""
     if Path(path).suffix not in FORMATS:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(FORMATS)}")
@@ -446,6 +464,7 @@ def _figure(path: str | PathLike, width: float, height: float, dpi: int = 150, l
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    dpi = dpi or _dpi[-1]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=dpi, layout=layout, facecolor="white")
         FigureCanvasAgg(figure)
