@@ -62,7 +62,7 @@ def main() -> None:
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
-    folder = distributed.from_main(choose_folder(options.output_dir, options.fresh, title))
+    folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
     found = find_checkpoint(folder, settings)
 
     # method: backbone, heads, objective, and what it remembers between steps

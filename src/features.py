@@ -24,7 +24,7 @@ PIECE = 1 << 26  # bytes of features that travel between ranks at once
 
 @torch.no_grad()
 def predict_clusters(
-    method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, autocast: torch.dtype | None = None
+    method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, *, autocast: torch.dtype | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The cluster of every image by each classifier, in evaluation mode.
 

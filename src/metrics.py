@@ -259,11 +259,11 @@ def expected_mutual_information(class_sizes: ArrayLike, cluster_sizes: ArrayLike
     for rows in _slices(len(a_values), 64):  # 64 x 128 pairs fit in the processor's cache
         for columns in _slices(len(b_values), 128):
             a, b = a_values[rows, None].astype(float), b_values[columns].astype(float)
-            total += a_repeats[rows] @ _mean_x_log_x(a, b, N, n_log_n) @ b_repeats[columns]
+            total += a_repeats[rows] @ _mean_x_log_x(a, b, N=N, n_log_n=n_log_n) @ b_repeats[columns]
     return float(total / N + _entropy(class_sizes) + _entropy(cluster_sizes) - np.log(N))
 
 
-def _mean_x_log_x(a: NDArray, b: NDArray, N: int, n_log_n: NDArray) -> NDArray:
+def _mean_x_log_x(a: NDArray, b: NDArray, *, N: int, n_log_n: NDArray) -> NDArray:
     """E[X log X] for X hypergeometric: how many of b images drawn from N are among a given ones.
 
     Walks from the mode outwards, where the ratio of neighbouring weights is simple and none overflows. The weights are
@@ -391,5 +391,14 @@ def knn_top(
         raise ValueError(f"ks must be from 1 to {len(bank)}, the size of the bank, got {list(ks)}")
     if not tau > 0:
         raise ValueError(f"tau must be above 0, got {tau}")
-    hits = count_hits(bank, bank_labels, queries, query_labels, ks, tau, query_chunk, bank_chunk)
+    hits = count_hits(
+        bank,
+        bank_labels,
+        queries=queries,
+        query_labels=query_labels,
+        ks=ks,
+        tau=tau,
+        query_chunk=query_chunk,
+        bank_chunk=bank_chunk,
+    )
     return {k: (first / len(queries), five / len(queries)) for k, (first, five) in hits.items()}

@@ -153,7 +153,7 @@ def _fetch(name: str, release: Release, cache: Path) -> None:
     target = cache / name / release.url.rsplit("/", 1)[1]
     known = downloads.recorded(cache).get(str(target.relative_to(cache)), {})
     sha256 = release.sha256 or known.get("sha256", "")
-    downloads.download(release.url, target, release.size or known.get("size", 0), release.md5, sha256)
+    downloads.download(release.url, target, size=release.size or known.get("size", 0), md5=release.md5, sha256=sha256)
 
 
 def _fetch_drive_folder(url: str, target: Path) -> None:

@@ -21,7 +21,7 @@ SECONDS_TO_LEAVE = 100.0  # a network disk gives up the locks of a host that die
 _held: dict[Path, TextIO] = {}  # by this process
 
 
-def choose_folder(output_dir: str, fresh: bool, name: str) -> Path:
+def choose_folder(output_dir: str, *, fresh: bool, name: str) -> Path:
     """Where a run lives: `--output-dir`, with `--fresh` the first free name beside it, or a new dated folder in `runs/`.
 
     Nothing is created yet. Raises InputError if the folder could not be written.
@@ -38,14 +38,14 @@ def choose_folder(output_dir: str, fresh: bool, name: str) -> Path:
     return folder
 
 
-def results_folder(checkpoint: str, output_dir: str, below: str = "") -> Path:
+def results_folder(checkpoint: str, *, output_dir: str, below: str = "") -> Path:
     """Return where an evaluation writes: `--output-dir`, else `below` the checkpoint's folder, or runs/NAME.
 
     The last is for a released model that was given by its NAME.
     """
     given = Path(checkpoint)
     beside = given if given.is_dir() else given.parent if given.is_file() else Path("runs") / given.name
-    return choose_folder(output_dir or str(beside / below), False, "")
+    return choose_folder(output_dir or str(beside / below), fresh=False, name="")
 
 
 def make_folder(folder: Path) -> None:
@@ -94,7 +94,7 @@ def find_checkpoint(
         if differing and replace_finished and finished:
             state = None
         elif differing:
-            _refuse(folder, name, state["config"], config, differing)
+            _refuse(folder, name, before=state["config"], now=config, differing=differing)
     steps = distributed.from_all(None if state is None else (state["epoch"], state["done"]))
     for rank, step in enumerate(steps):
         if step != steps[0]:
@@ -113,7 +113,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> l
     ]
 
 
-def _refuse(folder: Path, name: str, before: dict[str, Any], now: dict[str, Any], differing: list[str]) -> NoReturn:
+def _refuse(folder: Path, name: str, *, before: dict[str, Any], now: dict[str, Any], differing: list[str]) -> NoReturn:
     if "method" in differing:
         raise InputError(
             f"{folder} holds a run of --method {before.get('method')}: give another --output-dir, or --fresh"

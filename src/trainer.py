@@ -26,7 +26,7 @@ NOT_FINITE, DAMAGED = 1, 2  # why a rank must end the run
 RANKS = 10**6  # more than there are
 
 
-class _Forward(nn.Module):
+class TrainingStep(nn.Module):
     """The forward pass of one step, the module that DistributedDataParallel wraps: it sees one call per step."""
 
     def __init__(self, method: Method):
@@ -83,7 +83,7 @@ class Trainer:
             )
         loader.companions = method.companions
         self.method, self.optimizer, self.lr, self.loader = method, optimizer, lr, loader
-        self.forward = distributed.parallel(_Forward(method), device, sync_bn_group)
+        self.forward = distributed.parallel(TrainingStep(method), device, sync_bn_group)
         self.data = TrainingData(loader)
         self.labels = None if labels is None else labels.to(device)
         self.device, self.autocast = device, autocast

@@ -16,8 +16,8 @@ from PIL import Image
 import cls_eval
 from src import config, downloads
 from src.config import SUPERCLASSES, parse_cls_eval
-from src.errors import InputError, RunError
 from src.data import imagenet
+from src.errors import InputError, RunError
 from src.evaluation.clustering import score_superclasses
 
 PUBLISHED = GOLDEN.parent / "data" / "imagenet_info"

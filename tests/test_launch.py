@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 
 from src import distributed
-from src.errors import InputError, run_script
 from src.distributed import Launch, first_host, read_launch
+from src.errors import InputError, run_script
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node3", "MASTER_PORT": "29400"}
 SLURM = {

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from src.config import ClsEvalOptions, KnnEvalOptions, LinclsEvalOptions, TrainOptions, as_plain, expand_presets, flag, parse_train, read_method
+from src.config import (
+    ClsEvalOptions,
+    KnnEvalOptions,
+    LinclsEvalOptions,
+    TrainOptions,
+    as_plain,
+    expand_presets,
+    flag,
+    parse_train,
+    read_method,
+)
 from src.errors import InputError
 
 ROOT = Path(__file__).parents[1]

@@ -49,13 +49,13 @@ Companions = Callable[[np.ndarray, int], np.ndarray | None]  # (B,) positions an
 class Views(Protocol):
     """What a recipe of views offers; `cut` and `finish` only where images come from files."""
 
-    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """All views of images in memory: V × (B, C, H, W), ready for a network."""
 
-    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """In a worker: the crops of B decoded images, each (C, H, W), as V × (B, C, size, size) uint8."""
 
-    def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """On the device: everything photometric, on whole batches."""
 
     def single(self, images: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class TrainLoader:
             indices = torch.from_numpy(wanted)
             images = self.data.images[indices]
             images = images.pin_memory().to(self.device, non_blocking=True) if self._stream else images
-            views = self.views(images, wanted, self.seed, epoch)
+            views = self.views(images, wanted, seed=self.seed, epoch=epoch)
             yield self._batch(views, indices.to(self.device, non_blocking=True), len(part))
 
     def _from_files(self, files: "_FileBatches", parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
@@ -203,7 +203,7 @@ class TrainLoader:
                 raise RunError("more than 1 % of the images are damaged; repair or remove those reported")
             crops = [crop.to(self.device, non_blocking=True) for crop in crops]
             indices = torch.from_numpy(read).to(self.device, non_blocking=True)
-            yield self._batch(self.views.finish(crops, read, self.seed, epoch), indices, len(part))
+            yield self._batch(self.views.finish(crops, read, seed=self.seed, epoch=epoch), indices, len(part))
 
     def _timed(self, batches: Iterator) -> Iterator:
         """Count the waiting."""
@@ -338,7 +338,7 @@ class _FileBatches:
             if not more and not self.refused:
                 self.refused = str(error).partition("\n")[0]
                 print(f"images that the device cannot decode are decoded on the host ({self.refused})", flush=True)
-        return (self.views.cut(decoded, indices, self.seed, epoch) if decoded else []), indices, damaged
+        return (self.views.cut(decoded, indices, seed=self.seed, epoch=epoch) if decoded else []), indices, damaged
 
     def close(self) -> None:
         if self.loader is not None and self.loader._iterator is not None:
@@ -404,7 +404,7 @@ class _Reader(Dataset):
     def _cut(self, images: list[Tensor], indices: np.ndarray, epoch: int) -> list[Tensor]:
         if self.seed is None:
             return [torch.stack([self.views.single_cut(image) for image in images])]
-        return self.views.cut(images, indices, self.seed, epoch)
+        return self.views.cut(images, indices, seed=self.seed, epoch=epoch)
 
     def _next_readable(self, index: int, read: Callable[[int], Tensor], damaged: list[tuple[str, str]]):
         """Position and content of an image, or of the next one that can be read; None after more failures in a row than a run

@@ -37,7 +37,7 @@ class IdentityViews:
     def __init__(self, number: int):
         self.number = number
 
-    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [images] * self.number
 
     def single(self, images: Tensor) -> Tensor:

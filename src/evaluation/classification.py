@@ -182,7 +182,7 @@ def cluster_by_classifiers(job: Job) -> Clustering:
             "--classifier"
         )
     clusters, confidences, weights = predict_clusters(
-        network, session.batches(job.data), len(job.data), session.autocast
+        network, session.batches(job.data), len(job.data), autocast=session.autocast
     )
     ensemble = None
     if options.ensemble:
@@ -288,7 +288,9 @@ def cluster_by_others(job: Job) -> dict[str, np.ndarray]:
     for name, (network, state, views) in job.others.items():
         chosen, _ = choose_classifier(None, state, len(network.classes))
         batches = job.session.batches(job.data, views)
-        clusters, _, _ = predict_clusters(network.to(job.session.device), batches, len(job.data), job.session.autocast)
+        clusters, _, _ = predict_clusters(
+            network.to(job.session.device), batches, len(job.data), autocast=job.session.autocast
+        )
         found[name] = clusters[chosen]
         network.cpu()
     return found
@@ -351,7 +353,9 @@ def judge_by_labels(job: Job, found: Clustering) -> dict[str, Any]:
         result["ensemble"] = {"members": members, **{name: score[name] for name in columns}}
     if job.options.pixel_kmeans:
         train, known = job.session.open("train"), job.labelled
-        by_pixels = kmeans_on_pixels(train.images.numpy(), job.data.images[known].numpy(), len(job.data.classes))
+        by_pixels = kmeans_on_pixels(
+            train=train.images.numpy(), test=job.data.images[known].numpy(), num_clusters=len(job.data.classes)
+        )
         score = score_classifiers(labels[known], by_pixels[None])[0]
         result["pixel_kmeans"] = {"size": len(job.data.classes), **{name: score[name] for name in columns}}
     if job.superclasses:

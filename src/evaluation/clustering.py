@@ -47,7 +47,7 @@ def score_superclasses(
     }
 
 
-def kmeans_on_pixels(train: np.ndarray, test: np.ndarray, num_clusters: int, seed: int = 0) -> np.ndarray:
+def kmeans_on_pixels(*, train: np.ndarray, test: np.ndarray, num_clusters: int, seed: int = 0) -> np.ndarray:
     """The baseline that any method must beat: k-means on raw pixels, twenty starts, fitted on the training images.
 
     Args:
@@ -77,6 +77,6 @@ def evaluate(
     if not (data.labels >= 0).any():
         return {}
     batches = single_views(data, views, batch_size=batch_size, device=device, workers=workers)
-    clusters, _, _ = predict_clusters(method, batches, len(data), autocast)
+    clusters, _, _ = predict_clusters(method, batches, len(data), autocast=autocast)
     scores = score_classifiers(data.labels.numpy(), clusters[[classifier]])[0]
     return {name: scores[name] for name in SCORES}

@@ -115,7 +115,9 @@ def knn_scores(
     if device.type == "cuda" and 2 * bank.nbytes < torch.cuda.mem_get_info(device)[0]:
         bank = bank.to(device)  # if there is room; else it is copied piece by piece for every part of the queries
     if len(queries[mine]):
-        hits = count_hits(bank, bank_labels, queries[mine].to(device), query_labels[mine], ks, tau)
+        hits = count_hits(
+            bank, bank_labels, queries=queries[mine].to(device), query_labels=query_labels[mine], ks=ks, tau=tau
+        )
     summed = distributed.sum_over_ranks(torch.tensor([hits[k] for k in ks]))
     return {
         k: {"top1": first / len(queries), "top5": five / len(queries)}

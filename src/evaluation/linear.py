@@ -76,7 +76,7 @@ def open_job(options: LinclsEvalOptions) -> Job:
     num_features = backbone.width
     if options.pool_window:
         size = session.trained["global_crops_size"]
-        num_features = pool_windows(backbone, options.pool_window, data.channels, size)
+        num_features = pool_windows(backbone, options.pool_window, in_channels=data.channels, image_size=size)
     if options.train_list:
         data = keep_rows(data, read_list(data, options.train_list, "--train-list"))
     elif options.train_share < 1:
@@ -256,13 +256,13 @@ class Unaugmented:
     def __init__(self, central: Views):
         self.central = central
 
-    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single(images)]
 
-    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [torch.stack([self.central.single_cut(image) for image in images])]
 
-    def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single_finish(crop) for crop in crops]
 
 

@@ -52,7 +52,7 @@ def rankme(features: Tensor) -> float:
     return torch.exp(-(shares * shares.log()).sum()).item()
 
 
-def silhouette(features: Tensor, clusters: np.ndarray, sample: int = 5000, seed: int = 0) -> float | None:
+def silhouette(features: Tensor, clusters: np.ndarray, *, sample: int = 5000, seed: int = 0) -> float | None:
     """Mean silhouette of images drawn at random, in [-1, 1]: 1 if clusters are far apart, 0 if they touch, by Euclidean
     distance. None if the images drawn are of one cluster, or all of different ones."""
     from sklearn.metrics import silhouette_score  # slow to import

@@ -113,7 +113,7 @@ def search(
             (fit - mean) / scale,
             fit_labels.to(fit.device),
             num_classes,
-            tried,
+            settings=tried,
             epochs=epochs,
             batch_size=batch_size,
             momentum=momentum,

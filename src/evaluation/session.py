@@ -134,7 +134,7 @@ def open_session(
     first = images[splits[0]]
     check_channels(first, source.data, trained["channels"])
     views = build_views(source.data, first, ViewSettings.of(trained))
-    folder = results_folder(options.checkpoint, options.output_dir, below)
+    folder = results_folder(options.checkpoint, output_dir=options.output_dir, below=below)
     device = distributed.start(options.device)
     session = Session(
         checkpoint=str(options.checkpoint),

@@ -112,7 +112,11 @@ class SelfClassifier(ClassifierMethod):
             classifier(stacked).unflatten(0, (len(embeddings), -1)) for classifier in self.classifiers
         ]  # K × V × (B, C_k)
         terms = self_classifier_terms(
-            logits, self.config.row_tau, self.config.col_tau, self.config.eps, self.num_global
+            logits,
+            row_tau=self.config.row_tau,
+            col_tau=self.config.col_tau,
+            eps=self.config.eps,
+            num_global=self.num_global,
         )
         return Step(terms.mean(), {"terms": terms.detach(), **self.occupancy(logits)}, neighbors)
 

@@ -94,7 +94,7 @@ class SelfClassifierV1(ClassifierMethod):
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
         logits = [[classifier(view) for view in embeddings] for classifier in self.classifiers]  # K × 2 × (B, C)
         terms = self_classifier_v1_terms(
-            logits, self.config.tau, self.config.normalize_targets, self.config.softmax_group
+            logits, self.config.tau, normalize_targets=self.config.normalize_targets, group=self.config.softmax_group
         )
         self.group = self.config.softmax_group or len(indices) * distributed.world_size()
         agreement = [(a.argmax(dim=1) == b.argmax(dim=1)).float().mean() for a, b in logits]

@@ -34,7 +34,7 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
     if arch in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[arch], in_channels)
     if arch in VITS:
-        return _vit(arch, in_channels, image_size, patch_size)
+        return _vit(arch, in_channels, image_size=image_size, patch_size=patch_size)
     return _torchvision(arch, in_channels)
 
 
@@ -63,7 +63,7 @@ def _torchvision(arch: str, in_channels: int) -> nn.Module:
     return backbone
 
 
-def _vit(arch: str, in_channels: int, image_size: int, patch_size: int) -> nn.Module:
+def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer  # slow to import
 
     if image_size % patch_size:
@@ -124,7 +124,7 @@ class WideResNet(nn.Module):
 # small images
 
 
-def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
+def conv_bn(inputs: int, outputs: int, size: int, *, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
@@ -160,9 +160,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.residual = nn.Sequential(conv_bn(inputs, outputs, 3, stride), nn.ReLU(), conv_bn(outputs, outputs, 3))
+        self.residual = nn.Sequential(
+            conv_bn(inputs, outputs, 3, stride=stride), nn.ReLU(), conv_bn(outputs, outputs, 3)
+        )
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
+        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.residual(x) + self.shortcut(x))
@@ -192,7 +194,7 @@ class CifarResNet(nn.Module):
         return self.avgpool(self.stages(self.stem(images))).flatten(1)
 
 
-def pool_windows(backbone: nn.Module, window: int, in_channels: int, image_size: int) -> int:
+def pool_windows(backbone: nn.Module, window: int, *, in_channels: int, image_size: int) -> int:
     """Replace the mean over the whole last map by those over all windows of `window` × `window` of its places, one step
     apart, in place: a backbone with C channels then gives (B, C · n) features, the n windows of a channel side by side.
 

@@ -99,7 +99,7 @@ def draw(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
         if len(known):
             _draw_scored(drawing, result, known, file)
         elif data.has_pictures:
-            figures.gallery(file("gallery"), data.picture, clusters, confidences)
+            figures.gallery(file("gallery"), data.picture, clusters=clusters, confidences=confidences)
         class_sizes = np.unique(labels, return_counts=True)[1] if len(known) == len(data) else None
         figures.cluster_sizes(file("sizes"), result["cluster_sizes"], class_sizes)
         for each in drawing.maps:
@@ -123,8 +123,8 @@ def _draw_scored(drawing: Drawing, result: dict[str, Any], known: np.ndarray, fi
     figures.gallery(
         file("gallery"),
         picture,
-        clusters,
-        drawing.confidences[known],
+        clusters=clusters,
+        confidences=drawing.confidences[known],
         labels=labels,
         mapping=mapping,
         class_names=names,

@@ -61,7 +61,7 @@ def confusion_matrix(
         FileNotFoundError: if the folder does not exist.
         ValueError: if a cluster has no class, a class has no name, or the lengths differ.
     """
-    counts, cluster_ids, columns, accuracy = _cells(labels, clusters, mapping, len(class_names))
+    counts, cluster_ids, columns, accuracy = _cells(labels, clusters, mapping=mapping, num_names=len(class_names))
     K, C = counts.shape
     share = counts / counts.sum(axis=1, keepdims=True)
 
@@ -109,7 +109,7 @@ def confusion_matrix(
 
 
 def _cells(
-    labels: ArrayLike, clusters: ArrayLike, mapping: Mapping[int, int], num_names: int
+    labels: ArrayLike, clusters: ArrayLike, *, mapping: Mapping[int, int], num_names: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """(K, C) images of each cluster and class, the clusters in that order, the classes, and the share that is placed right."""
     labels, clusters = np.asarray(labels), np.asarray(clusters)
@@ -204,11 +204,11 @@ def gallery(
         titles.append((f"cluster {cluster_ids[k]}{name}", captions[k]))
     which = "each cluster" if len(ranking) == len(cluster_ids) else f"{len(ranking)} of {len(cluster_ids):,} clusters"
     header = f"The most confident images of {which}." + (" Red frame: of another class." if any_wrong else "")
-    _draw_rows(path, rows, titles, header)
+    _draw_rows(path, rows, titles=titles, header=header)
 
 
 def _draw_rows(
-    path: str | PathLike, rows: Sequence[Sequence[NDArray]], titles: Sequence[tuple[str, str]], header: str
+    path: str | PathLike, rows: Sequence[Sequence[NDArray]], *, titles: Sequence[tuple[str, str]], header: str
 ) -> None:
     """Rows of (side, side, 3) tiles with a two-line title at the left of each row, exact to the pixel."""
     dpi, gap, margin = 100, 6, 24
