@@ -72,9 +72,9 @@ def test_authors_deepcluster_loss(golden):
 def test_images_without_a_cluster_cost_nothing():
     scores = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([1, IGNORED, 4, IGNORED])
-    kept = assigned_cross_entropy(scores[:, ::2], labels[::2])
-    assert assigned_cross_entropy(scores, labels).item() == pytest.approx(kept.item())
-    assert assigned_cross_entropy(scores, torch.full((4,), IGNORED)).item() == 0
+    kept = assigned_cross_entropy(scores[:, ::2], labels[::2], 0.1)
+    assert assigned_cross_entropy(scores, labels, 0.1).item() == pytest.approx(kept.item())
+    assert assigned_cross_entropy(scores, torch.full((4,), IGNORED), 0.1).item() == 0
 
 
 # ---- SwAV against the authors' training function --------------------------------------------------------------------
