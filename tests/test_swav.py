@@ -354,7 +354,7 @@ def test_ranks_train_what_one_process_trains(run_ranks, world_size):
             SwAV,
             SwAVConfig(queue_length=256, queue_start=46),
             (128, 1000, 2, 320),
-            "--queue-length 256, filled from epoch 46 .* would be full after 324 steps, and the run has 320",
+            "--queue-length 256 with --queue-start 46 is full after 324 steps, but the run has 320",
         ),
         (
             SwAV,
