@@ -118,7 +118,7 @@ def test_get_downloads_once_and_checks_afterwards(cache, tmp_path, monkeypatch):
 
 
 def test_get_names_what_it_does_not_know(cache):
-    with pytest.raises(InputError, match="simsiam: .*did you mean simsiam-100ep"):
+    with pytest.raises(InputError, match=r"simsiam: .*did you mean simsiam-100ep"):
         get("simsiam")
     assert not cache.exists()
 
