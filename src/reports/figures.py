@@ -501,10 +501,7 @@ def _lay_out(
         legend.set_loc("center right")
         legend.set_bbox_to_anchor((1 - margin / width, 0.5))
     elif below:
-        one_column = _legend(figure, names, colours, size=6, ncols=1)
-        num_columns = int((width - 2 * margin) / (one_column.get_window_extent().width / figure.dpi + 6 / 72))
-        one_column.remove()
-        legend = _legend(figure, names, colours, size=6, ncols=max(num_columns, 1))
+        legend = _columns(figure, names, colours, width=width - 2 * margin)
         listed = margin + legend.get_window_extent().height / figure.dpi
         bottom, height = bottom + listed, height + listed
         legend.set_loc("upper center")
@@ -523,6 +520,21 @@ def _lay_out(
     else:
         axes.set_axis_off()
     return axes
+
+
+def _columns(figure: "Figure", names: Sequence[str], colours: NDArray, *, width: float) -> "Legend":
+    """Add a legend with as many columns as fit into `width` inches."""
+    longest = sorted(names, key=len)[-10:]  # to measure all names takes as long as to draw them
+    one_column = _legend(figure, longest, colours[: len(longest)], size=6, ncols=1)
+    gap = 6 / 72  # between columns
+    ncols = int((width + gap) / (one_column.get_window_extent().width / figure.dpi + gap))
+    one_column.remove()
+    while True:
+        legend = _legend(figure, names, colours, size=6, ncols=ncols)
+        if ncols == 1 or legend.get_window_extent().width <= width * figure.dpi:
+            return legend
+        legend.remove()
+        ncols -= 1
 
 
 def _legend(figure: "Figure", names: Sequence[str], colours: NDArray, *, size: float, ncols: int) -> "Legend":
@@ -575,13 +587,13 @@ def _write_numbers(axes: "Axes", points: NDArray, group: NDArray, classes: NDArr
 def _class_colours(count: int) -> NDArray:
     """Return one colour per class, (count, 3) in [0, 1].
 
-    Up to 20 are distinct. More lie evenly on the hue circle of OKLab, so that the last class resembles the first again;
-    three alternating lightnesses keep neighbours apart.
+    Up to 20 are distinct. More lie evenly on the hue circle of OKLab, so that the last class resembles the first again.
+    Three alternating lightnesses keep neighbours apart, each with the largest chroma that sRGB has at every hue.
     """
     if count <= len(CLASSES):
         return np.array([list(bytes.fromhex(colour[1:])) for colour in CLASSES[:count]]) / 255
     hue = 2 * np.pi * np.arange(count) / count
-    lightness, chroma = np.resize([0.62, 0.47, 0.77], count), 0.13
+    lightness, chroma = np.resize([0.65, 0.5, 0.77], count), np.resize([0.11, 0.085, 0.115], count)
     a, b = chroma * np.cos(hue), chroma * np.sin(hue)
     # From OKLab to linear sRGB (Ottosson 2020), then to sRGB.
     cones = np.stack(
