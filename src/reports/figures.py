@@ -106,13 +106,13 @@ def confusion_matrix(
     names = [_line(class_names[column], 24) for column in columns]
     write_counts, write_names = C <= 20 and K <= 40, C <= 60 and K <= 120
     upright = max(len(name) for name in names) > 3
-    size = 9 if max(C, K) <= 40 else 6
+    class_size, cluster_size = (9 if count <= 40 else 6 for count in (C, K))  # of the type
 
     width = float(np.clip(0.46 * C, 3.2, 8.5))
     height = max(2.4, 0.36 * K if write_counts else min(width * K / C, 8.5), 0.12 * K if write_names else 0)
     below = 0.8
     if write_names and upright:
-        below += max(len(name) for name in names) * size * 0.6 / 72
+        below += max(len(name) for name in names) * class_size * 0.6 / 72
     with _figure(path, width + 1.9, height + below, layout="constrained") as figure:
         axes = figure.add_subplot()
         image = _draw_shares(axes, share, even=write_names)
@@ -120,8 +120,8 @@ def confusion_matrix(
         axes.set_xlabel("true class" if write_names else f"true class ({C:,})")
         axes.set_ylabel("cluster (ordered by class)" if write_names else f"cluster ({K:,}, ordered by class)")
         if write_names:
-            axes.set_xticks(range(C), names, rotation=90 if upright else 0, fontsize=size)
-            axes.set_yticks(range(K), [str(cluster) for cluster in cluster_ids], fontsize=size)
+            axes.set_xticks(range(C), names, rotation=90 if upright else 0, fontsize=class_size)
+            axes.set_yticks(range(K), [str(cluster) for cluster in cluster_ids], fontsize=cluster_size)
         else:
             axes.set_xticks([])
             axes.set_yticks([])
