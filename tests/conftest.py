@@ -19,6 +19,15 @@ from src.config import ViewSettings
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"
 
+# settings of a run from which `build_method` makes a small network for grey images of 8 pixels
+SMALL = {
+    "arch": "small_convnet",
+    "channels": 1,
+    "global_crops_size": 8,
+    "patch_size": 16,
+    "global_crops_number": 2,
+}
+
 torch.set_num_threads(1)  # small tensors; and processes started by tests run beside this one
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
-    *("torch", "torch.distributed", "torch.utils.tensorboard", "torchvision", "sklearn.cluster", "sklearn.datasets"),
+    *("pytest", "torch", "torch.distributed", "torch.utils.tensorboard", "torchvision", "sklearn.cluster", "sklearn.datasets"),
     *("src.trainer", "src.run", "src.loading", "src.data.views", "src.evaluation.clustering"),
 )
 

@@ -49,16 +49,17 @@ def make_trainer(accumulate=1, batch_norm=False, autocast=None, double=False, lr
     if double:
         views = AsDouble(views)
     loader = TrainLoader(data, views, batch_size=24, seed=0, device=CPU)
-    optimizer = build_optimizer("sgd", parameter_groups(method, 1e-4), lr=lr)
-    return Trainer(method, optimizer, lambda step: lr, loader, data.labels, CPU, autocast, accumulate=accumulate)
+    optimizer = build_optimizer("sgd", parameter_groups(method, 1e-4), lr=lr, momentum=0.9)
+    how = {"loader": loader, "device": CPU, "labels": data.labels, "autocast": autocast, "accumulate": accumulate}
+    return Trainer(method, optimizer, lambda step: lr, **how)
 
 
 class AsDouble:
     def __init__(self, views):
         self.views = views
 
-    def __call__(self, *args):
-        return [view.double() for view in self.views(*args)]
+    def __call__(self, images, indices, **which):
+        return [view.double() for view in self.views(images, indices, **which)]
 
 
 def train(trainer, epochs=3):
