@@ -10,7 +10,6 @@ import signal
 from dataclasses import fields
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from conftest import save_untrained
