@@ -23,7 +23,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
-    *("pytest", "torch", "torch.distributed", "torch.utils.tensorboard", "torchvision", "sklearn.cluster", "sklearn.datasets"),
+    *(
+        "pytest",
+        "torch",
+        "torch.distributed",
+        "torch.utils.tensorboard",
+        "torchvision",
+        "sklearn.cluster",
+        "sklearn.datasets",
+    ),
     *("src.trainer", "src.run", "src.loading", "src.data.views", "src.evaluation.clustering"),
 )
 

@@ -236,7 +236,9 @@ def test_ranks_train_what_one_process_trains(name, world_size, begun, run_ranks,
 @each_method
 def test_parts_of_a_batch_train_what_the_whole_batch_trains(name):
     if any(isinstance(module, _BatchNorm) for module in make_trainer(name, batch_norm=False).method.modules()):
-        pytest.skip(f"{name} has batch normalisation whatever its flags are, and parts of a batch have other statistics")
+        pytest.skip(
+            f"{name} has batch normalisation whatever its flags are, and parts of a batch have other statistics"
+        )
     assert_close(outcome(name, batch_norm=False, accumulate=2), outcome(name, batch_norm=False))
 
 
