@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT.parent / "shared" / "golden"
+GOLDEN = ROOT.parent / "shared" / "golden"  # the whole collection; tests/golden holds a selection of it
 
 torch.set_num_threads(1)  # small tensors; and processes started by tests run beside this one
 
@@ -25,14 +25,30 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
+def find_golden(name: str, *arrays: str) -> Path | None:
+    """Return the first golden file of this name that holds these arrays, or None.
+
+    tests/golden comes first. The collection beside the repository, which is not public, comes second.
+    """
+    for path in (ROOT / "tests" / "golden" / name, GOLDEN / name):
+        if path.exists():
+            with np.load(path) as data:
+                if set(arrays) <= set(data.files):
+                    return path
+    return None
+
+
 @pytest.fixture
 def golden():
-    """Load a file of golden numbers, or skip: they are not part of the repository."""
+    """Load a file of golden numbers that holds these arrays, or skip the test."""
 
-    def load(name: str):
-        path = GOLDEN / name
-        if not path.exists():
-            pytest.skip(f"the authors' numbers are not here: {path.name} is looked for beside the repository")
+    def load(name: str, *arrays: str):
+        path = find_golden(name, *arrays)
+        if path is None:
+            wanted = f"{', '.join(arrays)} of {name}" if arrays else name
+            pytest.skip(
+                f"the authors' numbers are missing: {wanted} is neither in tests/golden nor in ../shared/golden"
+            )
         return np.load(path)
 
     return load
