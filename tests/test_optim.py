@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +43,55 @@ def test_authors_traces(golden):
                 np.testing.assert_allclose(param.detach(), data[key + "_after"][step], atol=1e-12, rtol=0)
                 compared += 1
     assert compared == 3 * 5 * 7
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_lars_is_its_rule_number_by_number(momentum, decay):
+    """A tensor that starts at zero, one whose gradient is zero once, one without a gradient once, and a second group."""
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(size, generator=generator, dtype=torch.double) for size in (3, 2, 4, 3)]
+    starts[1] = torch.zeros(2).double()
+    params = [start.clone().requires_grad_() for start in starts]
+    values, buffers, decays = [start.tolist() for start in starts], [None] * 4, [decay] * 3 + [decay + 0.1]
+    groups = [{"params": params[:3]}, {"params": params[3:], "weight_decay": decay + 0.1}]
+    optimizer = LARS(groups, 0.7, momentum, decay, trust_coefficient=0.05)
+    for step in range(4):
+        for j, (param, start) in enumerate(zip(params, starts, strict=True)):
+            grad = torch.randn(start.shape, generator=generator, dtype=torch.double)
+            param.grad = None if (step, j) == (1, 2) else 0 * grad if (step, j) == (2, 0) else grad
+            if param.grad is None:
+                continue
+            g = param.grad.tolist()
+            norm, grad_norm = math.hypot(*values[j]), math.hypot(*g)
+            if norm > 0 and grad_norm > 0:
+                ratio = 0.05 * norm / (grad_norm + decays[j] * norm + 1e-8)
+                g = [ratio * (a + decays[j] * w) for a, w in zip(g, values[j], strict=True)]
+            buffers[j] = [momentum * b + a for b, a in zip(buffers[j] or [0.0] * len(g), g, strict=True)]
+            values[j] = [w - 0.7 * b for w, b in zip(values[j], buffers[j], strict=True)]
+        optimizer.step()
+        for param, value in zip(params, values, strict=True):
+            assert param.tolist() == pytest.approx(value, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+def test_built_optimisers_take_their_rate_momentum_and_decay(name):
+    """Two steps of one weight by hand."""
+    w = torch.tensor([2.0], dtype=torch.double, requires_grad=True)
+    optimizer = build_optimizer(name, [{"params": [w], "weight_decay": 0.5}], 0.1, 0.8)
+    value, buffer = 2.0, 0.0
+    for step in range(2):
+        w.grad = torch.tensor([3.0], dtype=torch.double)
+        optimizer.step()
+        if name == "lars":
+            buffer = 0.8 * buffer + 0.001 * value / (3 + 0.5 * value + 1e-8) * (3 + 0.5 * value)
+            value -= 0.1 * buffer
+        elif name == "sgd":
+            buffer = 0.8 * buffer + 3 + 0.5 * value
+            value -= 0.1 * buffer
+        else:  # Adam's steps of a constant gradient are of length lr
+            value = value * (1 - 0.1 * 0.5) - 0.1
+        assert w.item() == pytest.approx(value, rel=1e-7), step
 
 
 @pytest.mark.parametrize(
@@ -128,6 +179,15 @@ def test_frozen_parts_are_named_by_how_they_begin():
 def grouped_names(method) -> set[str]:
     ids = {id(p) for group in parameter_groups(method, 0.1) for p in group["params"]}
     return {name for name, p in method.named_parameters() if id(p) in ids}
+
+
+def test_schedule_by_hand():
+    """Three steps of warm-up with both ends, then a cosine over six; no warm-up; a warm-up of one step."""
+    lr = warmup_cosine(2.0, 0.5, 0.4, 1, 3, 3)
+    cosine = [0.5 + 0.75 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
+    assert [lr(step) for step in range(9)] == pytest.approx([0.4, 1.2, 2.0, *cosine], rel=1e-12)
+    assert warmup_cosine(2.0, 0.5, 0.4, 0, 2, 3)(3) == pytest.approx(1.25)
+    assert [warmup_cosine(2.0, 0.5, 0.4, 1, 3, 1)(step) for step in range(3)] == pytest.approx([0.4, 2.0, 1.25])
 
 
 def test_gradients_are_clipped_one_by_one():
