@@ -19,8 +19,15 @@ GOLDEN = ROOT.parent / "shared" / "golden"  # the whole collection; tests/golden
 torch.set_num_threads(1)  # small tensors; and processes started by tests run beside this one
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "ranks: starts several processes (set here, on tests that use run_ranks)")
+
+
 def pytest_collection_modifyitems(items):
     """Files with many slow tests first: each goes to one process whole, and the last should not be the longest."""
+    for item in items:
+        if "run_ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker("ranks")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 

@@ -60,7 +60,7 @@ def test_loss_and_gradient_of_the_fact_sheet(classifiers, V, N, row_tau, col_tau
     value.backward()
     assert value.item() == pytest.approx(loss, abs=1e-9)
     assert [z.grad.norm().item() for z in logits] == pytest.approx(norms, abs=1e-7)
-    assert self_classifier([z.float() for z in logits], row_tau, col_tau, eps).item() == pytest.approx(loss, rel=1e-5)
+    assert self_classifier([z.float() for z in logits], row_tau, col_tau, eps).item() == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("num_global", [1, 2, 3])
@@ -131,18 +131,18 @@ def test_unused_classes_are_expensive():
 
 def test_names_of_classes_and_order_of_images_do_not_matter():
     torch.manual_seed(0)
-    z = torch.randn(4, 12, 6)
+    z = torch.randn(4, 12, 6).double()
     expected = self_classifier([z], 0.1, 0.05).item()
-    assert self_classifier([z[..., torch.randperm(6)]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-5)
-    assert self_classifier([z[:, torch.randperm(12)]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-5)
-    assert self_classifier([z[[1, 0, 3, 2]]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-5)
+    assert self_classifier([z[..., torch.randperm(6)]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-10)
+    assert self_classifier([z[:, torch.randperm(12)]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-10)
+    assert self_classifier([z[[1, 0, 3, 2]]], 0.1, 0.05).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_terms_are_the_losses_of_each_classifier_alone():
     torch.manual_seed(0)
-    logits = [torch.randn(3, 8, C) for C in (4, 9)]
+    logits = [torch.randn(3, 8, C).double() for C in (4, 9)]
     alone = [self_classifier([z], 0.2, 0.1).item() for z in logits]
-    assert self_classifier_terms(logits, 0.2, 0.1).tolist() == pytest.approx(alone, rel=1e-5)
+    assert self_classifier_terms(logits, 0.2, 0.1).tolist() == pytest.approx(alone, rel=1e-10)
 
 
 def test_half_precision_is_raised():

@@ -5,6 +5,7 @@ The losses have tests of their own. These tests pin down what a method hands to 
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_assignments import plain_sinkhorn
@@ -12,6 +13,7 @@ from test_losses import by_loops
 from test_self_classifier_v1 import by_loops as first_generation_by_loops
 from torch import nn
 
+from src.assignments import spherical_kmeans
 from src.losses import IGNORED
 from src.methods import METHODS
 
@@ -224,6 +226,19 @@ def test_every_view_predicts_the_cluster_of_its_image_in_every_head(name):
     learns = [classifier.weight.grad is not None for classifier in method.classifiers]
     assert learns == [name == "sela_v2"] * 2  # the prototypes of DeepCluster-v2 are centroids
     assert all(view.grad.abs().sum() > 0 for view in views)
+
+
+def test_deepcluster_clusters_its_share_from_the_drawn_rows():
+    """The heads' prototypes are the centroids after as many iterations as the config says."""
+    method = build("deepcluster_v2", prototypes=(5, 3), kmeans_iterations=2)
+    rows = unit(40, DIM)
+    start = rows[np.random.default_rng(7).choice(40, 3, replace=False)]
+    expected, centroids = spherical_kmeans(rows, start, 2)
+    assert not torch.equal(centroids, spherical_kmeans(rows, start)[1])
+    untouched = method.classifiers[0].weight.clone()
+    assert torch.equal(method.assign(1, rows, rows, np.random.default_rng(7)), expected)
+    assert torch.equal(method.classifiers[1].weight, centroids)
+    assert torch.equal(method.classifiers[0].weight, untouched)
 
 
 def test_sela_hands_its_knobs_to_the_transport(monkeypatch):
