@@ -1,29 +1,26 @@
 """Score a backbone by a linear classifier on its frozen features: top-1 and top-5 accuracy.
 
-    python lincls_eval.py --checkpoint runs/demo/checkpoint.pt                      # digits, seconds
-    python lincls_eval.py --checkpoint runs/demo/checkpoint.pt --fast               # many rates and decays at once
+    python lincls_eval.py --checkpoint runs/demo                      # digits, seconds
+    python lincls_eval.py --checkpoint runs/demo --fast               # many rates and decays at once
     torchrun --standalone --nproc_per_node=8 lincls_eval.py --checkpoint checkpoint.pt --data "$IMAGENET"
     python lincls_eval.py --checkpoint swav-800ep --data "$IMAGENET" --preset swav
     python lincls_eval.py --checkpoint swav-800ep --data "$IMAGENET" --preset swav_2x2 --feature-bn
     python lincls_eval.py --checkpoint swav-800ep --data "$IMAGENET" --preset swav_semi_1 --train-list 1percent.txt
 
-A probe that is stopped (Ctrl-C, SIGTERM) saves first; the same command goes on from that very step.
+A probe that is stopped (Ctrl-C, SIGTERM) saves first; the same command continues from that step.
 """
 
 from src import config
+from src.errors import run_script
 
 
 def main() -> None:
     options = config.parse_lincls_eval()
 
-    from src import distributed, probe
+    from src.evaluation import linear  # imports torch
 
-    job = probe.open_job(options)
-    found = (probe.search if job.options.fast else probe.train)(job)
-    if distributed.is_main():
-        probe.write(job, found)
-    distributed.stop()
+    linear.run(options)
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    run_script(main)

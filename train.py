@@ -1,17 +1,20 @@
-"""Pre-train a network without labels.
+"""Train a network without labels.
 
     python train.py                                                  # handwritten digits on a CPU, about a minute
     torchrun --standalone --nproc_per_node=8 train.py --data "$IMAGENET"       # the published recipe, on one machine
     srun python train.py --data "$IMAGENET"                          # on a Slurm cluster, one task per GPU
 
 `python train.py --method NAME --help` shows every flag. A run that is stopped (Ctrl-C, SIGTERM) saves first; the same
-command with the same --output-dir goes on from that very step.
+command with the same --output-dir continues from that step.
 """
 
+import shlex
+import sys
 import textwrap
 from pathlib import Path
 
 from src import config
+from src.errors import run_script
 
 
 def main() -> None:
@@ -21,147 +24,141 @@ def main() -> None:
     import torch
 
     from src import distributed
-    from src.data.datasets import open_data
-    from src.data.decoding import check_decoding_on
     from src.data.loaders import TrainLoader
     from src.data.views import build_views
     from src.evaluation.clustering import evaluate
+    from src.loading import start_from
     from src.logs import Progress
     from src.methods import METHODS, build_method
-    from src.models.backbones import count_parameters
     from src.models.memory import checkpoint_activations
     from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
-    from src.pretrained import start_from
     from src.run import Run, choose_folder, find_checkpoint
-    from src.trainer import Interrupted, StopRequest, Trainer
+    from src.trainer import Trainer
 
     device = distributed.start(options.device)
     distributed.check_sync_bn_group(options.sync_bn_group)
     torch.manual_seed(options.seed)
 
     # data: a method sees views and indices; labels are for monitoring
-    data = open_data(options.data, "train", options.data_root, options.download, options.subset_file)
-    if options.keep_decoded:
-        data = data.keeping(int(options.keep_decoded * 2**30))
-    settings = (getattr(options, name) for name in config.VIEW_SETTINGS)
-    views = build_views(options.data, data, *settings, options.reference_views, options.compile)
-    if options.decode_on_gpu:
-        check_decoding_on(device)
+    data, held_out = open_images(options)
+    views = build_views(options.data, data, options.views, reference=options.reference_views, compiled=options.compile)
     loader = TrainLoader(
-        *(data, views, options.batch_size, options.seed, device, options.workers),
+        data,
+        views,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=device,
+        workers=options.workers,
         decode_on_device=options.decode_on_gpu,
     )
-    if loader.per_rank % options.accumulate:
-        raise config.InputError(
-            f"--accumulate {options.accumulate} does not divide the {loader.per_rank} images per rank and step"
-        )
-    num_views = options.global_crops_number + options.local_crops_number
-    METHODS[name].check_data(knobs, options.batch_size, len(data), num_views, options.epochs * len(loader))
-    held_out = None
-    if options.eval_every:
-        held_out = open_data(options.data, "test", options.data_root, options.download, options.subset_file)
-
-    # the folder of this run, and what it holds already
-    settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
-    folder = distributed.from_main(
-        choose_folder(options.output_dir, options.fresh, f"{name}_{Path(options.data).name}")
+    METHODS[name].check_data(
+        knobs,
+        batch_size=options.batch_size,
+        num_images=len(data),
+        num_views=options.num_views,
+        steps=options.epochs * len(loader),
     )
+
+    # the folder of this run, and the checkpoint that may be in it
+    settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
+    title = f"{name}_{Path(options.data).name}"
+    folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
     found = find_checkpoint(folder, settings)
 
     # method: backbone, heads, objective, and what it remembers between steps
-    method = build_method(
-        name,
-        knobs,
-        options.arch,
-        data.channels,
-        options.global_crops_size,
-        options.patch_size,
-        options.global_crops_number,
-    )
+    method = build_method(name, knobs, settings)
     started = start_from(method, name, options.pretrained) if options.pretrained and not found else ""
     method = method.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
     freeze(method, options.freeze)
-    if options.checkpoint_activations and not checkpoint_activations(method.backbone):
-        raise config.InputError(f"--checkpoint-activations: {options.arch} has no sequence of blocks to run again")
+    if options.checkpoint_activations:
+        checkpoint_activations(method.backbone)
     if options.compile:
         method.backbone.compile(dynamic=False)  # one graph for each size of views
-    torch.backends.cudnn.benchmark = True  # their sizes stay the same: cuDNN may look for its fastest kernels
-    wrapped = distributed.parallel(method, device, options.sync_bn_group)
+    torch.backends.cudnn.benchmark = True  # the sizes stay the same: cuDNN may look for its fastest kernels
 
     # optimisation
-    groups = parameter_groups(method, options.weight_decay, options.bias_decay, options.backbone_weight_decay)
-    optimizer = build_optimizer(options.optimizer, groups, options.lr, options.momentum)
-    lr = warmup_cosine(
-        options.lr, options.final_lr, options.warmup_start, options.warmup_epochs, options.epochs, len(loader)
+    groups = parameter_groups(
+        method, options.weight_decay, bias_decay=options.bias_decay, backbone_decay=options.backbone_weight_decay
     )
-    autocast = None if options.precision == "float32" else getattr(torch, options.precision)
-    stop_request = StopRequest()
+    optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
+    lr = warmup_cosine(
+        options.lr,
+        options.final_lr,
+        warmup_start=options.warmup_start,
+        warmup_epochs=options.warmup_epochs,
+        epochs=options.epochs,
+        steps_per_epoch=len(loader),
+    )
     trainer = Trainer(
-        wrapped,
+        method,
         optimizer,
         lr,
-        loader,
-        data.labels,
-        device,
-        autocast,
-        options.log_every,
-        stop_request,
-        options.accumulate,
-        options.clip_grad,
+        loader=loader,
+        device=device,
+        labels=data.labels,
+        autocast=None if options.precision == "float32" else getattr(torch, options.precision),
+        accumulate=options.accumulate,
+        clip_grad=options.clip_grad,
+        sync_bn_group=options.sync_bn_group,
+        log_every=options.log_every,
     )
 
     # run
-    run = Run(folder, settings, found, options.save_every)
+    run = Run(folder, settings, found, save_every=options.save_every)
     if found:
         trainer.load_state_dict(found)
-    total = options.epochs * len(loader) * options.batch_size
-    progress = Progress(total, trainer.step * options.batch_size, enabled=distributed.is_main())
-    progress.say(describe(settings))
-    progress.say(
-        f"{len(data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
-        f"{distributed.world_size()} x {device.type}; {count_parameters(method):,} parameters; writing to {folder}"
-    )
-    if started:
-        progress.say(started)
-    if device.type == "cpu" and options.precision == "float16":
-        progress.say("float16 is emulated on a CPU and many times slower there: --precision float32")
-    if found:
-        progress.say(f"going on from step {trainer.step} (epoch {trainer.epoch + 1} of {options.epochs})")
-    stop_request.listen()
-    try:
-        while trainer.epoch < options.epochs:
-            summary = trainer.train_epoch(progress)
-            if held_out is not None and (trainer.epoch % options.eval_every == 0 or trainer.epoch == options.epochs):
-                summary |= evaluate(
-                    method, held_out, views, options.batch_size, device, summary["classifier"], autocast
-                )
-            run.finish_epoch(trainer, summary)
-            if advice := method.diagnose(run.history):
-                progress.say(advice)
-            if trainer.epoch == 1 and (advice := loader.advice(summary)):
-                progress.say(advice)
-    except Interrupted as stopped:
-        run.save(trainer)
-        progress.say(
-            f"{stopped}: saved {folder / 'checkpoint.pt'} at step {trainer.step}; the same command goes on from there"
-        )
-        raise SystemExit(128 + stopped.signal) from None
-    finally:
-        loader.close()
-        progress.close()
-        run.close()
+    progress = Progress(options.epochs * loader.images, trainer.images, enabled=distributed.is_main())
+    announce(progress, run, trainer, started=started)
+
+    def score(summary: dict) -> dict:
+        if held_out is None or (trainer.epoch % options.eval_every and trainer.epoch < options.epochs):
+            return {}
+        how = {"batch_size": options.batch_size, "device": device, "autocast": trainer.autocast}
+        return evaluate(method, held_out, views, classifier=summary["classifier"], **how)
+
+    run.train(trainer, options.epochs, progress, score=score)
     progress.say(method.report(run.history[-1]))
-    progress.say(
-        f"\nsaved {folder / 'checkpoint.pt'}; score it: python cls_eval.py --checkpoint {folder / 'checkpoint.pt'}"
-    )
+    progress.say(f"\nsaved {run.last}; score it: python cls_eval.py --checkpoint {run.last}")
     distributed.stop()
 
 
+def open_images(options: config.TrainOptions) -> tuple:
+    """Open the training images, and the held-out ones if they are scored during the run."""
+    from src.data.datasets import open_data
+
+    source = {"root": options.data_root, "download": options.download, "subset_file": options.subset_file}
+    data = open_data(options.data, "train", **source)
+    held_out = open_data(options.data, "test", **source) if options.eval_every else None
+    if options.keep_decoded:
+        data = data.keeping(int(options.keep_decoded * 2**30))
+    return data, held_out
+
+
+def announce(progress, run, trainer, *, started: str) -> None:
+    """Log what is about to run, and how."""
+    from src import distributed
+    from src.models.backbones import count_parameters
+
+    loader, device, settings = trainer.loader, trainer.device, run.config
+    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{describe(settings)}")
+    progress.say(
+        f"{len(loader.data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
+        f"{distributed.world_size()} x {device.type}; {count_parameters(trainer.method):,} parameters; "
+        f"writing to {run.folder}"
+    )
+    if started:
+        progress.say(started)
+    if trainer.step:
+        progress.say(f"going on from step {trainer.step} (epoch {trainer.epoch + 1} of {settings['epochs']})")
+    if device.type == "cpu" and settings["precision"] == "float16":
+        progress.say("float16 is emulated on a CPU and many times slower there: --precision float32")
+
+
 def describe(settings: dict) -> str:
-    """The resolved configuration, several options a line."""
+    """Return the resolved configuration, several options per line."""
     words = [f"{name}={value}" for name, value in settings.items() if value != ""]
     return textwrap.fill("  ".join(words), width=118, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    run_script(main)

@@ -77,7 +77,7 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
     data = data.keep(rows, data.labels.numpy()[rows], data.classes)
     with tempfile.TemporaryDirectory() as smaller:
         for i, path in enumerate(data.paths):
-            if wrong := shrink(Path(path), Path(smaller) / f"{i:05}.jpg", SHORT_SIDE, 92):
+            if wrong := shrink(Path(path), Path(smaller) / f"{i:05}.jpg", short_side=SHORT_SIDE, quality=92):
                 raise SystemExit(wrong)
         copy = open_folder(smaller, "test")
         in_memory = data.keeping(2**30)
@@ -92,11 +92,11 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
         batches = np.array_split(indices, max(len(indices) // 16, 1))
 
         def work(images):
-            kept[:] = [views.cut([images.decode(i) for i in few], few, 0, 0) for few in batches]
+            kept[:] = [views.cut([images.decode(i) for i in few], few, seed=0, epoch=0) for few in batches]
 
         def finish(views):
             for crops, few in zip(kept, batches, strict=True):
-                views.finish(crops, few, 0, 0)
+                views.finish(crops, few, seed=0, epoch=0)
 
         sides = {
             "published, decode and views": lambda: [published(opened(data, i)) for i in indices],
@@ -122,7 +122,7 @@ def from_memory(count: int, turns: int) -> list[tuple[str, list[float], int]]:
     sides = {
         "32², 4 views: published": lambda: [published(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in images],
         "32², 4 views: ours": lambda: [
-            views(images[i].contiguous(), i.numpy(), 0, 0) for i in torch.arange(count).split(256)
+            views(images[i].contiguous(), i.numpy(), seed=0, epoch=0) for i in torch.arange(count).split(256)
         ],
     }
     return [(name, values, count) for name, values in seconds_in_turns(sides, turns).items()]
@@ -135,8 +135,8 @@ def on_gpu(turns: int) -> list[tuple[str, list[float], int]]:
     sizes = [GLOBAL[0]] * 2 + [LOCAL[0]] * 6
     crops = [torch.randint(0, 256, (256, 3, size, size), dtype=torch.uint8, device="cuda") for size in sizes]
     sides = {
-        "ours, device part on the GPU": lambda: views.finish(crops, np.arange(256), 0, 0),
-        "ours, device part on the GPU --compile": lambda: compiled.finish(crops, np.arange(256), 0, 0),
+        "ours, device part on the GPU": lambda: views.finish(crops, np.arange(256), seed=0, epoch=0),
+        "ours, device part on the GPU --compile": lambda: compiled.finish(crops, np.arange(256), seed=0, epoch=0),
     }
     return [(name, values, 256) for name, values in seconds_in_turns(sides, turns, torch.cuda.synchronize).items()]
 

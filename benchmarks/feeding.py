@@ -53,7 +53,15 @@ def main():
     recipes = published_views(2, 6, *sides, (0.4, 1.0), (0.05, 0.4))
     views = PhotoViews(recipes, round(sides[0] * 256 / 224), compiled=arguments.compile)
     workers = available_workers() if arguments.workers < 0 else arguments.workers
-    loader = TrainLoader(data, views, batch_size, 0, device, workers, decode_on_device=arguments.decode_on_gpu)
+    loader = TrainLoader(
+        data,
+        views,
+        batch_size=batch_size,
+        seed=0,
+        device=device,
+        workers=workers,
+        decode_on_device=arguments.decode_on_gpu,
+    )
 
     config = Config(queue_length=length)
     method = SelfClassifier(build_backbone(arch), config).to(device).train()

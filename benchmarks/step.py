@@ -58,7 +58,7 @@ class Ours:
             self.batch = Batch([v.to(memory_format=torch.channels_last) for v in batch.views], batch.indices)
         if compiled:
             self.method.backbone.compile(dynamic=False)
-        self.optimizer = build_optimizer("lars", parameter_groups(self.method, 1e-6), 3.2)
+        self.optimizer = build_optimizer("lars", parameter_groups(self.method, 1e-6), lr=3.2)
 
     def autocast(self):
         return torch.autocast(self.batch.indices.device.type, self.precision, enabled=self.precision is not None)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=sc_800ep_cls_eval --nodes=1 --gpus-per-node=1 --cpus-per-gpu=64 --mem=64G --time=00:10:00
 #SBATCH --requeue --open-mode=append
-# Self-Classifier, 800 epochs: its classes against those of ImageNet, on val/.
+# Self-Classifier, 800 epochs: the clusters compared with ImageNet's classes, on val/.
 # published: NMI 73.3, AMI 53.1, ARI 29.5, ACC 41.1   ours: not run
 # cost: at most 0.2 GPU hours per start (1 x 1 GPUs, 00:10:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||

@@ -1,12 +1,12 @@
-# Sourced by every script here; docs/cluster.md says how to use them. What they share: where things are, the seeds of a
-# job array, and a launch that survives the time limit.
+# Every script in this folder sources this file; docs/cluster.md describes how to use them. It sets the paths and the seed of
+# a job array, and defines a launch that survives the time limit.
 #
-# No master address or port: train.py takes the first host from SLURM_STEP_NODELIST, a port from job and step.
+# It sets no master address or port: train.py uses the first host in SLURM_STEP_NODELIST and derives the port from job and step.
 
-export PYTHONUNBUFFERED=1 # a log that is written while it happens
+export PYTHONUNBUFFERED=1 # write the log without delay
 NAME=${SLURM_JOB_NAME:-$(basename "$0")}
 
-# A name that is not set is one line and status 2, as a wrong flag is.
+# A variable that is not set gives one line and status 2, like a wrong flag.
 need() {
     if [ -z "${!1:-}" ]; then
         echo "$NAME: $1 is not set: export $1=$2" >&2
@@ -16,23 +16,24 @@ need() {
 need DATASET_PATH "the folder that holds train/ and val/ of class folders; of CIFAR: the folder of its files"
 need EXPERIMENT_PATH "the folder that shall hold a folder for each run"
 
-# sbatch runs a copy of the script elsewhere, so that it cannot look for neighbours by its own location.
+# sbatch runs a copy of the script in another folder, so the script cannot find other files by its own location.
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
 if [ ! -f train.py ]; then
     echo "$NAME: no train.py in $PWD: submit from the repository's folder, or export REPOSITORY=that folder" >&2
     exit 2
 fi
 
-# Each task of an array is another seed in another folder. By its number in the array: SLURM_JOB_ID of one of the tasks is
-# the number of the whole array, so that a signal or a requeue meant for that task would reach all.
+# Each task of an array has its own seed and its own folder. JOB uses the task's number in the array: one of the tasks has the
+# number of the whole array as its SLURM_JOB_ID, so a signal or a requeue for that task would reach all tasks.
 SEED=${SLURM_ARRAY_TASK_ID:-0}
 RUN=${SLURM_ARRAY_TASK_ID:+/seed_$SLURM_ARRAY_TASK_ID}
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-${SLURM_JOB_ID:-}}
 
-# What an evaluation scores, in SCORED: the checkpoint of the training whose folder is named, or PRETRAINED_PATH. That is a file, a
-# released model's name, or the folder of a run, and then of each task of an array its seed's. Results go beside a checkpoint of
-# ours; of one file, the tasks of an array write theirs into folders of their own.
+# Set SCORED to the flags that name what an evaluation scores: the checkpoint of the training in the given folder, or
+# PRETRAINED_PATH. PRETRAINED_PATH is a file, the name of a released model, or a run folder; in a run folder each task of an array
+# scores the run of its own seed. Results go next to our own checkpoints. If the tasks of an array score a single file, each task
+# writes to its own folder.
 score() {
     local folder=${PRETRAINED_PATH:-$EXPERIMENT_PATH/$1}
     SCORED=(--checkpoint "$folder$RUN/checkpoint.pt")
@@ -41,51 +42,51 @@ score() {
     fi
 }
 
-# Ahead of the time limit Slurm sends USR1 to this script alone (--signal=B:USR1). It is passed on as TERM to the tasks:
-# they finish the step and save. srun itself must not get it, or it would kill the tasks within seconds, unsaved.
+# Before the time limit Slurm sends USR1 to this script only (--signal=B:USR1). The script forwards it to the tasks as TERM, and
+# they finish the step and save. srun itself must not get the signal: it would kill the tasks within seconds, before they save.
 save_and_requeue() {
     echo "job $JOB: told to stop, saving"
     stopping=1
     scancel --signal=TERM "$JOB"
 }
 
-# Run a command as one task per GPU, or one per node where there are none, on what was allocated and not what the header
-# says: --nodes and --gpus-per-node may have been given to sbatch.
+# Run a command as one task per allocated GPU, or one per node if there are no GPUs. The header may differ from the allocation,
+# because --nodes and --gpus-per-node can be passed to sbatch.
 launch() {
     local per_node=${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-1}} nodes=${SLURM_NNODES:-1} stopping='' alone=0 status step
-    per_node=${per_node##*:} # of a100:4 the number; salloc sets this name alone
+    per_node=${per_node##*:} # the number in a100:4; salloc sets only this variable
     [ "$per_node" -gt 0 ] 2>/dev/null || per_node=1
-    # srun reads these too; the one contradicts what is computed here, the other, if 0, is refused
+    # srun also reads these two variables. The first contradicts the value computed here; srun refuses the second if it is 0.
     unset SLURM_CPUS_PER_GPU
     [ -n "${SLURM_GPUS_ON_NODE:-}" ] || unset SLURM_GPUS_PER_NODE
-    # The tasks of a training end together. If one has ended, the others wait for it in vain, and are ended after a minute;
-    # at once (--kill-on-bad-exit) they would not get to say why. In other evaluations, and in a probe with --fast, the first
-    # may go on for long.
+    # The tasks of a training end together. If one task has ended, the others wait for it in vain, so srun ends them after a
+    # minute. With --kill-on-bad-exit they would end at once, before they can report the reason. In other evaluations, and in a
+    # probe with --fast, the first task may run on for a long time.
     case " $* " in
         *" --fast "*) ;;
         *" train.py "* | *" lincls_eval.py "*) alone=60 ;;
     esac
-    # Once on every node, such as the unpacking of the data onto its own disk. Every start does it: a requeued job may have
-    # other nodes.
+    # Run NODE_SETUP once on every node, for example to unpack the data onto the node's own disk. Every start runs it, because a
+    # requeued job may get other nodes.
     if [ -n "${NODE_SETUP:-}" ]; then
         srun --ntasks="$nodes" --ntasks-per-node=1 bash -c "$NODE_SETUP" ||
             { echo "$NAME: NODE_SETUP failed on a node" >&2; exit 1; }
     fi
     trap save_and_requeue USR1
-    # In the background, because bash lets a signal wait for the command in front.
+    # Run srun in the background, because bash handles a signal only after the foreground command has ended.
     srun --label --wait="$alone" --ntasks=$((nodes * per_node)) --ntasks-per-node="$per_node" \
         --cpus-per-task=$((${SLURM_CPUS_ON_NODE:-$per_node} / per_node)) ${CONTAINER:-} "$@" &
     step=$!
     wait "$step"
     status=$?
-    while kill -0 "$step" 2>/dev/null; do # it was the signal that ended the waiting
+    while kill -0 "$step" 2>/dev/null; do # the signal ended the wait, not the step
         wait "$step"
         status=$?
     done
-    wait "$step" # again, for the signal may have come just as the step ended; bash remembers the status
+    wait "$step" # again: the signal may have arrived just as the step ended; bash remembers the status
     status=$?
-    # 143 is train.py's for "stopped by TERM, saved". Without the signal it is a step that somebody ended, or the end of the
-    # other tasks where one has failed, which would fail again.
+    # 143 is train.py's status for "stopped by TERM, saved". Without the signal, somebody ended the step, or one task failed and
+    # srun ended the others. Then a requeued job would fail again.
     if [ -n "$stopping" ] && [ "$status" = 143 ]; then
         if scontrol requeue "$JOB"; then
             exit 0

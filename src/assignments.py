@@ -64,7 +64,7 @@ def _peaks(logs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def balanced_labels(
-    log_probabilities: Tensor, lam: float = 25.0, tolerance: float = 0.1, max_iterations: int = 1000
+    log_probabilities: Tensor, lam: float = 25.0, tolerance: float = 0.1, *, max_iterations: int = 1000
 ) -> Tensor:
     """Hard labels of a whole data set that share it nearly evenly among K classes, at the least cross-entropy.
 
@@ -88,7 +88,9 @@ def balanced_labels(
     """
     B, K = log_probabilities.shape
     read = log_probabilities.__getitem__
-    return _balance(read, B, K, log_probabilities.device, lam, tolerance, max_iterations)
+    return _balance(
+        read, B, K, device=log_probabilities.device, lam=lam, tolerance=tolerance, max_iterations=max_iterations
+    )
 
 
 @torch.no_grad()
@@ -96,6 +98,7 @@ def balanced_prototype_labels(
     embeddings: Tensor,
     prototypes: Tensor,
     temperature: float,
+    *,
     lam: float = 25.0,
     tolerance: float = 0.1,
     max_iterations: int = 1000,
@@ -113,13 +116,22 @@ def balanced_prototype_labels(
     def read(rows: slice) -> Tensor:
         return (embeddings[rows] @ prototypes.T).div_(temperature)
 
-    return _balance(read, len(embeddings), len(prototypes), embeddings.device, lam, tolerance, max_iterations)
+    return _balance(
+        read,
+        len(embeddings),
+        len(prototypes),
+        device=embeddings.device,
+        lam=lam,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
+    )
 
 
 def _balance(
     read: Callable[[slice], Tensor],
     B: int,
     K: int,
+    *,
     device: torch.device,
     lam: float,
     tolerance: float,

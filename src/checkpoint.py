@@ -17,7 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from .config import InputError, RunError
+from .errors import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"

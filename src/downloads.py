@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from .config import InputError, RunError
+from .errors import InputError, RunError
 
 ATTEMPTS = 3  # of one command, as long as the connection only breaks; what arrived is kept in between
 CHUNK = 1 << 20
@@ -23,7 +23,7 @@ class Interrupted(Exception):
     """The connection broke; what arrived can be continued."""
 
 
-def download(url: str, target: Path, size: int = 0, md5: str = "", sha256: str = "") -> None:
+def download(url: str, target: Path, *, size: int = 0, md5: str = "", sha256: str = "") -> None:
     """Fetch `url` to `target`. What is there of an earlier, interrupted transfer is continued if the server allows it.
 
     Args:

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import distributed
-from .config import InputError
-from .data.datasets import Images, MemoryImages
+from . import distributed, fingerprints
+from .data.datasets import Images
 from .data.loaders import Views, single_views
+from .errors import InputError
 from .logs import Progress
 
 LAYERS = ("backbone", "head")
@@ -23,7 +24,7 @@ PIECE = 1 << 26  # bytes of features that travel between ranks at once
 
 @torch.no_grad()
 def predict_clusters(
-    method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, autocast: torch.dtype | None = None
+    method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, *, autocast: torch.dtype | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """The cluster of every image by each classifier, in evaluation mode.
 
@@ -60,6 +61,7 @@ def average_clusters(
     method,
     batches: Iterable[tuple[Tensor, np.ndarray]],
     num_images: int,
+    *,
     names: dict[int, np.ndarray],
     autocast: torch.dtype | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -102,8 +104,9 @@ def _probabilities(method, batches, autocast: torch.dtype | None) -> Iterator[tu
 def extract(
     method,
     data: Images,
-    split: str,
     views: Views,
+    *,
+    split: str,
     layer: str,
     batch_size: int,
     device: torch.device,
@@ -133,14 +136,15 @@ def extract(
     file = features = None
     try:
         if cache and distributed.is_main():
-            key = cache_key(method, data, views, layer, device, autocast)
+            key = cache_key(method, data, views, layer=layer, device=device, autocast=autocast)
             name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
             file = _open_folder(Path(cache)) / f"{split}_{layer}_{name}.pt"
             features = _read(file, key, progress)
         found = distributed.from_main(features is not None)
         if not found:
-            batches = single_views(data, views, batch_size, device, workers)
-            features = _run(method, batches, len(data), layer, autocast, progress, f"features, {split}")
+            batches = single_views(data, views, batch_size=batch_size, device=device, workers=workers)
+            progress_of = partial(progress.count, what=f"features, {split}")
+            features = _run(method, batches, len(data), layer=layer, autocast=autocast, count=progress_of)
         features = _sum_rows(features, len(data))
         _refuse_nan(~features.isfinite().all(dim=1), "features")
         if file and not found:
@@ -158,7 +162,9 @@ def _refuse_nan(rows: Tensor, what: str) -> None:
         )
 
 
-def _run(method, batches, num_images: int, layer: str, autocast, progress: Progress, what: str) -> Tensor | None:
+def _run(
+    method, batches, num_images: int, *, layer: str, autocast: torch.dtype | None, count: Callable[[int], None]
+) -> Tensor | None:
     """This rank's rows of the (N, F) features, zeros elsewhere; None if this rank has no image."""
     forward = method.backbone if layer == "backbone" else method.embed
     was_training = method.training
@@ -170,7 +176,7 @@ def _run(method, batches, num_images: int, layer: str, autocast, progress: Progr
         if features is None:
             features = torch.zeros(num_images, rows.shape[1])
         features[indices] = rows
-        progress.count(len(rows) * distributed.world_size(), what)
+        count(len(rows) * distributed.world_size())
     method.train(was_training)
     return features
 
@@ -190,7 +196,9 @@ def _sum_rows(features: Tensor | None, num_images: int) -> Tensor:
 # ---- the cache ------------------------------------------------------------------------------------------------------
 
 
-def cache_key(method, data: Images, views: Views, layer: str, device: torch.device, autocast) -> dict[str, str | int]:
+def cache_key(
+    method, data: Images, views: Views, *, layer: str, device: torch.device, autocast: torch.dtype | None
+) -> dict[str, str | int]:
     """Everything that features depend on. Labels are not among it.
 
     Weights and images in memory enter by their contents, image files by their paths below their common folder, sizes and
@@ -200,40 +208,12 @@ def cache_key(method, data: Images, views: Views, layer: str, device: torch.devi
     return {
         "version": VERSION,
         "layer": layer,
-        "weights": _digest_weights(network),
-        "images": _digest_images(data),
+        "weights": fingerprints.of_network(network),
+        "images": fingerprints.of_images(data),
         "view": f"{type(views).__name__} {vars(views)}",
         "precision": str(autocast or torch.float32),
         "device": device.type,  # the last digits differ
     }
-
-
-def _digest_weights(network: nn.Module) -> str:
-    digest = hashlib.sha256(str(network).encode())  # parts without weights, such as activations
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _digest_images(data: Images) -> str:
-    digest = hashlib.sha256()
-    if isinstance(data, MemoryImages):
-        digest.update(str(tuple(data.images.shape)).encode())
-        digest.update(_bytes(data.images))
-        return digest.hexdigest()
-    top = os.path.dirname(data.paths[0]) if len(data) == 1 else os.path.commonpath(data.paths)
-    for path in data.paths:
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
-        digest.update(os.fsencode(os.path.relpath(path, top)) + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _open_folder(folder: Path) -> Path:
@@ -253,7 +233,7 @@ def _read(file: Path, key: dict, progress: Progress) -> Tensor | None:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
         features = content["features"]
-        if content["key"] != key or content["sha256"] != hashlib.sha256(_bytes(features)).hexdigest():
+        if content["key"] != key or content["sha256"] != hashlib.sha256(fingerprints.of_bytes(features)).hexdigest():
             raise ValueError("other contents than were written")
     except Exception as error:  # arbitrary bytes can make the reader stumble in any way
         detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
@@ -267,7 +247,11 @@ def _write(file: Path, key: dict, features: Tensor, progress: Progress) -> None:
     """Write aside, then rename: the file is whole or not there. Without room for it the evaluation goes on."""
     aside = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        content = {"key": key, "sha256": hashlib.sha256(_bytes(features)).hexdigest(), "features": features}
+        content = {
+            "key": key,
+            "sha256": hashlib.sha256(fingerprints.of_bytes(features)).hexdigest(),
+            "features": features,
+        }
         torch.save(content, aside)
         os.replace(aside, file)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import InputError
+from .errors import InputError
 
 
 class Weights(NamedTuple):

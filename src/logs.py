@@ -10,7 +10,7 @@ from pathlib import Path
 class Progress:
     """A bar with images per second and time left on a terminal, a plain line every few seconds elsewhere."""
 
-    def __init__(self, total: int, done: int, enabled: bool, seconds_between_lines: float = 10.0):
+    def __init__(self, total: int, done: int, *, enabled: bool, seconds_between_lines: float = 10.0):
         self.total, self.done, self.enabled = total, done, enabled
         self.first, self.began = done, time.monotonic()
         self.seconds, self.printed = seconds_between_lines, time.monotonic()

@@ -14,7 +14,12 @@ from .distributed import max_over_ranks, sum_over_ranks, world_size
 
 
 def self_classifier_terms(
-    logits: Sequence[Sequence[Tensor] | Tensor], row_tau: float, col_tau: float, eps: float = 1e-12, num_global: int = 2
+    logits: Sequence[Sequence[Tensor] | Tensor],
+    *,
+    row_tau: float,
+    col_tau: float,
+    eps: float = 1e-12,
+    num_global: int = 2,
 ) -> Tensor:
     """Self-Classifier's loss of each classifier: the mean over its ordered pairs of views.
 
@@ -112,8 +117,8 @@ class _PairTerms(torch.autograd.Function):
         for k, (px, py) in enumerate(zip(p_x_given_y, p_y_given_x, strict=True)):
             factor = N / widths[k] / m[k]
             scale = -grads[k] / (B * pairs)
-            of_globals, log_globals = _sum_over_views(px[:num_global], py[:num_global], factor[:num_global], eps)
-            of_locals, log_locals = _sum_over_views(px[num_global:], py[num_global:], factor[num_global:], eps)
+            of_globals, log_globals = _sum_over_views(px[:num_global], py[:num_global], factor[:num_global], eps=eps)
+            of_locals, log_locals = _sum_over_views(px[num_global:], py[num_global:], factor[num_global:], eps=eps)
             of_all, log_all = of_globals + of_locals, log_globals + log_locals
             through_target, through_log = torch.empty_like(px), torch.empty_like(py)
             for v in range(V):
@@ -151,7 +156,7 @@ def _log_prediction(p_y_given_x: Tensor, factor: Tensor, eps: float) -> Tensor:
 
 
 def _sum_over_views(
-    p_x_given_y: Tensor, p_y_given_x: Tensor, factor: Tensor, eps: float
+    p_x_given_y: Tensor, p_y_given_x: Tensor, factor: Tensor, *, eps: float
 ) -> tuple[Tensor | int, Tensor | int]:
     """Sums of the targets and of the logarithms; 0 of no views."""
     targets, logs = 0, 0
@@ -161,15 +166,21 @@ def _sum_over_views(
 
 
 def self_classifier(
-    logits: Sequence[Sequence[Tensor] | Tensor], row_tau: float, col_tau: float, eps: float = 1e-12, num_global: int = 2
+    logits: Sequence[Sequence[Tensor] | Tensor],
+    row_tau: float,
+    col_tau: float,
+    eps: float = 1e-12,
+    *,
+    num_global: int = 2,
 ) -> Tensor:
     """Self-Classifier's objective: the mean of `self_classifier_terms` over the classifiers, which weigh equally."""
-    return self_classifier_terms(logits, row_tau, col_tau, eps, num_global).mean()
+    return self_classifier_terms(logits, row_tau=row_tau, col_tau=col_tau, eps=eps, num_global=num_global).mean()
 
 
 def self_classifier_v1_terms(
     logits: Sequence[Sequence[Tensor] | Tensor],
     tau: float,
+    *,
     normalize_targets: bool = False,
     group: int = 0,
     eps: float = 1e-12,
@@ -225,12 +236,13 @@ def self_classifier_v1_terms(
 def self_classifier_v1(
     logits: Sequence[Sequence[Tensor] | Tensor],
     tau: float,
+    *,
     normalize_targets: bool = False,
     group: int = 0,
     eps: float = 1e-12,
 ) -> Tensor:
     """The first generation's objective: the mean of `self_classifier_v1_terms` over the classifiers."""
-    return self_classifier_v1_terms(logits, tau, normalize_targets, group, eps).mean()
+    return self_classifier_v1_terms(logits, tau, normalize_targets=normalize_targets, group=group, eps=eps).mean()
 
 
 def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor:

@@ -8,6 +8,7 @@ NMI, AMI and ARI follow Vinh, Epps and Bailey, "Information Theoretic Measures f
 over-clustering and superclass rules is that of the authors' evaluation of Self-Classifier, arXiv:2103.10994v3.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
@@ -84,6 +85,18 @@ def superclass_accuracy(labels: ArrayLike, clusters: ArrayLike, class_to_supercl
     cells = counts.tocoo()
     right = superclass[cells.row] == superclass[match_clusters(counts)][cells.col]
     return int(cells.data[right].sum()) / int(counts.sum())
+
+
+def balance(shares: ArrayLike) -> float:
+    """Return how evenly clusters share the images: the entropy of (C,) shares over ln C, that of equal shares.
+
+    In [0, 1]: 1 if all clusters weigh the same, 0 if one has all. Of the sizes of clusters it is the hard balance, of the
+    mean of the predicted probabilities the soft balance. The soft one is higher, because unsure predictions spread over
+    all clusters.
+    """
+    shares = np.asarray(shares, dtype=np.float64) / np.sum(shares)
+    held = shares[shares > 0]
+    return float(abs((held * np.log(held)).sum()) / math.log(len(shares))) if len(shares) > 1 else 1.0
 
 
 def contingency(labels: ArrayLike, clusters: ArrayLike) -> tuple[NDArray, NDArray, csr_array]:
@@ -246,11 +259,11 @@ def expected_mutual_information(class_sizes: ArrayLike, cluster_sizes: ArrayLike
     for rows in _slices(len(a_values), 64):  # 64 x 128 pairs fit in the processor's cache
         for columns in _slices(len(b_values), 128):
             a, b = a_values[rows, None].astype(float), b_values[columns].astype(float)
-            total += a_repeats[rows] @ _mean_x_log_x(a, b, N, n_log_n) @ b_repeats[columns]
+            total += a_repeats[rows] @ _mean_x_log_x(a, b, N=N, n_log_n=n_log_n) @ b_repeats[columns]
     return float(total / N + _entropy(class_sizes) + _entropy(cluster_sizes) - np.log(N))
 
 
-def _mean_x_log_x(a: NDArray, b: NDArray, N: int, n_log_n: NDArray) -> NDArray:
+def _mean_x_log_x(a: NDArray, b: NDArray, *, N: int, n_log_n: NDArray) -> NDArray:
     """E[X log X] for X hypergeometric: how many of b images drawn from N are among a given ones.
 
     Walks from the mode outwards, where the ratio of neighbouring weights is simple and none overflows. The weights are
@@ -378,5 +391,14 @@ def knn_top(
         raise ValueError(f"ks must be from 1 to {len(bank)}, the size of the bank, got {list(ks)}")
     if not tau > 0:
         raise ValueError(f"tau must be above 0, got {tau}")
-    hits = count_hits(bank, bank_labels, queries, query_labels, ks, tau, query_chunk, bank_chunk)
+    hits = count_hits(
+        bank,
+        bank_labels,
+        queries=queries,
+        query_labels=query_labels,
+        ks=ks,
+        tau=tau,
+        query_chunk=query_chunk,
+        bank_chunk=bank_chunk,
+    )
     return {k: (first / len(queries), five / len(queries)) for k, (first, five) in hits.items()}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def nearest(bank: Tensor, queries: Tensor, k: int, bank_chunk: int = 16384) -> tuple[Tensor, Tensor]:
+def nearest(bank: Tensor, queries: Tensor, k: int, *, bank_chunk: int = 16384) -> tuple[Tensor, Tensor]:
     """The k rows of the bank with the largest dot product with each query, best first.
 
     Of equally similar rows the earlier comes first, so the answer does not depend on `bank_chunk`, apart from the
@@ -51,6 +51,7 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def count_hits(
     bank: Tensor,
     bank_labels: Tensor,
+    *,
     queries: Tensor,
     query_labels: Tensor,
     ks: Sequence[int],
@@ -76,7 +77,7 @@ def count_hits(
     hits = {k: [0, 0] for k in ks}
     for start in range(0, len(queries), query_chunk):
         part = slice(start, start + query_chunk)
-        similarities, rows = nearest(bank, queries[part], max(ks), bank_chunk)
+        similarities, rows = nearest(bank, queries[part], max(ks), bank_chunk=bank_chunk)
         # Relative to the nearest: exp(1 / 0.01) would be infinite in float32. A factor of all votes changes no order.
         weights = ((similarities - similarities[:, :1]).double() / tau).exp()
         labels, target = of_bank[rows], of_queries[part, None]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .config import InputError
+from .errors import InputError
 
 
 class LARS(torch.optim.Optimizer):
@@ -77,31 +77,31 @@ class LARS(torch.optim.Optimizer):
 
 
 def parameter_groups(
-    method: nn.Module, weight_decay: float, decay_biases: bool = True, backbone_weight_decay: float | None = None
+    method: nn.Module, weight_decay: float, *, bias_decay: bool = True, backbone_decay: float | None = None
 ) -> list[dict]:
-    """The parameters that are trained, grouped by weight decay.
+    """Group the parameters that are trained by weight decay.
 
     Args:
-        decay_biases: if not, parameters called `bias` and all other vectors (the scales of normalisation layers) get none.
+        bias_decay: if False, parameters called `bias` and all other vectors (the scales of normalisation layers) get none.
             The scales `weight_g` of weight-normalised classifiers have two dimensions and keep theirs, as in the authors' code.
-        backbone_weight_decay: decay of what is left of the backbone, if it differs.
+        backbone_decay: decay of the other parameters of the backbone, if it differs.
     """
     decays: dict[float, list[Tensor]] = {}
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             continue
-        if not decay_biases and (name.endswith(".bias") or parameter.dim() == 1):
+        if not bias_decay and (name.endswith(".bias") or parameter.dim() == 1):
             decay = 0.0
-        elif backbone_weight_decay is not None and name.startswith("backbone."):
-            decay = backbone_weight_decay
+        elif backbone_decay is not None and name.startswith("backbone."):
+            decay = backbone_decay
         else:
             decay = weight_decay
         decays.setdefault(decay, []).append(parameter)
     return [{"params": params, "weight_decay": decay} for decay, params in decays.items()]
 
 
-def build_optimizer(name: str, groups: list[dict], lr: float, momentum: float = 0.9) -> torch.optim.Optimizer:
-    """An optimiser over `parameter_groups`. `momentum` is for "lars" and "sgd"."""
+def build_optimizer(name: str, groups: list[dict], *, lr: float, momentum: float) -> torch.optim.Optimizer:
+    """Build an optimiser over `parameter_groups`. `momentum` is for "lars" and "sgd"."""
     if name == "lars":
         return LARS(groups, lr=lr, momentum=momentum, weight_decay=0.0)
     if name == "sgd":
@@ -145,9 +145,9 @@ def freeze(method: nn.Module, beginnings: Sequence[str]) -> None:
 
 
 def warmup_cosine(
-    base: float, final: float, warmup_start: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
+    base: float, final: float, *, warmup_start: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
-    """Learning rate as a function of the step: linear warm-up, then a cosine.
+    """Return the learning rate as a function of the step: linear warm-up, then a cosine.
 
     Both ends of the warm-up are included: its first step has `warmup_start`, its last has `base`, and so has the first
     step of the cosine, which approaches `final` without quite reaching it.

@@ -142,6 +142,12 @@ class MemoryBank(nn.Module):
         self.clusters = self.clusters.new_full((num_heads, num_images), -100)
 
     @torch.no_grad()
+    def fill(self, embeddings: Tensor, indices: Tensor) -> None:
+        """Store (A, M, D) embeddings of (M,) images, which are the same on all ranks."""
+        self.embeddings[:, indices] = embeddings.to(self.embeddings.dtype)
+        self.written.index_fill_(0, indices, True)
+
+    @torch.no_grad()
     def write(self, embeddings: Tensor, indices: Tensor) -> None:
         """Store (A, B, D) embeddings of this rank's (B,) images, and likewise those of the other ranks."""
         indices = gather_no_grad(indices)

@@ -269,11 +269,11 @@ def test_labels_from_prototypes_are_those_of_the_whole_matrix(monkeypatch, tempe
         torch.nn.functional.normalize(torch.randn(n, 5, generator=generator).double(), dim=1) for n in (700, 40)
     )
     logs = (rows @ prototypes.T / temperature).log_softmax(dim=1)
-    expected = balanced_labels(logs, lam, 1e-3, 200)
+    expected = balanced_labels(logs, lam, 1e-3, max_iterations=200)
     assert len(expected.unique()) == 40
     monkeypatch.setattr("src.assignments.CHUNK", 2000)
     with Largest() as largest:
-        found = balanced_prototype_labels(rows, prototypes, temperature, lam, 1e-3, 200)
+        found = balanced_prototype_labels(rows, prototypes, temperature, lam=lam, tolerance=1e-3, max_iterations=200)
     assert torch.equal(found, expected)
     assert largest.entries <= 700 * 5  # the embeddings; the whole matrix has 28,000
 

@@ -8,7 +8,7 @@ import torch
 from conftest import GOLDEN
 from torch import nn
 
-from src.config import InputError
+from src.errors import InputError
 from src.models.backbones import WideResNet, build_backbone, count_parameters
 from src.models.heads import ProjectionHead, WeightNormClassifier
 
@@ -172,7 +172,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(arch, words, message):
 
 
 def head(layers, bn=False, activation="relu", **words):
-    return ProjectionHead(5, 7, 3, layers, bn, activation, **words)
+    return ProjectionHead(5, 7, 3, layers=layers, bn=bn, activation=activation, **words)
 
 
 LAYOUTS = [
@@ -223,11 +223,11 @@ def test_projection_head_equals_loops(activation, slope):
 
 def test_weights_start_normal_and_biases_at_zero():
     torch.manual_seed(0)
-    built = ProjectionHead(200, 300, 100, 2, True, "relu", std=0.05)
+    built = ProjectionHead(200, 300, 100, layers=2, bn=True, activation="relu", std=0.05)
     for linear in (built.mlp[0], built.mlp[3]):
         assert linear.weight.std().item() == pytest.approx(0.05, rel=0.02)
         assert not linear.bias.any()
-    assert ProjectionHead(200, 300, 100, 2, True, "relu", std=None).mlp[0].bias.any()
+    assert ProjectionHead(200, 300, 100, layers=2, bn=True, activation="relu", std=None).mlp[0].bias.any()
 
 
 def test_zero_features_stay_finite():

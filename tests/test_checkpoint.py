@@ -12,7 +12,7 @@ from conftest import GOLDEN, ROOT
 from torch import nn
 
 from src import checkpoint, run
-from src.config import InputError, RunError
+from src.errors import InputError, RunError
 from src.queues import NearestNeighborQueue
 
 
@@ -318,7 +318,7 @@ def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, differe
         2,
         f"""
         from src import checkpoint, run
-        from src.config import InputError
+        from src.errors import InputError
         folder = out / f"disk {{rank}}"
         folder.mkdir()
         epoch = {code} if rank or {code} else 2

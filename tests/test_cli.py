@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from src import checkpoint
-from src.config import InputError, method_names, parse_train, read_method
+from src.config import method_names, parse_train, read_method
+from src.errors import InputError
 
 TINY = ("--epochs", "4", "--warmup-epochs", "1")
 

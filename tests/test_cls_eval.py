@@ -14,11 +14,11 @@ from torchvision import transforms
 from torchvision.models import resnet18, resnet50
 
 from src import checkpoint
-from src.config import InputError
 from src.data.datasets import open_data
+from src.errors import InputError
 from src.features import predict_clusters
-from src.pretrained import load_method
-from src.unsupervised import best_clusters
+from src.loading import load_method
+from src.reports.clusters import best_clusters
 
 
 def save(path, *words, **more):
@@ -101,7 +101,7 @@ def test_best_clusters_by_hand():
 
 
 def test_grids_show_images_of_their_cluster(trained, run, monkeypatch, tmp_path):
-    from src import figures
+    from src.reports import figures
 
     shown, grid = [], figures.grid
     monkeypatch.setattr(figures, "grid", lambda path, images: shown.append((path.name, images)) or grid(path, images))
@@ -156,7 +156,7 @@ def test_wrong_flags(trained, run, words, message, tmp_path):
 
 
 def test_what_does_not_fit_is_refused_before_any_image_is_read(trained, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.unsupervised.predict_clusters", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr("src.evaluation.classification.predict_clusters", lambda *_: pytest.fail("images were read"))
     colour = save(tmp_path / "rgb.pt", "--global-crops-size", "16", channels=3)
     with pytest.raises(InputError, match=r"rgb\.pt: takes images with 3 channels, --data digits has 1"):
         run("--checkpoint", trained, "--compare", colour)
@@ -246,7 +246,7 @@ def test_an_evaluation_that_is_cut_off_changes_nothing(trained, run, tmp_path, m
     def cut_off(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("src.unsupervised.write_clusters", cut_off)
+    monkeypatch.setattr("src.reports.clusters.write_clusters", cut_off)
     with pytest.raises(KeyboardInterrupt):
         run("--checkpoint", trained, "--classifier", "0", "--pca")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

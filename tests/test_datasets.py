@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError
 from src.data.datasets import CIFAR100_SUPERCLASSES, open_data, open_folder
+from src.errors import InputError
 
 SUPERCLASSES = """
 aquatic_mammals: beaver dolphin otter seal whale
@@ -62,7 +62,7 @@ def test_cifar10_joins_five_batches_in_order(tmp_path, unchecked):
         write_pickle(folder / f"data_batch_{i}", {"data": pixels(2, i), "labels": [i, 9 - i]})
     write_pickle(folder / "test_batch", {"data": pixels(3), "labels": [7, 0, 9]})
     write_pickle(folder / "batches.meta", {"label_names": [f"class{k}" for k in range(10)]})
-    train, test = (open_data("cifar10", split, str(tmp_path)) for split in ("train", "test"))
+    train, test = (open_data("cifar10", split, root=str(tmp_path)) for split in ("train", "test"))
     assert train.labels.tolist() == [1, 8, 2, 7, 3, 6, 4, 5, 5, 4]
     assert torch.equal(train.images[2].flatten(), torch.from_numpy(pixels(2, 2)[0]))
     assert (test.images.shape, test.images.dtype, test.channels) == ((3, 3, 32, 32), torch.uint8, 3)
@@ -76,7 +76,7 @@ def test_cifar100_superclasses_are_those_of_its_authors(tmp_path, unchecked):
     for name in ("train", "test"):
         write_pickle(folder / name, {"data": pixels(100), "fine_labels": list(range(100)), "coarse_labels": [0] * 100})
     write_pickle(folder / "meta", {"fine_label_names": FINE})
-    data = open_data("cifar100-20", "train", str(tmp_path))
+    data = open_data("cifar100-20", "train", root=str(tmp_path))
     assert list(MEMBERS) == data.classes == CIFAR100_SUPERCLASSES
     found = {
         name: [fine for fine, k in zip(FINE, data.labels, strict=True) if k == i] for i, name in enumerate(MEMBERS)
@@ -99,7 +99,7 @@ def write_stl10(root):
 
 def test_stl10_trains_on_labelled_and_unlabelled_images(tmp_path, unchecked):
     images = write_stl10(tmp_path)
-    train, test = (open_data("stl10", split, str(tmp_path)) for split in ("train", "test"))
+    train, test = (open_data("stl10", split, root=str(tmp_path)) for split in ("train", "test"))
     assert train.labels.tolist() == [0, 9, 3, -1, -1]
     assert test.labels.tolist() == [1]
     assert torch.equal(train.images, images[:5])
@@ -111,13 +111,13 @@ def test_stl10_without_class_names_is_refused(tmp_path, unchecked):
     write_stl10(tmp_path)
     (tmp_path / "stl10_binary" / "class_names.txt").unlink()
     with pytest.raises(InputError, match=r"class_names\.txt is missing"):
-        open_data("stl10", "train", str(tmp_path))
+        open_data("stl10", "train", root=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100-20", "stl10"])
 def test_missing_files_name_the_folder_and_the_way_out(tmp_path, name):
     with pytest.raises(InputError, match=f"--data {name}: .*--data-root {tmp_path}; --download fetches it"):
-        open_data(name, "train", str(tmp_path))
+        open_data(name, "train", root=str(tmp_path))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError, RunError, parse_train
+from src.config import parse_train
 from src.data import decoding
 from src.data.datasets import open_folder
 from src.data.decoding import decode
 from src.data.loaders import TrainLoader
 from src.data.views import build_views
+from src.errors import InputError, RunError
 
 WAYS = [
     ("RGB", {"subsampling": "4:2:0"}),
@@ -116,7 +117,7 @@ def folder(tmp_path):
 
 def batches(data, workers, epochs=2, **how):
     views = build_views("x", data, 2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4))
-    loader = TrainLoader(data, views, 4, seed=0, device=torch.device("cpu"), workers=workers, **how)
+    loader = TrainLoader(data, views, batch_size=4, seed=0, device=torch.device("cpu"), workers=workers, **how)
     try:
         return [batch.views for epoch in range(epochs) for batch in loader.epoch(epoch)]
     finally:
@@ -194,7 +195,9 @@ def test_damage_found_behind_the_workers_is_replaced_and_counted(tmp_path, capsy
     made = []
     for on_device in (False, True):
         views = build_views("x", data, 2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4))
-        loader = TrainLoader(data, views, 20, 0, torch.device("cpu"), 0, decode_on_device=on_device)
+        loader = TrainLoader(
+            data, views, batch_size=20, seed=0, device=torch.device("cpu"), workers=0, decode_on_device=on_device
+        )
         made.append(list(loader.epoch(0)))
         assert list(loader.damaged) == [str(tmp_path / "50.jpg")]
         assert "50.jpg" in capsys.readouterr().out
@@ -203,7 +206,9 @@ def test_damage_found_behind_the_workers_is_replaced_and_counted(tmp_path, capsy
         assert all(torch.equal(a, b) for a, b in zip(here.views, there.views, strict=True))
     (tmp_path / "51.jpg").write_bytes(whole[:-100])
     (tmp_path / "52.jpg").write_bytes(whole[:-100])
-    loader = TrainLoader(data, views, 20, 0, torch.device("cpu"), 0, decode_on_device=True)
+    loader = TrainLoader(
+        data, views, batch_size=20, seed=0, device=torch.device("cpu"), workers=0, decode_on_device=True
+    )
     with pytest.raises(RunError, match="more than 1 % of the images are damaged"):
         list(loader.epoch(0))
 

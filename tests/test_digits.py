@@ -39,7 +39,7 @@ def draw(monkeypatch):
 
 
 def view(images, recipe, indices=INDICES, seed=0, epoch=0):
-    return DigitViews([recipe])(images, indices, seed, epoch)[0]
+    return DigitViews([recipe])(images, indices, seed=seed, epoch=epoch)[0]
 
 
 def labelled():
@@ -204,9 +204,9 @@ def test_ink_stays_within_what_brightness_allows():
 @pytest.mark.parametrize("size", [5, 8, 12, 16])
 def test_every_view_has_the_size_of_its_recipe(images, size):
     views = DigitViews([DigitRecipe(size=8), DigitRecipe(size=size)])
-    assert [tuple(x.shape) for x in views(images, INDICES, 0, 0)] == [(4, 1, 8, 8), (4, 1, size, size)]
+    assert [tuple(x.shape) for x in views(images, INDICES, seed=0, epoch=0)] == [(4, 1, 8, 8), (4, 1, size, size)]
     assert DigitViews([DigitRecipe(size=size)]).single(images).shape == (4, 1, size, size)
-    assert all(x.dtype == torch.float32 for x in views(images, INDICES, 0, 0))
+    assert all(x.dtype == torch.float32 for x in views(images, INDICES, seed=0, epoch=0))
 
 
 def test_enlarging_to_twice_the_size_interpolates(images):
@@ -235,11 +235,16 @@ def test_a_view_does_not_depend_on_its_batch(images):
 def test_seed_epoch_index_and_view_each_change_what_is_drawn(images):
     same = images[:1].expand(4, 1, 8, 8)
     views = DigitViews([DigitRecipe(), DigitRecipe()])
-    first, second = views(same, INDICES, 1, 2)
-    again, _ = views(same, INDICES, 1, 2)
+    first, second = views(same, INDICES, seed=1, epoch=2)
+    again, _ = views(same, INDICES, seed=1, epoch=2)
     assert torch.equal(first, again)
-    others = [second, views(same, INDICES, 2, 2)[0], views(same, INDICES, 1, 3)[0], views(same, INDICES + 4, 1, 2)[0]]
-    others += [views(same, INDICES, 2, 1)[0]]  # seed and epoch are not simply added
+    others = [
+        second,
+        views(same, INDICES, seed=2, epoch=2)[0],
+        views(same, INDICES, seed=1, epoch=3)[0],
+        views(same, INDICES + 4, seed=1, epoch=2)[0],
+    ]
+    others += [views(same, INDICES, seed=2, epoch=1)[0]]  # seed and epoch are not simply added
     for other in others:
         assert ((first - other).abs().amax(dim=(1, 2, 3)) > 0.05).all()
     assert all((first[i] - first[j]).abs().max() > 0.05 for i in range(4) for j in range(i))

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from src import downloads
-from src.config import InputError, RunError
+from src.errors import InputError, RunError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -76,7 +76,7 @@ def starts(server):
 
 
 def test_a_file_arrives_whole(server, tmp_path):
-    downloads.download(server.url, tmp_path / "new" / "m.pt", len(CONTENT), "", SHA256[:8])
+    downloads.download(server.url, tmp_path / "new" / "m.pt", size=len(CONTENT), md5="", sha256=SHA256[:8])
     assert (tmp_path / "new" / "m.pt").read_bytes() == CONTENT
     assert left(tmp_path / "new") == ["m.pt"]
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image
 
-from src import figures
+from src.reports import figures
 
 RED = (0xD1, 0x24, 0x2F)
 NAMES = ["zero", "one", "two"]
@@ -111,7 +111,7 @@ def test_gallery_stops_at_the_asked_number_of_clusters(tmp_path):
 def test_gallery_enlarges_small_images_without_smoothing(tmp_path):
     board = (200 * (np.indices((8, 8)).sum(axis=0) % 2)).astype(np.uint8)
     path = tmp_path / "gallery.png"
-    figures.gallery(path, lambda _: board, None, [0], [1.0], None, None)
+    figures.gallery(path, lambda _: board, clusters=None, confidences=[0], [1.0], None, None)
     picture = pixels(path)
     black = (picture == 0).all(axis=2)
     row, column = np.argwhere(black)[0]
@@ -130,7 +130,7 @@ def test_gallery_crops_to_the_middle(tmp_path):
     image = np.zeros((100, 300, 3), dtype=np.uint8)
     image[:, 100:200] = colour_of(0)
     path = tmp_path / "gallery.png"
-    figures.gallery(path, lambda _: image, None, [0], [1.0], None, None)
+    figures.gallery(path, lambda _: image, clusters=None, confidences=[0], [1.0], None, None)
     assert (pixels(path) == colour_of(0)).all(axis=2).sum() == 96 * 96
 
 
@@ -172,7 +172,7 @@ def drawn_text(monkeypatch):
 def test_confusion_matrix_writes_counts_names_and_accuracy(tmp_path, monkeypatch):
     drawn = drawn_text(monkeypatch)
     labels, clusters = [0] * 11 + [1] * 21 + [1] * 31 + [2] * 41, [8] * 11 + [8] * 21 + [5] * 31 + [6] * 41
-    figures.confusion_matrix(tmp_path / "c.png", labels, clusters, {8: 0, 5: 1, 6: 2}, NAMES)
+    figures.confusion_matrix(tmp_path / "c.png", labels, clusters, mapping={8: 0, 5: 1, 6: 2}, class_names=NAMES)
     for text in ("11", "21", "31", "41", "zero", "one", "two", "accuracy 79.8 % of 104 images", "true class"):
         assert text in drawn
     rows = [text for text in drawn if text in ("8", "5", "6")]
@@ -197,20 +197,20 @@ def test_confusion_matrix_has_what_is_right_on_the_diagonal(tmp_path, monkeypatc
     labels = np.arange(30).repeat(4)
     cluster_of_class = np.random.default_rng(0).permutation(30)
     mapping = {int(cluster): i for i, cluster in enumerate(cluster_of_class)}
-    figures.confusion_matrix(tmp_path / "c.png", labels, cluster_of_class[labels], mapping, names)
+    figures.confusion_matrix(tmp_path / "c.png", labels, cluster_of_class[labels], mapping=mapping, class_names=names)
     assert np.array_equal(drawn[0], np.eye(30))
 
 
 def test_confusion_matrix_lists_the_clusters_of_a_class_largest_first(tmp_path, monkeypatch):
     drawn = drawn_shares(monkeypatch)
     labels, clusters = [0, 0, 1, 1, 1, 0, 2, 2], [3, 3, 0, 1, 1, 1, 2, 2]
-    figures.confusion_matrix(tmp_path / "c.png", labels, clusters, {3: 0, 1: 1, 0: 1, 2: 2}, NAMES)
+    figures.confusion_matrix(tmp_path / "c.png", labels, clusters, mapping={3: 0, 1: 1, 0: 1, 2: 2}, class_names=NAMES)
     assert drawn[0] == pytest.approx(np.array([[1, 0, 0], [1 / 3, 2 / 3, 0], [0, 1, 0], [0, 0, 1]]))
 
 
 def test_confusion_matrix_leaves_classes_without_images_out(tmp_path, monkeypatch):
     drawn = drawn_text(monkeypatch)
-    figures.confusion_matrix(tmp_path / "c.png", [0, 2], [1, 0], {1: 0, 0: 2}, NAMES)
+    figures.confusion_matrix(tmp_path / "c.png", [0, 2], [1, 0], mapping={1: 0, 0: 2}, class_names=NAMES)
     assert "two" in drawn
     assert "one" not in drawn
 
@@ -220,7 +220,7 @@ def test_confusion_matrix_of_a_thousand_classes(tmp_path):
     labels = rng.integers(0, 1000, 50_000)
     clusters = np.where(rng.random(50_000) < 0.4, labels, rng.integers(0, 1000, 50_000))
     names = [f"class {i}" for i in range(1000)]
-    figures.confusion_matrix(tmp_path / "c.png", labels, clusters, {i: i for i in range(1000)}, names)
+    figures.confusion_matrix(tmp_path / "c.png", labels, clusters, mapping={i: i for i in range(1000)}, class_names=names)
     height, width, _ = pixels(tmp_path / "c.png").shape
     assert 1000 < height < 2500
     assert 1000 < width < 2500
@@ -229,7 +229,7 @@ def test_confusion_matrix_of_a_thousand_classes(tmp_path):
 def test_names_with_a_dollar_sign_are_written_as_they_are(tmp_path, monkeypatch):
     drawn = drawn_text(monkeypatch)
     names = ["$x_1$", "$", "a" * 40]
-    figures.confusion_matrix(tmp_path / "c.png", [0, 1, 2], [0, 1, 2], {0: 0, 1: 1, 2: 2}, names)
+    figures.confusion_matrix(tmp_path / "c.png", [0, 1, 2], [0, 1, 2], mapping={0: 0, 1: 1, 2: 2}, class_names=names)
     assert {"$x_1$", "$", "a" * 23 + "…"} <= set(drawn)
 
 
@@ -244,7 +244,7 @@ def test_names_with_a_dollar_sign_are_written_as_they_are(tmp_path, monkeypatch)
 )
 def test_confusion_matrix_refuses_what_does_not_fit_together(tmp_path, labels, clusters, mapping, message):
     with pytest.raises(ValueError, match=message):
-        figures.confusion_matrix(tmp_path / "c.png", labels, clusters, mapping, NAMES)
+        figures.confusion_matrix(tmp_path / "c.png", labels, clusters, mapping=mapping, class_names=NAMES)
 
 
 # ---- points in the plane --------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def drawn_points(monkeypatch):
 def test_scatter_gives_each_class_its_points_and_a_colour_of_its_own(tmp_path, monkeypatch):
     text, drawn = drawn_text(monkeypatch), drawn_points(monkeypatch)
     points = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
-    figures.scatter(tmp_path / "s.png", points, [2, 0, 2, 0], NAMES)
+    figures.scatter(tmp_path / "s.png", points, [2, 0, 2, 0], class_names=NAMES)
     assert {name: rows for name, (rows, _, _) in drawn.items()} == {
         "zero": [points[1], points[3]],
         "two": [points[0], points[2]],
@@ -280,7 +280,7 @@ def test_scatter_of_many_classes_names_none(tmp_path, monkeypatch):
     text, drawn = drawn_text(monkeypatch), drawn_points(monkeypatch)
     labels = np.arange(1000).repeat(2)
     points = np.random.default_rng(0).normal(size=(2000, 2))
-    figures.scatter(tmp_path / "s.png", points, labels, [f"class {i}" for i in range(1000)])
+    figures.scatter(tmp_path / "s.png", points, labels, class_names=[f"class {i}" for i in range(1000)])
     assert text == []
     assert len({colour for _, colour, _ in drawn.values()}) > 200
 
@@ -296,7 +296,7 @@ def test_scatter_of_many_classes_names_none(tmp_path, monkeypatch):
 )
 def test_scatter_refuses_what_does_not_fit_together(tmp_path, points, labels, message):
     with pytest.raises(ValueError, match=message):
-        figures.scatter(tmp_path / "s.png", points, labels, NAMES)
+        figures.scatter(tmp_path / "s.png", points, labels, class_names=NAMES)
 
 
 # ---- training curves ------------------------------------------------------------------------------------------------
@@ -405,13 +405,13 @@ def test_figures_are_written_as_pdf_where_the_file_is_called_so(tmp_path):
 def test_missing_folder_is_named(tmp_path):
     path = tmp_path / "nowhere" / "figure.png"
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        figures.confusion_matrix(path, [0], [0], {0: 0}, NAMES)
+        figures.confusion_matrix(path, [0], [0], mapping={0: 0}, class_names=NAMES)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         small_gallery(path)
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         figures.training_curves(path, [1], {"loss": [("", [1.0])]})
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        figures.scatter(path, [[0, 1]], [0], NAMES)
+        figures.scatter(path, [[0, 1]], [0], class_names=NAMES)
 
 
 def test_drawing_twice_gives_the_same_file(tmp_path):
@@ -423,7 +423,7 @@ def test_drawing_twice_gives_the_same_file(tmp_path):
 def test_pyplot_is_never_imported(tmp_path):
     code = f"""
 import sys
-from src import figures
+from src.reports import figures
 assert "matplotlib" not in sys.modules
 figures.training_curves({str(tmp_path / "c.png")!r}, [1], {{"loss": [("", [1.0])]}})
 assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.modules

@@ -17,7 +17,7 @@ from torchvision.models import (
     wide_resnet101_2,
 )
 
-from src.config import InputError
+from src.errors import InputError
 from src.foreign import translate
 from src.methods import METHODS
 from src.models.backbones import build_backbone

@@ -76,10 +76,10 @@ def make_trainer(device, name="self_classifier", precision=None, images=96):
     torch.manual_seed(0)
     data = open_data("digits", "train")
     data = data.keep(np.arange(images), data.labels.numpy()[:images], data.classes)
-    loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), 24, 0, device)
+    loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), batch_size=24, seed=0, device=device)
     method = build_method(name, METHODS[name].Config(**CONFIGS[name]), "small_convnet", 1, 8, 16, 2).to(device)
-    optimizer = build_optimizer("lars", parameter_groups(method, 1e-4), 0.5)
-    lr = warmup_cosine(0.5, 0.001, 0.1, 1, 4, len(loader))
+    optimizer = build_optimizer("lars", parameter_groups(method, 1e-4), lr=0.5)
+    lr = warmup_cosine(0.5, 0.001, warmup_start=0.1, warmup_epochs=1, epochs=4, steps_per_epoch=len(loader))
     return Trainer(method, optimizer, lr, loader, data.labels, device, precision)
 
 
@@ -93,7 +93,7 @@ def test_the_loss_and_its_gradient(exact):
     found = []
     for device in (CPU, GPU):
         moved = [values.to(device).requires_grad_() for values in logits]
-        terms = self_classifier_terms(moved, 0.1, 0.05, 1e-12, 2)
+        terms = self_classifier_terms(moved, row_tau=0.1, col_tau=0.05, eps=1e-12, num_global=2)
         terms.sum().backward()
         found.append([terms.detach().cpu(), *(values.grad.cpu() for values in moved)])
     for here, there in zip(*found, strict=True):
@@ -108,7 +108,7 @@ def test_an_update_does_not_wait(name, exact, never_waiting):
     found = []
     for device in (CPU, GPU):
         network = torch.nn.ParameterList([torch.nn.Parameter(values.to(device)) for values in start])
-        optimizer = build_optimizer(name, parameter_groups(network, 1e-4), 0.5)
+        optimizer = build_optimizer(name, parameter_groups(network, 1e-4), lr=0.5)
         for _ in range(3):
             for parameter, grad in zip(network, grads, strict=True):
                 parameter.grad = grad.to(device)
@@ -123,9 +123,9 @@ def test_views_are_those_of_the_cpu_and_made_without_waiting(name, compiled, exa
     recipes = photo_recipes(name)(*LAYOUT)
     rng = np.random.default_rng(0)
     crops = [torch.from_numpy(rng.integers(0, 256, (16, 3, r.size, r.size), dtype=np.uint8)) for r in recipes]
-    expected = PhotoViews(recipes, 32).finish(crops, np.arange(16), 0, 1)
+    expected = PhotoViews(recipes, 32).finish(crops, np.arange(16), seed=0, epoch=1)
     views, there = PhotoViews(recipes, 32, compiled=compiled), [crop.to(GPU) for crop in crops]
-    views.finish(there, np.arange(16), 0, 0)  # what is done once: compiling, choosing kernels
+    views.finish(there, np.arange(16), seed=0, epoch=0)  # what is done once: compiling, choosing kernels
     made = never_waiting(views.finish, there, np.arange(16), 0, 1)
     for here, there in zip(expected, made, strict=True):
         apart = (here - there.cpu()).abs()
@@ -142,7 +142,9 @@ def test_batches_beside_the_steps_are_those_of_the_cpu(workers, exact, tmp_path)
     data = open_data(str(tmp_path / "p"), "train")
     batches = []
     for device in (CPU, GPU):
-        loader = TrainLoader(data, PhotoViews(published_views(*LAYOUT), 32), 8, 0, device, workers)
+        loader = TrainLoader(
+            data, PhotoViews(published_views(*LAYOUT), 32), batch_size=8, seed=0, device=device, workers=workers
+        )
         made = []
         for batch in loader.epoch(1):
             torch.cuda._sleep(10**7)  # a step that is still computed when the next batch is made
@@ -158,7 +160,7 @@ def test_a_box_too_large_for_torchs_kernel_is_resized_all_the_same():
     noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     pixels = torch.from_numpy(np.array(Image.fromarray(noise).resize((2000, 1600)))).permute(2, 0, 1)
     views = PhotoViews(photo_recipes("crop_flip")(1, 0, 20, 8, (1.0, 1.0), (1.0, 1.0)), 32)
-    (here,), (there,) = (views.cut([pixels.to(device)], np.arange(1), 0, 0) for device in (CPU, GPU))
+    (here,), (there,) = (views.cut([pixels.to(device)], np.arange(1), seed=0, epoch=0) for device in (CPU, GPU))
     assert (here.float() - there.cpu().float()).abs().max() <= 1
 
 
@@ -172,7 +174,7 @@ def test_files_decoded_on_the_gpu_are_nearly_those_of_the_cpu(tmp_path):
     made = []
     for on_device in (False, True):
         views = PhotoViews(photo_recipes("crop_flip")(*LAYOUT), 32)
-        loader = TrainLoader(data, views, 8, 0, GPU, 2, decode_on_device=on_device)
+        loader = TrainLoader(data, views, batch_size=8, seed=0, device=GPU, workers=2, decode_on_device=on_device)
         made.append([batch for epoch in (0, 1) for batch in loader.epoch(epoch)])
         loader.close()
     for here, there in zip(*made, strict=True):
@@ -240,7 +242,14 @@ def test_assignments_neighbours_and_kmeans(exact):
     labels = [balanced_labels(logs.to(device)).cpu() for device in (CPU, GPU)]
     assert (labels[0] == labels[1]).float().mean() > 0.999
     hits = [
-        count_hits(rows[:1500].to(d), owner[:1500].to(d), rows[1500:].to(d), owner[1500:].to(d), (1, 20), 0.07)
+        count_hits(
+            rows[:1500].to(d),
+            owner[:1500].to(d),
+            queries=rows[1500:].to(d),
+            query_labels=owner[1500:].to(d),
+            ks=(1, 20),
+            tau=0.07,
+        )
         for d in (CPU, GPU)
     ]
     assert {k: list(map(int, values)) for k, values in hits[0].items()} == {

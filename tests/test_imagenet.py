@@ -15,8 +15,9 @@ from PIL import Image
 
 import cls_eval
 from src import config, downloads
-from src.config import SUPERCLASSES, InputError, RunError, parse_cls_eval
+from src.config import SUPERCLASSES, parse_cls_eval
 from src.data import imagenet
+from src.errors import InputError, RunError
 from src.evaluation.clustering import score_superclasses
 
 PUBLISHED = GOLDEN.parent / "data" / "imagenet_info"

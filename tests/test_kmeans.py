@@ -19,11 +19,12 @@ from torchvision import models
 
 import cls_eval
 from src import config
-from src.config import InputError, KMeansOptions, parse_cls_eval
+from src.config import KMeansOptions, parse_cls_eval
 from src.data.datasets import open_data
 from src.data.subsets import draw_share
+from src.errors import InputError
 from src.evaluation import kmeans
-from src.pretrained import load_method
+from src.loading import load_method
 
 
 def blobs(N=1500, width=12, centres=40, spread=0.6, offset=0.0, seed=0):

@@ -101,10 +101,10 @@ def test_chunks_do_not_matter(chunks):
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
 def test_of_equals_the_earlier_is_nearer(chunk):
     bank = torch.tensor([1.0, 3, 2, 3, 2, 2, 3, 2, 1, 2])[:, None]
-    similarities, rows = nearest(bank, torch.ones(1, 1), 6, chunk)
+    similarities, rows = nearest(bank, torch.ones(1, 1), 6, bank_chunk=chunk)
     assert rows.tolist() == [[1, 3, 6, 2, 4, 5]]
     assert similarities.tolist() == [[3, 3, 3, 2, 2, 2]]
-    assert nearest(bank, -torch.ones(2, 1), 2, chunk)[1].tolist() == [[0, 8], [0, 8]]
+    assert nearest(bank, -torch.ones(2, 1), 2, bank_chunk=chunk)[1].tolist() == [[0, 8], [0, 8]]
 
 
 def test_of_equal_votes_the_smaller_class_wins():

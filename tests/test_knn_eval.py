@@ -13,10 +13,11 @@ from PIL import Image
 from torchvision import models
 
 from src import config
-from src.config import InputError, KnnEvalOptions, parse_knn_eval
+from src.config import KnnEvalOptions, parse_knn_eval
 from src.data.datasets import ImageFiles, MemoryImages, open_data
 from src.data.subsets import draw_share, read_list
-from src.pretrained import load_method
+from src.errors import InputError
+from src.loading import load_method
 
 
 @pytest.fixture(scope="module")

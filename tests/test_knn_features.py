@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from src.config import InputError
 from src.data.datasets import MemoryImages, open_folder
+from src.errors import InputError
 from src.features import extract
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 
 from src import distributed
-from src.config import InputError, run_script
 from src.distributed import Launch, first_host, read_launch
+from src.errors import InputError, run_script
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "node3", "MASTER_PORT": "29400"}
 SLURM = {
@@ -185,7 +185,7 @@ def run_without_launcher(folder, world_size: int, body: str) -> tuple[list[int],
     script = folder / "ranks.py"
     head = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport torch\nfrom src import config, distributed\n"
     body = textwrap.indent('distributed.start("cpu")\n' + textwrap.dedent(body), "    ")
-    script.write_text(f"{head}def main():\n{body}\nconfig.run_script(main)\n")
+    script.write_text(f"{head}def main():\n{body}\nrun_script(main)\n")
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
@@ -228,7 +228,7 @@ def test_what_is_wrong_is_said_once_and_by_a_rank_that_knows(tmp_path, wrong, sp
     """As where a folder is missing on all hosts, or on one."""
     body = f"""
         if distributed.rank() in {wrong}:
-            raise config.InputError("no such folder")
+            raise InputError("no such folder")
         distributed.barrier()
         """
     statuses, said = run_without_launcher(tmp_path, 3, body)

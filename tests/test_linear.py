@@ -17,15 +17,16 @@ from torch import nn
 
 import lincls_eval
 from src import checkpoint, config
-from src.config import InputError, RunError, parse_lincls_eval, parse_train
+from src.config import parse_lincls_eval, parse_train
 from src.data.datasets import ImageFiles, open_data
 from src.data.loaders import Batch
 from src.data.views import build_views
+from src.errors import InputError, RunError
 from src.evaluation import linear
+from src.loading import load_backbone, load_method
 from src.logs import Progress
 from src.methods import build_method
 from src.models.backbones import SmallConvNet, build_backbone, pool_windows
-from src.pretrained import load_backbone, load_method
 
 QUIET = Progress(1, 0, enabled=False)
 
@@ -125,17 +126,17 @@ def test_windows_of_the_last_map_by_hand():
     backbone = Ramp()
     images = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
     torch.testing.assert_close(backbone(images), torch.tensor([[24.0, 48], [24, -24]]))
-    assert pool_windows(backbone, 6, 1, 4) == 8
+    assert pool_windows(backbone, 6, in_channels=1, image_size=4) == 8
     # the mean of place 7 r + c over rows 0 to 5 and columns 0 to 5 is 7 * 2.5 + 2.5
     windows = torch.tensor([20.0, 21, 27, 28])
     expected = torch.stack([torch.cat([windows, 2 * windows]), torch.cat([windows, -windows])])
     torch.testing.assert_close(backbone(images), expected)
     for window, places in ((1, 49), (7, 1)):
-        assert pool_windows(Ramp(), window, 1, 4) == 2 * places
+        assert pool_windows(Ramp(), window, in_channels=1, image_size=4) == 2 * places
     with pytest.raises(InputError, match=r"--pool-window 8 does not fit into the last map, 7 × 7"):
-        pool_windows(Ramp(), 8, 1, 4)
+        pool_windows(Ramp(), 8, in_channels=1, image_size=4)
     with pytest.raises(InputError, match="--pool-window 2: this backbone does not end in the mean of a map"):
-        pool_windows(Pixels(), 2, 1, 4)
+        pool_windows(Pixels(), 2, in_channels=1, image_size=4)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_backbones_give_one_feature_for_each_window(arch, size, window, features
     before, images = linear.fingerprint(backbone), torch.rand(1, 3, size, size)
     with torch.no_grad():
         whole = backbone(images)
-        assert pool_windows(backbone, window, 3, size) == features == 4 * backbone.width
+        assert pool_windows(backbone, window, in_channels=3, image_size=size) == features == 4 * backbone.width
         found = backbone(images).view(backbone.width, 4)
         assert not torch.equal(found[:, 0], found[:, 3])
         assert linear.fingerprint(backbone) == before  # nothing learned is touched
@@ -160,7 +161,9 @@ def test_the_features_batch_normalisation_by_hand():
     """One channel's windows share mean and variance; in evaluation the running ones count. Only what follows the backbone learns."""
     torch.manual_seed(0)
     backbone = Ramp()
-    probe = linear.LinearProbe(backbone, 3, num_features=pool_windows(backbone, 6, 1, 4), feature_bn=True).double()
+    probe = linear.LinearProbe(
+        backbone, 3, num_features=pool_windows(backbone, 6, in_channels=1, image_size=4), feature_bn=True
+    ).double()
     probe.train()
     images = torch.tensor([2.0, -1.0], dtype=torch.float64).view(2, 1, 1, 1).expand(2, 1, 4, 4)
     windows = np.array([20.0, 21, 27, 28])
@@ -185,7 +188,7 @@ def test_the_features_batch_normalisation_by_hand():
 def test_schedules_by_epoch():
     cosine = linear.rate_factor("cosine", 100)
     assert [cosine(e) for e in (0, 25, 50, 99)] == pytest.approx([1, 0.8535533906, 0.5, 0.0002467198], rel=1e-6)
-    step = linear.rate_factor("step", 20, (12, 16), 0.2)
+    step = linear.rate_factor("step", 20, decay_epochs=(12, 16), gamma=0.2)
     assert [step(e) for e in (0, 11, 12, 15, 16, 19)] == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
     assert linear.rate_factor("constant", 9)(8) == 1
 
@@ -236,7 +239,7 @@ def digits_probe(finetune=False, train_bn=False, rows=40, batch_size=16, epochs=
     torch.manual_seed(0)
     data = linear.keep_rows(open_data("digits", "train"), np.arange(rows))
     views = build_views("digits", data, 1, 0, 8, 8, (1, 1), (1, 1))
-    loader = TrainLoader(data, views, batch_size, 0, torch.device("cpu"), keep_last=True)
+    loader = TrainLoader(data, views, batch_size=batch_size, seed=0, device=torch.device("cpu"), keep_last=True)
     probe = linear.LinearProbe(SmallConvNet(1), 10, finetune, train_bn)
     optimizer = linear.build_probe_optimizer(probe, "sgd", **{"lr": 0.1, "momentum": 0.0, **rates})
     factor = linear.rate_factor("constant", epochs)
@@ -338,7 +341,7 @@ def test_settings_trained_together_are_those_trained_alone():
     torch.manual_seed(0)
     x, y = torch.randn(30, 5, dtype=torch.float64), torch.randint(3, (30,))
     settings = [(0.1, 0.0), (1.0, 0.01), (0.5, 0.1)]
-    weight, bias = linear.fit_linear(x, y, 3, settings, epochs=4, batch_size=8)
+    weight, bias = linear.fit_linear(x, y, 3, settings=settings, epochs=4, batch_size=8)
     for s, (lr, decay) in enumerate(settings):
         layer = nn.Linear(5, 3).double()
         layer.requires_grad_(False).weight.zero_(), layer.bias.zero_()
@@ -361,12 +364,21 @@ def test_the_search_never_sees_the_test_images_and_keeps_only_images():
     y = torch.arange(4).repeat_interleave(20)
     x = 3 * F.one_hot(y, 6).float() + torch.randn(80, 6)
     labels = torch.cat([y, torch.tensor([4])])  # one class with an only image: it is fitted on
-    found = linear.search(torch.cat([x, x[:1]]), labels, x, y.flip(0), 5, (0.1, 1.0), (0.0, 0.01), epochs=5)
+    found = linear.search(
+        torch.cat([x, x[:1]]),
+        labels,
+        test=x,
+        test_labels=y.flip(0),
+        num_classes=5,
+        lrs=(0.1, 1.0),
+        weight_decays=(0.0, 0.01),
+        epochs=5,
+    )
     assert found["held_out_images"] == 16
     assert found["chosen"]["top1"] > 0.8  # although the test labels are wrong
     assert found["top1"] < 0.2
     with pytest.raises(InputError, match="--held-out"):
-        linear.search(x[::20], y[::20], x, y, 4, (0.1,), (0.0,))
+        linear.search(x[::20], y[::20], test=x, test_labels=y, num_classes=4, lrs=(0.1,), weight_decays=(0.0,))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -615,9 +627,9 @@ def test_training_views_are_a_crop_and_a_flip():
     assert (central.eval_resize, central.eval_size) == (256, 224)
     plain = linear.training_views("x", files, 224, central, augment=False)
     image = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
-    (crops,) = plain.cut([image], np.array([0]), 0, 0)
+    (crops,) = plain.cut([image], np.array([0]), seed=0, epoch=0)
     assert torch.equal(crops[0], central.single_cut(image))
-    assert torch.equal(plain.finish([crops], None, 0, 0)[0], central.single_finish(crops))
+    assert torch.equal(plain.finish([crops], None, seed=0, epoch=0)[0], central.single_finish(crops))
 
 
 def test_backbones_of_others(tmp_path):

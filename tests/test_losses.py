@@ -142,7 +142,7 @@ def test_terms_are_the_losses_of_each_classifier_alone():
     torch.manual_seed(0)
     logits = [torch.randn(3, 8, C).double() for C in (4, 9)]
     alone = [self_classifier([z], 0.2, 0.1).item() for z in logits]
-    assert self_classifier_terms(logits, 0.2, 0.1).tolist() == pytest.approx(alone, rel=1e-10)
+    assert self_classifier_terms(logits, row_tau=0.2, col_tau=0.1).tolist() == pytest.approx(alone, rel=1e-10)
 
 
 def test_half_precision_is_raised():

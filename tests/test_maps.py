@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.config import InputError
+from src.errors import InputError
 from src.evaluation.maps import choose_images, tsne, two_directions
 
 

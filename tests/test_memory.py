@@ -48,8 +48,8 @@ def make_trainer(accumulate=1, batch_norm=False, autocast=None, double=False, lr
     views = DigitViews([DigitRecipe()] * 2 + [DigitRecipe(size=6)])
     if double:
         views = AsDouble(views)
-    loader = TrainLoader(data, views, 24, 0, CPU)
-    optimizer = build_optimizer("sgd", parameter_groups(method, 1e-4), lr)
+    loader = TrainLoader(data, views, batch_size=24, seed=0, device=CPU)
+    optimizer = build_optimizer("sgd", parameter_groups(method, 1e-4), lr=lr)
     return Trainer(method, optimizer, lambda step: lr, loader, data.labels, CPU, autocast, accumulate=accumulate)
 
 
@@ -120,7 +120,7 @@ def test_statistics_kept_still_normalises_by_the_batch():
 @pytest.mark.parametrize(("arch", "blocks"), [("resnet18", 8), ("cifar_resnet18", 9), ("vit_tiny", 12)])
 def test_blocks_run_again_give_the_same_gradients_and_statistics(arch, blocks):
     torch.manual_seed(0)
-    plain = build_backbone(arch, 3, 32)
+    plain = build_backbone(arch, 3, image_size=32)
     again = copy.deepcopy(plain)
     assert checkpoint_activations(again) == blocks
     images = torch.randn(4, 3, 32, 32)

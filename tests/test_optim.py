@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import InputError
+from src.errors import InputError
 from src.models.heads import WeightNormClassifier
 from src.optim import LARS, build_optimizer, clip_gradients, freeze, parameter_groups, warmup_cosine
 
@@ -114,7 +114,14 @@ def test_authors_schedules(golden, case):
     """Of Self-Classifier and of SwAV."""
     data = golden("optim.npz", f"{case}_config")
     base, final, epochs, steps, warmup, start = data[f"{case}_config"]
-    lr = warmup_cosine(base, base if np.isnan(final) else final, start, int(warmup), int(epochs), int(steps))
+    lr = warmup_cosine(
+        base,
+        base if np.isnan(final) else final,
+        warmup_start=start,
+        warmup_epochs=int(warmup),
+        epochs=int(epochs),
+        steps_per_epoch=int(steps),
+    )
     expected = data[f"{case}_lr"].ravel()
     assert len(expected) == epochs * steps
     np.testing.assert_allclose([lr(step) for step in range(len(expected))], expected, atol=1e-12, rtol=0)
@@ -156,7 +163,7 @@ def test_no_decay_on_vectors_goes_before_the_backbones_own():
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
 def test_groups_reach_the_optimiser(name):
-    optimizer = build_optimizer(name, parameter_groups(Small(), 0.1, decay_biases=False), 0.5, 0.8)
+    optimizer = build_optimizer(name, parameter_groups(Small(), 0.1, decay_biases=False), lr=0.5, momentum=0.8)
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.1]
     assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
     assert name == "adamw" or all(group["momentum"] == 0.8 for group in optimizer.param_groups)

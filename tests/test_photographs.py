@@ -45,7 +45,7 @@ def test_crop_and_resize_is_pillows(box, size, bicubic):
     image, (top, left, height, width) = smooth(0), box
     filter = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     expected = image.crop((left, top, left + width, top + height)).resize((size, size), filter)
-    difference = (crop_resize(tensor(image), np.array([box]), size, bicubic)[0] - tensor(expected)[0]).abs()
+    difference = (crop_resize(tensor(image), np.array([box]), size, bicubic=bicubic)[0] - tensor(expected)[0]).abs()
     assert difference.mean() < (0.1 if bicubic else 0.15)  # bilinear sums often lie half-way, where Pillow rounds up
     assert difference.max() <= 2  # once in each of the two passes
 
@@ -102,14 +102,14 @@ def test_every_choice_of_the_flag_has_a_recipe_and_a_row_in_the_document():
     for augment in choices:
         for reference in (False, True):
             views = build_views("somewhere", None, 2, 1, 40, 16, (0.2, 1.0), (0.05, 0.4), augment, reference)
-            made = views(torch.cat([tensor(smooth(i)) for i in range(3)]), np.arange(3), 0, 0)
+            made = views(torch.cat([tensor(smooth(i)) for i in range(3)]), np.arange(3), seed=0, epoch=0)
             assert [view.shape for view in made] == [(3, 3, 40, 40)] * 2 + [(3, 3, 16, 16)]
 
 
 def test_windows_are_central_or_anywhere_and_as_large_as_the_view():
     for crop in ("central", "random"):
         recipe = PhotoRecipe(size=16, scale=(0.2, 1.0), crop=crop)
-        top, left, h, w = crop_boxes([recipe], 0, 0, np.arange(2000), 0, 20, 45).T
+        top, left, h, w = crop_boxes([recipe], seed=0, epoch=0, indices=np.arange(2000), view=0, height=20, width=45).T
         assert (h == 16).all()
         assert (w == 16).all()
         if crop == "central":
@@ -119,19 +119,30 @@ def test_windows_are_central_or_anywhere_and_as_large_as_the_view():
             assert np.bincount(top) / 2000 == pytest.approx([0.2] * 5, abs=0.04)
             assert np.bincount(left) / 2000 == pytest.approx([1 / 30] * 30, abs=0.02)
     mixed = [PhotoRecipe(size=16, scale=(0.5, 0.5)), PhotoRecipe(size=16, scale=(0.2, 1.0), crop="central")]
-    boxes = crop_boxes(mixed, 0, 0, np.array([3, 3]), np.array([0, 1]), 20, 45)
-    assert boxes[0].tolist() == crop_boxes(mixed[:1], 0, 0, np.array([3]), 0, 20, 45)[0].tolist()
+    boxes = crop_boxes(mixed, seed=0, epoch=0, indices=np.array([3, 3]), view=np.array([0, 1]), height=20, width=45)
+    assert (
+        boxes[0].tolist()
+        == crop_boxes(mixed[:1], seed=0, epoch=0, indices=np.array([3]), view=0, height=20, width=45)[0].tolist()
+    )
     assert boxes[1].tolist() == [2, 14, 16, 16]
-    small = crop_boxes([PhotoRecipe(size=16, scale=(0.2, 1.0), crop="random")], 0, 0, np.array([3]), 0, 10, 12)
+    small = crop_boxes(
+        [PhotoRecipe(size=16, scale=(0.2, 1.0), crop="random")],
+        seed=0,
+        epoch=0,
+        indices=np.array([3]),
+        view=0,
+        height=10,
+        width=12,
+    )
     assert small[0, 2:].tolist() == [10, 10]
 
 
 def test_level_0_of_sela_is_the_view_of_evaluation():
     views = build_views("somewhere", None, 2, 0, 70, 8, (0.2, 1.0), (0.05, 0.4), "sela_0")
     image = tensor(smooth(4, 100, 133))
-    for view in views.finish(views.cut(image, np.array([5]), 0, 0), np.array([5]), 0, 0):
+    for view in views.finish(views.cut(image, np.array([5]), seed=0, epoch=0), np.array([5]), seed=0, epoch=0):
         assert torch.equal(view, views.single_finish(views.single_cut(image[0])))
-    for view in views(image, np.array([5]), 0, 0):
+    for view in views(image, np.array([5]), seed=0, epoch=0):
         assert (view - views.single(image)).abs().max() < 0.51 / 255 / 0.224  # in whole grey levels
 
 
@@ -141,7 +152,7 @@ def test_what_is_grey_before_the_jitter_has_no_hue_to_turn():
     def made(**changes):
         unchanged = {"flip": 0.0, "blur": 0.0, "grayscale": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.9}
         recipe = PhotoRecipe(size=16, scale=(0.4, 1.0), hue=0.4, **unchanged, **changes)
-        return PhotoViews([recipe], 16)(images, np.arange(6), 0, 0)[0]
+        return PhotoViews([recipe], 16)(images, np.arange(6), seed=0, epoch=0)[0]
 
     assert torch.allclose(made(jitter=1.0, grayscale_first=True), made(jitter=0.0), atol=1e-4)
     assert (made(jitter=1.0) - made(jitter=0.0)).abs().mean() > 0.05
@@ -172,13 +183,13 @@ def test_the_blur_of_small_views_shrinks_with_them():
 def test_crop_and_flip_do_nothing_else():
     flat = torch.full((4, 3, 40, 40), 77, dtype=torch.uint8)
     views = build_views("somewhere", None, 2, 0, 32, 8, (0.2, 1.0), (0.05, 0.4), "crop_flip")
-    for view in views(flat, np.arange(4), 0, 0):
+    for view in views(flat, np.arange(4), seed=0, epoch=0):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std))
         assert torch.allclose(view, ((77 / 255 - mean) / std).expand_as(view), atol=1e-6)
     half = torch.cat(
         [torch.zeros(500, 3, 40, 20), torch.full((500, 3, 40, 20), 200)], dim=3
     ).byte()  # dark, then bright
-    left, right = views(half, np.arange(500), 0, 0)[0].mean(dim=(1, 2)).tensor_split(2, dim=1)
+    left, right = views(half, np.arange(500), seed=0, epoch=0)[0].mean(dim=(1, 2)).tensor_split(2, dim=1)
     turned = (left.mean(dim=1) > right.mean(dim=1)).float().mean().item()
     assert turned == pytest.approx(0.5, abs=0.1)
 
@@ -246,7 +257,7 @@ def test_hue_is_turned_as_by_colorsys():
 
 def test_boxes_keep_to_area_and_ratio_and_stay_inside():
     recipe = PhotoRecipe(size=16, scale=(0.2, 0.6))
-    top, left, h, w = crop_boxes([recipe], 0, 0, np.arange(3000), 0, 100, 140).T
+    top, left, h, w = crop_boxes([recipe], seed=0, epoch=0, indices=np.arange(3000), view=0, height=100, width=140).T
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (top + h <= 100).all()
@@ -259,7 +270,9 @@ def test_boxes_keep_to_area_and_ratio_and_stay_inside():
 
 
 def test_a_box_that_never_fits_becomes_the_central_one():
-    boxes = crop_boxes([PhotoRecipe(size=16, scale=(0.9, 1.0))], 0, 0, np.arange(4), 0, 10, 400)
+    boxes = crop_boxes(
+        [PhotoRecipe(size=16, scale=(0.9, 1.0))], seed=0, epoch=0, indices=np.arange(4), view=0, height=10, width=400
+    )
     assert boxes.tolist() == [[0, 193, 10, 13]] * 4
 
 
@@ -267,11 +280,11 @@ def test_a_box_that_never_fits_becomes_the_central_one():
 def test_views_belong_to_seed_epoch_image_and_view(augment):
     views = PhotoViews(photo_recipes(augment)(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
     images = torch.cat([tensor(smooth(i)) for i in range(6)])
-    whole = views(images, np.arange(6), 0, 1)
-    alone = views(images[4:5], np.array([4]), 0, 1)
+    whole = views(images, np.arange(6), seed=0, epoch=1)
+    alone = views(images[4:5], np.array([4]), seed=0, epoch=1)
     assert all(torch.allclose(a[4], b[0], atol=1e-4) for a, b in zip(whole, alone, strict=True))
-    assert not torch.allclose(whole[0], views(images, np.arange(6), 0, 2)[0], atol=0.1)
-    assert not torch.allclose(whole[0], views(images, np.arange(6), 1, 1)[0], atol=0.1)
+    assert not torch.allclose(whole[0], views(images, np.arange(6), seed=0, epoch=2)[0], atol=0.1)
+    assert not torch.allclose(whole[0], views(images, np.arange(6), seed=1, epoch=1)[0], atol=0.1)
 
 
 def test_what_is_compiled_is_what_views_are_made_with(monkeypatch):
@@ -307,8 +320,10 @@ def test_all_adjustments_at_once_are_those_one_by_one(compiled):
 def test_a_workers_crop_is_pillows(bicubic, filter, width):
     image = smooth(3, 200, 300)
     recipe = PhotoRecipe(size=96, scale=(width * 100 / 60000,) * 2, ratio=(width / 100,) * 2, bicubic=bicubic)
-    ((crop,),) = PhotoViews([recipe], 96).cut([tensor(image)[0]], np.array([7]), 0, 0)
-    ((top, left, height, wide),) = crop_boxes([recipe], 0, 0, np.array([7]), 0, 200, 300).tolist()
+    ((crop,),) = PhotoViews([recipe], 96).cut([tensor(image)[0]], np.array([7]), seed=0, epoch=0)
+    ((top, left, height, wide),) = crop_boxes(
+        [recipe], seed=0, epoch=0, indices=np.array([7]), view=0, height=200, width=300
+    ).tolist()
     assert (height, wide) == (100, width)
     expected = image.crop((left, top, left + wide, top + height)).resize((96, 96), filter)
     assert crop.dtype == torch.uint8
@@ -321,25 +336,25 @@ def test_a_workers_crop_is_pillows(bicubic, filter, width):
 def test_files_and_memory_give_the_same_views(augment):
     views = PhotoViews(photo_recipes(augment)(2, 1, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
     image = smooth(2)
-    crops = views.cut(tensor(image), np.array([5]), 0, 3)
-    there = views.finish(crops, np.array([5]), 0, 3)
-    here = views(tensor(image), np.array([5]), 0, 3)
+    crops = views.cut(tensor(image), np.array([5]), seed=0, epoch=3)
+    there = views.finish(crops, np.array([5]), seed=0, epoch=3)
+    here = views(tensor(image), np.array([5]), seed=0, epoch=3)
     assert all((a - b).abs().mean() < 0.02 for a, b in zip(here, there, strict=True))
     single = views.single_finish(views.single_cut(tensor(image)[0])[None])
     assert (views.single(tensor(image)) - single).abs().mean() < 0.03
 
 
 def test_uniforms_depend_on_each_coordinate_and_on_nothing_else():
-    base = uniforms(1, 2, np.arange(500), 3, 40)
+    base = uniforms(seed=1, epoch=2, indices=np.arange(500), view=3, count=40)
     assert base.mean() == pytest.approx(0.5, abs=0.01)
     assert base.var() == pytest.approx(1 / 12, abs=0.003)
-    assert np.array_equal(uniforms(1, 2, np.array([7, 3]), 3, 10), base[[7, 3], :10])
-    every = uniforms(1, 2, np.array([7]), np.arange(5), 10)  # the views of one image
+    assert np.array_equal(uniforms(seed=1, epoch=2, indices=np.array([7, 3]), view=3, count=10), base[[7, 3], :10])
+    every = uniforms(seed=1, epoch=2, indices=np.array([7]), view=np.arange(5), count=10)  # the views of one image
     assert np.array_equal(every[3], base[7, :10])
-    assert np.array_equal(every[4], uniforms(1, 2, np.array([7]), 4, 10)[0])
+    assert np.array_equal(every[4], uniforms(seed=1, epoch=2, indices=np.array([7]), view=4, count=10)[0])
     for other in (
-        uniforms(0, 2, np.arange(500), 3, 40),
-        uniforms(1, 0, np.arange(500), 3, 40),
-        uniforms(1, 2, np.arange(500), 0, 40),
+        uniforms(seed=0, epoch=2, indices=np.arange(500), view=3, count=40),
+        uniforms(seed=1, epoch=0, indices=np.arange(500), view=3, count=40),
+        uniforms(seed=1, epoch=2, indices=np.arange(500), view=0, count=40),
     ):
         assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 0.05

@@ -12,9 +12,10 @@ from conftest import GOLDEN, ROOT
 from torchvision import models
 
 from src import checkpoint, config, downloads, pretrained
-from src.config import InputError, RunError, run_script
+from src.errors import InputError, RunError, run_script
+from src.loading import load_backbone, load_method, start_from
 from src.methods import METHODS, build_method
-from src.pretrained import RELEASES, Release, get, load_backbone, load_method, resolve, start_from
+from src.pretrained import RELEASES, Release, get, resolve
 
 
 @pytest.fixture

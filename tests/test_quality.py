@@ -11,12 +11,13 @@ from conftest import save_untrained
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 
-from src.config import InputError, parse_cls_eval
+from src.config import parse_cls_eval
 from src.data.datasets import open_data
-from src.evaluation.quality import agreement, align, balance, rankme, silhouette
+from src.errors import InputError
+from src.evaluation.quality import agreement, align, rankme, silhouette
 from src.features import average_clusters, predict_clusters
-from src.metrics import clustering_scores
-from src.pretrained import load_method
+from src.loading import load_method
+from src.metrics import balance, clustering_scores
 
 
 def test_balance_is_one_for_equal_shares_and_zero_for_one_cluster():

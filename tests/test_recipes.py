@@ -9,7 +9,6 @@ import pytest
 
 from src.config import (
     ClsEvalOptions,
-    InputError,
     KnnEvalOptions,
     LinclsEvalOptions,
     TrainOptions,
@@ -19,6 +18,7 @@ from src.config import (
     parse_train,
     read_method,
 )
+from src.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "recipes.md"

@@ -5,11 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError, parse_train
+from src.config import parse_train
 from src.data import reference
 from src.data.photographs import PhotoRecipe, PhotoViews
 from src.data.reference import ReferenceViews
 from src.data.views import build_views, photo_recipes
+from src.errors import InputError
 
 NOTHING = {"flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
 
@@ -28,8 +29,8 @@ def both(recipes, count=12):
     for kind in (ReferenceViews, PhotoViews):
         views = kind(recipes, 64, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
         images = [torch.from_numpy(np.array(photograph(i))).permute(2, 0, 1) for i in range(count)]
-        crops = views.cut(images, np.arange(count), 0, 1)
-        made.append(torch.stack(views.finish(crops, np.arange(count), 0, 1)))
+        crops = views.cut(images, np.arange(count), seed=0, epoch=1)
+        made.append(torch.stack(views.finish(crops, np.arange(count), seed=0, epoch=1)))
     return made
 
 

@@ -15,8 +15,9 @@ from slurm import SlurmCluster, why_not
 from test_recipes import DEEPCLUSTER_V2, FIRST, SECOND, SELA_V2, SWAV, tables_of_presets
 
 from src import checkpoint
-from src.config import InputError, as_plain, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
+from src.config import as_plain, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
 from src.distributed import Launch, read_launch
+from src.errors import InputError
 from src.pretrained import RELEASES
 
 SCRIPTS = {str(path.relative_to(ROOT / "scripts")): path for path in sorted((ROOT / "scripts").rglob("*.sh"))}

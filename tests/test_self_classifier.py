@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import InputError
+from src.errors import InputError
 from src.methods import METHODS
 from src.methods.self_classifier import Config, SelfClassifier
 

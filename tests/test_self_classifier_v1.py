@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import InputError
+from src.errors import InputError
 from src.losses import self_classifier_v1, self_classifier_v1_terms
 from src.methods.self_classifier_v1 import Config, SelfClassifierV1
 from src.models.heads import CosineClassifier
@@ -44,16 +44,20 @@ def by_loops(logits, tau, normalize_targets, eps=1e-12):
 @pytest.mark.parametrize(("normalize_targets", "loss"), [(False, 9.1205025), (True, 12.5725346)])
 def test_loss_of_the_fact_sheet(normalize_targets, loss):
     # printed from the authors' float32, whose numbers lie 1e-6 apart there
-    assert self_classifier_v1([wave()], 0.1, normalize_targets).item() == pytest.approx(loss, abs=2e-6)
-    assert self_classifier_v1([wave()], 0.1, normalize_targets).item() == pytest.approx(
+    assert self_classifier_v1([wave()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
+        loss, abs=2e-6
+    )
+    assert self_classifier_v1([wave()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
         by_loops([wave()], 0.1, normalize_targets), rel=1e-12
     )
-    assert self_classifier_v1([wave().float()], 0.1, normalize_targets).item() == pytest.approx(loss, rel=1e-5)
+    assert self_classifier_v1([wave().float()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
+        loss, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("normalize_targets", "loss"), [(False, 7 / 20 * math.log(7)), (True, math.log(7))])
 def test_collapse_costs_what_the_fact_sheet_says(normalize_targets, loss):
-    value = self_classifier_v1([torch.zeros(2, 20, 7).double()], 0.1, normalize_targets).item()
+    value = self_classifier_v1([torch.zeros(2, 20, 7).double()], 0.1, normalize_targets=normalize_targets).item()
     assert value == pytest.approx(loss, abs=1e-12)
     assert value == pytest.approx({False: 0.6810686, True: 1.9459101}[normalize_targets], abs=5e-8)
 
@@ -62,7 +66,7 @@ def test_collapse_costs_what_the_fact_sheet_says(normalize_targets, loss):
 def test_loss_equals_loops_over_the_equation(normalize_targets):
     torch.manual_seed(0)
     logits = torch.randn(3, 2, 5, 4, dtype=torch.double)
-    assert self_classifier_v1(logits, 0.3, normalize_targets).item() == pytest.approx(
+    assert self_classifier_v1(logits, 0.3, normalize_targets=normalize_targets).item() == pytest.approx(
         by_loops(logits, 0.3, normalize_targets), abs=1e-12
     )
 
@@ -72,7 +76,9 @@ def test_loss_equals_loops_over_the_equation(normalize_targets):
 def test_gradient_is_the_slope(normalize_targets, group):
     torch.manual_seed(0)
     z = torch.randn(2, 2, 6, 3, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: self_classifier_v1(x, 0.5, normalize_targets, group), z)
+    assert torch.autograd.gradcheck(
+        lambda x: self_classifier_v1(x, 0.5, normalize_targets=normalize_targets, group=group), z
+    )
 
 
 def test_groups_are_batches_of_their_own():
@@ -93,9 +99,11 @@ def test_half_precision_is_raised():
 
 def test_views_may_be_swapped_and_classes_renamed():
     z = wave()
-    loss = self_classifier_v1([z], 0.1, True).item()
-    assert self_classifier_v1([z.flip(0)], 0.1, True).item() == pytest.approx(loss, rel=1e-12)
-    assert self_classifier_v1([z[:, :, [2, 0, 3, 1]]], 0.1, True).item() == pytest.approx(loss, rel=1e-12)
+    loss = self_classifier_v1([z], 0.1, normalize_targets=True).item()
+    assert self_classifier_v1([z.flip(0)], 0.1, normalize_targets=True).item() == pytest.approx(loss, rel=1e-12)
+    assert self_classifier_v1([z[:, :, [2, 0, 3, 1]]], 0.1, normalize_targets=True).item() == pytest.approx(
+        loss, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +207,8 @@ def test_a_step_is_the_loss_of_the_two_views_one_after_the_other():
     embeddings = [twin.projection_head(twin.backbone(view)) for view in images.views]
     logits = [[e @ nn.functional.normalize(c.weight, dim=1).T for e in embeddings] for c in twin.classifiers]
     step = method(images)
-    assert step.loss.item() == pytest.approx(self_classifier_v1(logits, 0.2, True).item(), rel=1e-10)
+    expected = self_classifier_v1(logits, 0.2, normalize_targets=True).item()
+    assert step.loss.item() == pytest.approx(expected, rel=1e-10)
     assert step.numbers["terms"].shape == (3,)
     same = [(a.argmax(1) == b.argmax(1)).float().mean().item() for a, b in logits]
     assert step.numbers["agreement"].tolist() == pytest.approx(same)
@@ -242,12 +251,12 @@ def test_nonsense_is_refused_naming_the_flag(wrong):
 
 def test_views_and_groups_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="--local-crops-number make 4"):
-        SelfClassifierV1.check_data(Config(softmax_group=0), 64, 1000, num_views=4)
+        SelfClassifierV1.check_data(Config(softmax_group=0), batch_size=64, num_images=1000, num_views=4)
     with pytest.raises(InputError, match="--softmax-group 48 does not divide the 64 images per rank"):
-        SelfClassifierV1.check_data(Config(softmax_group=48), 64, 1000, num_views=2)
+        SelfClassifierV1.check_data(Config(softmax_group=48), batch_size=64, num_images=1000, num_views=2)
     with pytest.raises(InputError, match="--dim 6"):
         small(head_layers=0)
-    SelfClassifierV1.check_data(Config(softmax_group=32), 64, 1000, num_views=2)
+    SelfClassifierV1.check_data(Config(softmax_group=32), batch_size=64, num_images=1000, num_views=2)
 
 
 def train(method, first, last):

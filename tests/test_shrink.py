@@ -77,7 +77,7 @@ def test_a_copy_keeps_what_turns_and_colours_it(folder, tmp_path):
     exif[0x0112] = 6
     with Image.open(folder / "a/wide.jpg") as image:
         image.save(folder / "a/turned.jpg", exif=exif, icc_profile=b"profile")
-    assert shrink(folder / "a/turned.jpg", tmp_path / "turned.jpg", 40, 90) == ""
+    assert shrink(folder / "a/turned.jpg", tmp_path / "turned.jpg", short_side=40, quality=90) == ""
     with Image.open(tmp_path / "turned.jpg") as copy:
         assert (copy.size, copy.getexif()[0x0112], copy.info["icc_profile"]) == ((60, 40), 6, b"profile")
 
@@ -90,7 +90,7 @@ def test_a_copy_is_whole_or_not_there(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="full"):
-        shrink(folder / "a/wide.jpg", tmp_path / "copy" / "wide.jpg", 40, 90)
+        shrink(folder / "a/wide.jpg", tmp_path / "copy" / "wide.jpg", short_side=40, quality=90)
     assert list((tmp_path / "copy").iterdir()) == []
 
 

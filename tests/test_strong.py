@@ -67,7 +67,7 @@ def test_every_operation_is_pillows(name, size):
 
 def test_each_operation_is_drawn_one_time_in_fourteen():
     names = tuple(OPERATIONS)
-    which, magnitudes = draw(names, uniforms(0, 0, np.arange(20000), 0, 8))
+    which, magnitudes = draw(names, uniforms(seed=0, epoch=0, indices=np.arange(20000), view=0, count=8))
     assert which.shape == magnitudes.shape == (20000, 4)
     for k, (name, (low, high)) in enumerate(RANGES.items()):
         assert names[k] == name
@@ -99,7 +99,9 @@ def test_operations_follow_one_another_as_drawn():
 def test_the_hole_is_as_large_as_published(size, longest, mean, largest):
     recipes = photo_recipes("scan_strong")(2, 0, size, 8, (0.2, 1.0), (0.05, 0.4))
     assert {recipe.cutout for recipe in recipes} == {longest}
-    top, bottom, left, right = holes(uniforms(0, 0, np.arange(40000), 0, 3), size, longest).T
+    top, bottom, left, right = holes(
+        uniforms(seed=0, epoch=0, indices=np.arange(40000), view=0, count=3), size, longest
+    ).T
     area = 100 * (bottom - top) * (right - left) / size**2
     assert area.mean() == pytest.approx(mean, abs=0.1)
     assert area.max() == pytest.approx(largest, abs=0.05)
@@ -123,8 +125,8 @@ def images_in_memory(count, size=32):
 def test_the_hole_comes_behind_normalisation():
     views = build_views("cifar10", None, 2, 0, 32, 8, (0.2, 1.0), (0.05, 0.4), "scan_strong")
     indices = np.arange(50)
-    for number, view in enumerate(views(images_in_memory(50), indices, 3, 2)):
-        u = uniforms(3, 2, indices, number, STRONG)[:, HOLE]
+    for number, view in enumerate(views(images_in_memory(50), indices, seed=3, epoch=2)):
+        u = uniforms(seed=3, epoch=2, indices=indices, view=number, count=STRONG)[:, HOLE]
         for image, (top, bottom, left, right) in zip(view, holes(u, 32, 16).tolist(), strict=True):
             assert (image[:, top:bottom, left:right] == 0).all()
             assert (image == 0).sum() == 3 * (bottom - top) * (right - left)  # no grey level becomes zero
@@ -134,12 +136,12 @@ def test_the_hole_comes_behind_normalisation():
 def test_a_view_is_the_same_bit_for_bit_in_any_batch(augment):
     views = build_views("cifar10", None, 2, 1, 32, 18, (0.2, 1.0), (0.05, 0.4), augment)
     images, indices = images_in_memory(60), np.arange(100, 160)
-    whole = views(images, indices, 0, 1)
+    whole = views(images, indices, seed=0, epoch=1)
     for part in np.split(np.random.default_rng(0).permutation(60), [1, 3, 10]):
-        for of_all, of_part in zip(whole, views(images[part], indices[part], 0, 1), strict=True):
+        for of_all, of_part in zip(whole, views(images[part], indices[part], seed=0, epoch=1), strict=True):
             assert torch.equal(of_all[part], of_part)
-    assert not torch.equal(whole[1], views(images, indices, 0, 2)[1])
-    assert not torch.equal(whole[1], views(images, indices, 1, 1)[1])
+    assert not torch.equal(whole[1], views(images, indices, seed=0, epoch=2)[1])
+    assert not torch.equal(whole[1], views(images, indices, seed=1, epoch=1)[1])
 
 
 def test_self_labelling_sees_the_first_view_as_evaluation_does():
@@ -147,7 +149,7 @@ def test_self_labelling_sees_the_first_view_as_evaluation_does():
     for size, stored in ((32, 32), (48, 60)):
         views = build_views("somewhere", None, 3, 0, size, 8, (0.2, 1.0), (0.05, 0.4), "scan_self_label")
         images = images_in_memory(20, stored)
-        weak, strong, other = views(images, np.arange(20), 0, 0)
+        weak, strong, other = views(images, np.arange(20), seed=0, epoch=0)
         assert (weak - views.single(images)).abs().max() < 0.5 / 255 / 0.22  # half a grey level: rounded, like Pillow
         assert (weak - strong).abs().mean() > 0.2
         assert (strong - other).abs().mean() > 0.2

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import InputError
+from src.errors import InputError
 from src.losses import IGNORED, assigned_cross_entropy, swapped_prediction
 from src.methods import METHODS
 from src.methods.deepcluster_v2 import Config as DeepClusterConfig

@@ -10,15 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import InputError, RunError
 from src.data.datasets import MemoryImages, open_data
 from src.data.digits import DigitRecipe, DigitViews
 from src.data.loaders import TrainLoader, available_workers, single_views
 from src.data.photographs import PhotoViews, published_views
+from src.errors import InputError, RunError
 from src.logs import Progress
 from src.methods import METHODS, build_method
 from src.optim import build_optimizer, parameter_groups, warmup_cosine
-from src.trainer import Interrupted, Trainer
+from src.stopping import Interrupted
+from src.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -28,11 +29,17 @@ def make_trainer(name="self_classifier", optimizer="lars", epochs=3, autocast=No
     config = METHODS[name].Config(classes=(6, 10), dim=8, hidden_dim=16, queue_length=48)
     digits = open_data("digits", "train")
     data = MemoryImages(digits.images[:100], digits.labels[:100], digits.classes)
-    loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), 24, 0, CPU)
+    loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), batch_size=24, seed=0, device=CPU)
     method = build_method(name, config, "small_convnet", 1, 8, 16, 2)
-    lr = warmup_cosine(0.5, 0.001, 0.1, 1, epochs, len(loader))
+    lr = warmup_cosine(0.5, 0.001, warmup_start=0.1, warmup_epochs=1, epochs=epochs, steps_per_epoch=len(loader))
     return Trainer(
-        method, build_optimizer(optimizer, parameter_groups(method, 1e-4), 0.5), lr, loader, data.labels, CPU, autocast
+        method,
+        build_optimizer(optimizer, parameter_groups(method, 1e-4), lr=0.5),
+        lr,
+        loader,
+        data.labels,
+        CPU,
+        autocast,
     )
 
 
@@ -148,7 +155,7 @@ def pictures(tmp_path):
 
 def file_loader(data, workers, seed=0, batch_size=20):
     views = PhotoViews(published_views(2, 2, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
-    return TrainLoader(data, views, batch_size, seed, CPU, workers)
+    return TrainLoader(data, views, batch_size=batch_size, seed=seed, device=CPU, workers=workers)
 
 
 @pytest.mark.slow
@@ -213,7 +220,7 @@ def test_a_folder_of_damaged_files_ends_with_one_sentence(pictures):
 def test_an_evaluation_refuses_a_damaged_image(pictures):
     data = pictures(20, damaged={13})
     with pytest.raises(InputError, match=r"013\.png: cannot be decoded \(UnidentifiedImageError"):
-        list(single_views(data, file_loader(data, 0).views, 8, CPU, workers=0))
+        list(single_views(data, file_loader(data, 0).views, batch_size=8, device=CPU, workers=0))
 
 
 def test_views_cut_in_several_goes_are_those_of_one(pictures, monkeypatch):

@@ -46,7 +46,7 @@ def run(golden):
         load_into(method, load_weights(GOLDEN / "shufflenet_initial.pth.tar"), "the authors' checkpoint")
         method = method.to(dtype).train()
         groups = parameter_groups(method, settings["decay"])
-        optimizer = build_optimizer("lars", groups, settings["lr"], settings["momentum"])
+        optimizer = build_optimizer("lars", groups, lr=settings["lr"], momentum=settings["momentum"])
         lr = warmup_cosine(
             *(settings[name] for name in ("lr", "final", "start")),
             *(int(settings[name]) for name in ("warmup", "epochs", "steps")),

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=mocov2_800ep_kmeans_eval --nodes=1 --gpus-per-node=1 --cpus-per-gpu=64 --mem=128G --time=00:10:00
 #SBATCH --requeue --open-mode=append
-# MoCo v2, 800 epochs: 1,000 clusters of k-means on its features, fitted on 10 % of train/, against the classes of val/. Fetch the
-# weights first: python -m src.pretrained get moco-v2-800ep. The authors' list of images: --fit-share 1 --fit-list 10percent.txt
+# MoCo v2, 800 epochs: k-means with 1,000 clusters on the features, fitted on 10 % of train/ and compared with the classes of val/.
+# Download the weights first: python -m src.pretrained get moco-v2-800ep
+# To use the authors' list of images: --fit-share 1 --fit-list 10percent.txt
 # published: NMI 66.6, AMI 45.3, ARI 12.0, ACC 30.6   ours: not run
 # cost: at most 0.2 GPU hours per start (1 x 1 GPUs, 00:10:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=obow_200ep_kmeans_eval --nodes=1 --gpus-per-node=1 --cpus-per-gpu=64 --mem=128G --time=00:10:00
 #SBATCH --requeue --open-mode=append
-# OBoW, 200 epochs: 1,000 clusters of k-means on its features, fitted on 10 % of train/, against the classes of val/. Fetch the
-# weights first: python -m src.pretrained get obow-200ep. The authors' list of images: --fit-share 1 --fit-list 10percent.txt
+# OBoW, 200 epochs: k-means with 1,000 clusters on the features, fitted on 10 % of train/ and compared with the classes of val/.
+# Download the weights first: python -m src.pretrained get obow-200ep
+# To use the authors' list of images: --fit-share 1 --fit-list 10percent.txt
 # published: NMI 66.5, AMI 42.0, ARI 16.9, ACC 31.1   ours: not run
 # cost: at most 0.2 GPU hours per start (1 x 1 GPUs, 00:10:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||

@@ -2,7 +2,7 @@
 #SBATCH --job-name=selav2_400ep_pretrain --nodes=8 --gpus-per-node=8 --cpus-per-gpu=8 --mem=450G --time=25:00:00
 #SBATCH --requeue --signal=B:USR1@120 --open-mode=append
 # SeLa-v2, 400 epochs, 2x160 + 4x96.
-# The authors published no script: the resources are those of SwAV's 400 epochs.
+# The authors published no script, so the resources are those of SwAV's 400 epochs.
 # published: linear top-1 71.8   ours: not run
 # cost: at most 1,600 GPU hours per start (8 x 8 GPUs, 25:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=swav_800ep_semisup_10_eval --nodes=1 --gpus-per-node=8 --cpus-per-gpu=8 --mem=450G --time=12:00:00
 #SBATCH --requeue --signal=B:USR1@120 --open-mode=append
-# SwAV, 800 epochs: the whole network trained on with 10 % of the labels. The authors give a command for 8 GPUs; the other resources
-# and the limit are our choice. Their list of images: --train-list 10percent.txt
+# SwAV, 800 epochs: the whole network fine-tuned with 10 % of the labels. The authors give a command for 8 GPUs; the other
+# resources and the limit are our choice. To use the authors' list of images: --train-list 10percent.txt
 # published: top-1 70.2, top-5 89.9   ours: not run
 # cost: at most 96 GPU hours per start (1 x 8 GPUs, 12:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=swav_800ep_semisup_1_eval --nodes=1 --gpus-per-node=8 --cpus-per-gpu=8 --mem=450G --time=12:00:00
 #SBATCH --requeue --signal=B:USR1@120 --open-mode=append
-# SwAV, 800 epochs: the whole network trained on with 1 % of the labels. The authors give a command for 8 GPUs; the other resources
-# and the limit are our choice. Their list of images: --train-list 1percent.txt
+# SwAV, 800 epochs: the whole network fine-tuned with 1 % of the labels. The authors give a command for 8 GPUs; the other
+# resources and the limit are our choice. To use the authors' list of images: --train-list 1percent.txt
 # published: top-1 53.9, top-5 78.5   ours: not run
 # cost: at most 96 GPU hours per start (1 x 8 GPUs, 12:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||

@@ -2,7 +2,7 @@
 #SBATCH --job-name=swav_RN50w4_400ep_pretrain --nodes=8 --gpus-per-node=8 --cpus-per-gpu=10 --mem=450G --time=72:00:00
 #SBATCH --requeue --signal=B:USR1@120 --open-mode=append
 # SwAV, ResNet-50 four times as wide, 400 epochs, 2x224 + 4x96, batch 2560 with a queue.
-# Theirs were GPUs of 32 GB.
+# The authors used GPUs of 32 GB.
 # published: linear top-1 77.9   ours: not run
 # cost: at most 4,608 GPU hours per start (8 x 8 GPUs, 72:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||

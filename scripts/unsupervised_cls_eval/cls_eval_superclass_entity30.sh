@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=sc_800ep_cls_eval_superclass_entity30 --nodes=1 --gpus-per-node=1 --cpus-per-gpu=64 --mem=64G --time=00:10:00
 #SBATCH --requeue --open-mode=append
-# Self-Classifier, 800 epochs: its classes against BREEDS entity30 of ImageNet, on val/. Fetch them first:
+# Self-Classifier, 800 epochs: the clusters compared with BREEDS entity30 of ImageNet, on val/. Download the hierarchy first:
 # python -m src.data.imagenet get
 # published: NMI 72.9, AMI 53.4, ARI 29.8, ACC 81.0   ours: not run
 # cost: at most 0.2 GPU hours per start (1 x 1 GPUs, 00:10:00)

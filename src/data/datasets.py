@@ -1,14 +1,17 @@
 """Data sets: images with an index each. Labels are for monitoring and scoring only; -1 means that there is none."""
 
 import os
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import BUILT_IN_DATA, InputError
+from ..config import BUILT_IN_DATA
+from ..errors import InputError
 from .decoding import Kept, decode
 from .listing import IMAGE_SUFFIXES, list_images
 
@@ -55,6 +58,8 @@ class MemoryImages:
     labels: Tensor
     classes: list[str]
 
+    has_pictures: ClassVar[bool] = True  # whether `picture` shows something
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -66,8 +71,15 @@ class MemoryImages:
         """One image to be shown: (H, W) or (H, W, 3) uint8."""
         return self.images[index].permute(1, 2, 0).squeeze(-1).numpy()
 
-    def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> "MemoryImages":
-        return MemoryImages(self.images[torch.from_numpy(rows)], torch.from_numpy(labels), classes)
+    def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> Self:
+        return type(self)(self.images[torch.from_numpy(rows)], torch.from_numpy(labels), classes)
+
+
+@dataclass(frozen=True)
+class FeatureRows(MemoryImages):
+    """Frozen features in the place of images: `images` is (N, F) float32, and `channels` is F."""
+
+    has_pictures: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,8 @@ class ImageFiles:
     classes: list[str]
     channels: int = 3
     kept: Kept | None = None
+
+    has_pictures: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,14 +125,16 @@ class ImageFiles:
 Images = MemoryImages | ImageFiles
 
 
-def open_data(name: str, split: str, root: str = "", download: bool = False, subset_file: str = "") -> Images:
+def open_data(name: str, split: str, *, root: str = "", download: bool = False, subset_file: str = "") -> Images:
     """Open one split of a data set.
 
     Args:
-        name: "digits", "cifar10", "cifar100-20", "stl10", or a folder (see `open_folder`).
+        name: "digits", "cifar10", "cifar100-20", "stl10", an .npz file of features (see `open_features`), or a folder
+            (see `open_folder`).
         split: "train" or "test".
-        root: where torchvision's data sets are, or are to be downloaded to.
-        subset_file: keep the classes listed there, one a line, numbered in its order (see `keep_classes`).
+        root: folder of torchvision's data sets.
+        download: download the data set to `root` first.
+        subset_file: keep the classes listed there, one per line, numbered in its order (see `keep_classes`).
 
     Raises:
         InputError: if there is nothing to open, or a listed class does not exist.
@@ -129,6 +145,8 @@ def open_data(name: str, split: str, root: str = "", download: bool = False, sub
         data = _digits(split)
     elif name in BUILT_IN_DATA:
         data = _from_torchvision(name, split, root, download)
+    elif name.endswith(".npz"):
+        data = open_features(name, split)
     else:
         data = open_folder(name, split)
     return keep_classes(data, subset_file) if subset_file else data
@@ -182,6 +200,43 @@ def _from_torchvision(name: str, split: str, root: str, download: bool) -> Memor
     if name == "cifar100-20":
         labels, classes = np.array(CIFAR100_COARSE.split(), dtype=np.int64)[labels], CIFAR100_SUPERCLASSES
     return MemoryImages(images, torch.from_numpy(labels).long(), classes)
+
+
+def open_features(file: str, split: str) -> FeatureRows:
+    """Open a file of features, as `numpy.savez` writes it.
+
+    It holds `train_features` and `test_features`, (N, F) numbers each, and optionally `train_labels` and `test_labels`,
+    (N,) integers with -1 where the class is unknown, and `classes`, their names. One split is enough.
+
+    Raises:
+        InputError: if the file cannot be read, lacks the split, or holds other shapes or numbers that are not finite.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"--data {file}: no such file")
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"--data {file}: not a file of numpy.savez ({str(error).splitlines()[0][:100]})") from None
+    features = found.get(f"{split}_features")
+    if features is None:
+        raise InputError(f"--data {file}: has no {split}_features; it holds {', '.join(found) or 'nothing'}")
+    if features.ndim != 2 or features.dtype.kind not in "fiu" or not len(features):
+        raise InputError(
+            f"--data {file}: {split}_features is {features.shape} of {features.dtype}, expected (N, F) numbers"
+        )
+    features = features.astype(np.float32)
+    if not np.isfinite(features).all():
+        raise InputError(f"--data {file}: {split}_features holds values that are not finite numbers")
+    labels = found.get(f"{split}_labels", np.full(len(features), -1))
+    if labels.shape != (len(features),) or labels.dtype.kind not in "iu" or labels.min() < -1:
+        raise InputError(f"--data {file}: {split}_labels must be {len(features)} integers from -1 on")
+    known = [found[name] for name in ("train_labels", "test_labels") if name in found and found[name].size]
+    count = max((int(each.max()) + 1 for each in known), default=0)
+    classes = [str(name) for name in found.get("classes", range(count))]
+    if len(classes) < count:
+        raise InputError(f"--data {file}: {len(classes)} classes are named, but labels go up to {count - 1}")
+    return FeatureRows(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)), classes)
 
 
 # --------------------------------------------------------------------------------------------------------------------

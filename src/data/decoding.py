@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..config import InputError
+from ..errors import InputError
 
 try:
     from torchcodec.decoders import decode_jpeg

@@ -33,8 +33,11 @@ class DigitViews:
     def __init__(self, recipes: list[DigitRecipe]):
         self.recipes = recipes
 
-    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
-        return [self._view(images, indices, seed, epoch, view, recipe) for view, recipe in enumerate(self.recipes)]
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
+        return [
+            self._view(images, indices, seed=seed, epoch=epoch, view=view, recipe=recipe)
+            for view, recipe in enumerate(self.recipes)
+        ]
 
     def single(self, images: Tensor) -> Tensor:
         """The digits as they are, resampled to the size of the first view."""
@@ -43,9 +46,9 @@ class DigitViews:
             ink = F.interpolate(ink, size=self.recipes[0].size, mode="bilinear", align_corners=False)
         return 2 * ink - 1
 
-    def _view(self, images, indices, seed, epoch, view, recipe: DigitRecipe) -> Tensor:
+    def _view(self, images, indices, *, seed, epoch, view, recipe: DigitRecipe) -> Tensor:
         pixels = recipe.size**2
-        draws = torch.from_numpy(uniforms(seed, epoch, indices, view, 6 + pixels)).float()
+        draws = torch.from_numpy(uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=6 + pixels)).float()
         signed = (2 * draws[:, :6] - 1).to(images.device, non_blocking=True)
         angle = signed[:, 0] * math.radians(recipe.rotation)
         height = 1 + recipe.stretch * signed[:, 1]

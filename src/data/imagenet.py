@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .. import config, downloads
-from ..config import InputError
+from .. import downloads
+from ..config import OneLineParser
+from ..errors import InputError, run_script
 
 SOURCE = "https://raw.githubusercontent.com/MadryLab/BREEDS-Benchmarks/master/imagenet_class_hierarchy/modified/"
 FILES = {  # and what their SHA-256 is
@@ -165,9 +166,7 @@ def get(folder: str | Path = "") -> list[Path]:
 
 
 def main() -> None:
-    parser = config.OneLineParser(
-        prog="python -m src.data.imagenet", description="The hierarchy of ImageNet's classes."
-    )
+    parser = OneLineParser(prog="python -m src.data.imagenet", description="The hierarchy of ImageNet's classes.")
     getter = parser.add_subparsers(dest="command", required=True).add_parser("get", help="download its three files")
     getter.add_argument("folder", nargs="?", default="", metavar="DIR", help=f"where to (default: {default_folder()})")
     for path in get(parser.parse_args().folder):
@@ -175,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    run_script(main)

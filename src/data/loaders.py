@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
-from ..config import InputError, RunError
+from ..errors import InputError, RunError
 from .datasets import ImageFiles, Images, MemoryImages
 from .decoding import Kept, decode_on, encoded, packed, unpacked
 
@@ -30,22 +30,32 @@ WAITED_SHARE = 0.1  # of an epoch's time, spent waiting for files; more of it is
 
 
 class Batch(NamedTuple):
-    """This rank's part of a step: V views of (B, C, H, W), and the images' positions in the data set. No labels."""
+    """This rank's part of a step, without labels.
+
+    views: V × (B, C, H, W), ready for the network. If the images have M companions each, the V views of the first
+        companions follow, then those of the second, and so on.
+    indices: (B,) positions of the images in the data set.
+    companions: (B, M) positions of the companions, or None.
+    """
 
     views: list[Tensor]
     indices: Tensor
+    companions: Tensor | None = None
+
+
+Companions = Callable[[np.ndarray, int], np.ndarray | None]  # (B,) positions and the epoch to (B, M) positions
 
 
 class Views(Protocol):
     """What a recipe of views offers; `cut` and `finish` only where images come from files."""
 
-    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """All views of images in memory: V × (B, C, H, W), ready for a network."""
 
-    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """In a worker: the crops of B decoded images, each (C, H, W), as V × (B, C, size, size) uint8."""
 
-    def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """On the device: everything photometric, on whole batches."""
 
     def single(self, images: Tensor) -> Tensor:
@@ -66,10 +76,12 @@ class TrainLoader:
         keep_last: keep it instead, shared out as evenly as possible, unless some rank would get no image of it.
         workers: processes that decode image files; -1 takes the cores this process may use, shared with the other
             ranks of this host.
+        equal_shares: with `keep_last`, drop images of the last batch until the ranks divide it.
         decode_on_device: JPEG files are decoded, and crops cut, on the device; workers only read them.
 
     Attributes:
-        images: how many an epoch has, over all ranks.
+        images: number of images in an epoch, over all ranks.
+        companions: names the images to load together with those of a batch; see `methods.base.Method.companions`.
         damaged: path → reason, of the files that could not be decoded so far. Each was replaced by the next one that could.
         waited: seconds in which this rank had to wait for files since this was last set to 0; of a GPU, those in which it
             had nothing to compute.
@@ -82,11 +94,13 @@ class TrainLoader:
         self,
         data: Images,
         views: Views,
+        *,
         batch_size: int,
         seed: int,
         device: torch.device,
         workers: int = -1,
         keep_last: bool = False,
+        equal_shares: bool = False,
         decode_on_device: bool = False,
     ):
         ranks = distributed.world_size()
@@ -101,13 +115,20 @@ class TrainLoader:
         self.images = (
             len(data) if keep_last and len(data) % batch_size >= ranks else len(data) // batch_size * batch_size
         )
+        if equal_shares:
+            self.images -= self.images % batch_size % ranks
+        self.companions: Companions | None = None
+        self.workers, self._decode_on_device = workers, decode_on_device
         self.damaged: dict[str, str] = {}
         self._waited = 0.0
         self._waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
-        self._files = None
-        if isinstance(data, ImageFiles):
-            self._files = _FileBatches(data, views, seed, workers, encoded=decode_on_device)
+        self._files = self._open_files()
+
+    def _open_files(self) -> "_FileBatches | None":
+        if not isinstance(self.data, ImageFiles):
+            return None
+        return _FileBatches(self.data, self.views, self.seed, workers=self.workers, encoded=self._decode_on_device)
 
     def __len__(self) -> int:
         """Steps per epoch."""
@@ -117,13 +138,41 @@ class TrainLoader:
     def too_many_damaged(self) -> bool:
         return len(self.damaged) > DAMAGED_SHARE * len(self.data)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from its step `start` on."""
+    def images_until(self, step: int) -> int:
+        """Return the number of images in the first steps of an epoch, over all ranks."""
+        return min(step * self.batch_size, self.images)
+
+    def epoch(self, epoch: int, *, start: int = 0, apart: bool = False) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from its step `start` on.
+
+        Args:
+            apart: read files with worker processes of its own, so that another epoch may be under way.
+        """
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
         batches = [order[: self.images][s * self.batch_size :][: self.batch_size] for s in range(start, len(self))]
         parts = [np.array_split(batch, distributed.world_size())[distributed.rank()] for batch in batches]
-        batches = self._from_files(parts, epoch) if self._files else self._from_memory(parts, epoch)
-        return _beside_the_steps(batches, self._stream) if self._stream else batches
+        files = self._open_files() if apart else self._files
+        try:
+            found = self._from_files(files, parts, epoch) if files else self._from_memory(parts, epoch)
+            yield from _beside_the_steps(found, self._stream) if self._stream else found
+        finally:
+            if files and apart:
+                files.close()
+
+    def _with_companions(self, part: np.ndarray, epoch: int) -> np.ndarray:
+        """Return the positions to load for (B,) images: theirs, then those of each one's first companion, and so on."""
+        named = self.companions(part, epoch) if self.companions else None
+        return part if named is None else np.concatenate([part, named.T.reshape(-1)])
+
+    def _batch(self, views: list[Tensor], indices: Tensor, num_images: int) -> Batch:
+        """Return the batch of this rank, with companions if there are more views than images."""
+        if len(indices) == num_images:
+            return Batch(views, indices)
+        groups = zip(
+            *(view.split(num_images) for view in views), strict=True
+        )  # the images, then each set of companions
+        first, *others = indices.split(num_images)
+        return Batch([view for group in groups for view in group], first, torch.stack(others, dim=1))
 
     def close(self) -> None:
         """End the worker processes; without it they end when this loader does."""
@@ -132,16 +181,19 @@ class TrainLoader:
 
     def _from_memory(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         for part in parts:
-            indices = torch.from_numpy(part)
+            wanted = self._with_companions(part, epoch)
+            indices = torch.from_numpy(wanted)
             images = self.data.images[indices]
             images = images.pin_memory().to(self.device, non_blocking=True) if self._stream else images
-            yield Batch(self.views(images, part, self.seed, epoch), indices.to(self.device, non_blocking=True))
+            views = self.views(images, wanted, seed=self.seed, epoch=epoch)
+            yield self._batch(views, indices.to(self.device, non_blocking=True), len(part))
 
-    def _from_files(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
-        batches = self._files.read([(epoch, part) for part in parts], pin=self.device.type == "cuda")
-        if self._files.reader.encoded:
-            batches = (self._files.cut_on(self.device, *batch, epoch) for batch in batches)
-        for crops, part, damaged in self._timed(batches):
+    def _from_files(self, files: "_FileBatches", parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
+        requests = [(epoch, self._with_companions(part, epoch)) for part in parts]
+        batches = files.read(requests, pin=self.device.type == "cuda")
+        if files.reader.encoded:
+            batches = (files.cut_on(self.device, *batch, epoch=epoch) for batch in batches)
+        for part, (crops, read, damaged) in zip(parts, self._timed(batches), strict=True):
             for path, reason in damaged:
                 if path not in self.damaged:
                     readable = os.fsencode(path).decode(errors="replace")
@@ -150,8 +202,8 @@ class TrainLoader:
             if not crops:
                 raise RunError("more than 1 % of the images are damaged; repair or remove those reported")
             crops = [crop.to(self.device, non_blocking=True) for crop in crops]
-            indices = torch.from_numpy(part).to(self.device, non_blocking=True)
-            yield Batch(self.views.finish(crops, part, self.seed, epoch), indices)
+            indices = torch.from_numpy(read).to(self.device, non_blocking=True)
+            yield self._batch(self.views.finish(crops, read, seed=self.seed, epoch=epoch), indices, len(part))
 
     def _timed(self, batches: Iterator) -> Iterator:
         """Count the waiting."""
@@ -211,13 +263,14 @@ def _beside_the_steps(batches: Iterator[Batch], stream: torch.cuda.Stream) -> It
             return
         steps = torch.cuda.current_stream(stream.device)
         steps.wait_stream(stream)
-        for tensor in (*batch.views, batch.indices):
+        companions = () if batch.companions is None else (batch.companions,)
+        for tensor in (*batch.views, batch.indices, *companions):
             tensor.record_stream(steps)  # or its memory could be given away before the steps have read it
         yield batch
 
 
 def single_views(
-    data: Images, views: Views, batch_size: int, device: torch.device, workers: int = -1
+    data: Images, views: Views, *, batch_size: int, device: torch.device, workers: int = -1
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Unaugmented images for evaluation, with their indices, each image once; every rank reads its own share.
 
@@ -243,9 +296,9 @@ def single_views(
 class _FileBatches:
     """Decodes whole batches of files in worker processes, in the order they were asked for; if `encoded`, only reads them."""
 
-    def __init__(self, data: ImageFiles, views: Views, seed: int | None, workers: int, encoded: bool = False):
+    def __init__(self, data: ImageFiles, views: Views, seed: int | None, *, workers: int, encoded: bool = False):
         self.data, self.views, self.seed = data, views, seed
-        self.reader = _Reader(data, views, seed, encoded)
+        self.reader = _Reader(data, views, seed, encoded=encoded)
         self.refused = ""  # why the device did not decode a batch that the host did
         self.requests = _Requests()
         self.workers = available_workers() if workers < 0 else workers
@@ -272,7 +325,7 @@ class _FileBatches:
             atexit.register(_close_if_alive, weakref.ref(self))
         return iter(self.loader)
 
-    def cut_on(self, device: torch.device, images: tuple, indices: np.ndarray, damaged: list, epoch: int):
+    def cut_on(self, device: torch.device, images: tuple, indices: np.ndarray, damaged: list, *, epoch: int):
         """Crops, indices and damage, as `read` gives them, of `packed` images."""
         try:
             decoded = decode_on(device, unpacked(*images))
@@ -285,7 +338,7 @@ class _FileBatches:
             if not more and not self.refused:
                 self.refused = str(error).partition("\n")[0]
                 print(f"images that the device cannot decode are decoded on the host ({self.refused})", flush=True)
-        return (self.views.cut(decoded, indices, self.seed, epoch) if decoded else []), indices, damaged
+        return (self.views.cut(decoded, indices, seed=self.seed, epoch=epoch) if decoded else []), indices, damaged
 
     def close(self) -> None:
         if self.loader is not None and self.loader._iterator is not None:
@@ -317,7 +370,7 @@ class _Requests:
 class _Reader(Dataset):
     """What a worker does with a request."""
 
-    def __init__(self, data: ImageFiles, views: Views, seed: int | None, encoded: bool):
+    def __init__(self, data: ImageFiles, views: Views, seed: int | None, *, encoded: bool):
         self.data, self.views, self.seed, self.encoded = data, views, seed, encoded
 
     def __len__(self) -> int:
@@ -351,7 +404,7 @@ class _Reader(Dataset):
     def _cut(self, images: list[Tensor], indices: np.ndarray, epoch: int) -> list[Tensor]:
         if self.seed is None:
             return [torch.stack([self.views.single_cut(image) for image in images])]
-        return self.views.cut(images, indices, self.seed, epoch)
+        return self.views.cut(images, indices, seed=self.seed, epoch=epoch)
 
     def _next_readable(self, index: int, read: Callable[[int], Tensor], damaged: list[tuple[str, str]]):
         """Position and content of an image, or of the next one that can be read; None after more failures in a row than a run

@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import ViewSettings
 from .randomness import beside, uniforms
 from .strong import OPERATIONS, cutout, holes, strengthen
 
@@ -78,15 +79,8 @@ class PhotoRecipe:
         return STRONG + 2 * self.drawn
 
 
-def published_views(
-    num_global: int,
-    num_local: int,
-    global_size: int,
-    local_size: int,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-) -> list[PhotoRecipe]:
-    """The published recipes: the first global view is hardly ever blurred, the others always, locals every other time.
+def published_views(settings: ViewSettings) -> list[PhotoRecipe]:
+    """Return the published recipes: blur is rare for the first global view, certain for the others, and even for locals.
 
     The blur radius is in pixels and was chosen for views of 224 pixels; for views of up to 64 it shrinks with the side.
     """
@@ -94,42 +88,33 @@ def published_views(
     def radius(size: int) -> tuple[float, float]:
         return (0.1, 2.0) if size > 64 else (0.1, max(2.0 * size / 64, 0.2))
 
-    first = PhotoRecipe(size=global_size, scale=global_scale, blur=0.1, blur_radius=radius(global_size))
-    other = PhotoRecipe(size=global_size, scale=global_scale, blur=1.0, solarize=0.2, blur_radius=radius(global_size))
-    local = PhotoRecipe(size=local_size, scale=local_scale, blur=0.5, blur_radius=radius(local_size))
-    return [first, *[other] * (num_global - 1), *[local] * num_local]
+    large, small = settings.global_crops_size, settings.local_crops_size
+    first = PhotoRecipe(size=large, scale=settings.global_crops_scale, blur=0.1, blur_radius=radius(large))
+    other = replace(first, blur=1.0, solarize=0.2)
+    local = PhotoRecipe(size=small, scale=settings.local_crops_scale, blur=0.5, blur_radius=radius(small))
+    return [first, *[other] * (settings.global_crops_number - 1), *[local] * settings.local_crops_number]
 
 
-def uniform_views(
-    num_global: int,
-    num_local: int,
-    global_size: int,
-    local_size: int,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-    **changes,
-) -> list[PhotoRecipe]:
-    """One recipe for all views: that of the first generation, which is MoCo v2's, with `changes`.
+def uniform_views(settings: ViewSettings, **changes: Any) -> list[PhotoRecipe]:
+    """Return one recipe for all views: that of the first generation, which is MoCo v2's, with `changes`.
 
-    The authors flip last, which makes no difference: every other operation treats left and right alike. The blur keeps its
-    radius on small images, as on their 32 pixels.
+    The authors flip last, which makes no difference: every other operation treats left and right alike. The blur keeps
+    its radius on small images, as on their 32 pixels.
     """
-    views = [(global_size, global_scale)] * num_global + [(local_size, local_scale)] * num_local
-    changes = {"saturation": 0.4, **changes}
-    return [PhotoRecipe(size=size, scale=scale, bicubic=False, **changes) for size, scale in views]
+    changes = {"saturation": 0.4, "bicubic": False, **changes}
+    large = PhotoRecipe(size=settings.global_crops_size, scale=settings.global_crops_scale, **changes)
+    small = PhotoRecipe(size=settings.local_crops_size, scale=settings.local_crops_scale, **changes)
+    return [large] * settings.global_crops_number + [small] * settings.local_crops_number
 
 
-def scan_views(*layout, central: int = 0) -> list[PhotoRecipe]:
-    """SCAN's strong recipe (arXiv:2005.12320) for all views but the first `central` ones, which are as for evaluation.
+def scan_views(settings: ViewSettings, *, central: int = 0) -> list[PhotoRecipe]:
+    """Return SCAN's strong recipe (arXiv:2005.12320) for all views but the first `central` ones, which are unaugmented.
 
-    Args:
-        layout: numbers, sizes and scales, as for `uniform_views`.
-
-    Windows are not resized, so the scales do not matter. The longest hole is 16 of 32 pixels, 32 of 96, 75 of 224, as in the
-    authors' settings.
+    Windows are not resized, so the scales do not matter. The longest hole is 16 of 32 pixels, 32 of 96, 75 of 224, as in
+    the authors' settings.
     """
     strong = {"crop": "random", "resize_first": True, "operations": tuple(OPERATIONS), "drawn": 4}
-    views = uniform_views(*layout, **PLAIN, **strong)
+    views = uniform_views(settings, **PLAIN, **strong)
     views = [replace(view, cutout=round(view.size / (2 if view.size <= 64 else 3))) for view in views]
     return [replace(view, crop="central", flip=0.0, drawn=0, cutout=0) for view in views[:central]] + views[central:]
 
@@ -148,7 +133,13 @@ class PhotoViews:
     """
 
     def __init__(
-        self, recipes: list[PhotoRecipe], eval_resize: int, mean=IMAGENET_MEAN, std=IMAGENET_STD, compiled: bool = False
+        self,
+        recipes: list[PhotoRecipe],
+        eval_resize: int,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        *,
+        compiled: bool = False,
     ):
         self.recipes, self.eval_resize = recipes, eval_resize
         self.compiled = compiled
@@ -158,25 +149,32 @@ class PhotoViews:
         if any(recipe.resize_first != self.resize_first for recipe in recipes):
             raise ValueError("some recipes resize the image first, others do not: expected all or none")
 
-    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         if self.resize_first:
             images = self._resized(images.float()).round().clamp(0, 255)
         height, width = images.shape[-2:]
         crops = []
         for view, recipe in enumerate(self.recipes):
-            boxes = crop_boxes([recipe], seed, epoch, indices, view, height, width)
-            crops.append(crop_resize(images, boxes, recipe.size, recipe.bicubic))
-        return self.finish(crops, indices, seed, epoch)
+            boxes = crop_boxes([recipe], seed=seed, epoch=epoch, indices=indices, view=view, height=height, width=width)
+            crops.append(crop_resize(images, boxes, recipe.size, bicubic=recipe.bicubic))
+        return self.finish(crops, indices, seed=seed, epoch=epoch)
 
-    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """The crops of B decoded images, each (3, H, W) uint8, as V × (B, 3, size, size): uint8, on a GPU whole floats."""
         if self.resize_first:
             images = [_resize(image, self._resized_sides(*image.shape[1:]), "bilinear") for image in images]
             images = [image.round().clamp(0, 255) if image.is_floating_point() else image for image in images]
         count, views = len(images), len(self.recipes)
         height, width = (np.repeat([image.shape[side] for image in images], views) for side in (1, 2))
-        each = np.repeat(indices, views), np.tile(np.arange(views), count)
-        boxes = crop_boxes(self.recipes * count, seed, epoch, *each, height, width).reshape(count, views, 4)
+        boxes = crop_boxes(
+            self.recipes * count,
+            seed=seed,
+            epoch=epoch,
+            indices=np.repeat(indices, views),
+            view=np.tile(np.arange(views), count),
+            height=height,
+            width=width,
+        ).reshape(count, views, 4)
         crops = []
         for recipe, of_images in zip(self.recipes, boxes.swapaxes(0, 1).tolist(), strict=True):
             size, mode = (recipe.size, recipe.size), "bicubic" if recipe.bicubic else "bilinear"
@@ -185,12 +183,12 @@ class PhotoViews:
             crops.append(crop.round_().clamp_(0, 255) if crop.is_floating_point() else crop)
         return crops
 
-    def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """Everything behind the crop, of grey levels 0 to 255."""
         views = []
         for view, (crop, recipe) in enumerate(zip(crops, self.recipes, strict=True)):
-            u = uniforms(seed, epoch, indices, view, recipe.draws)
-            x = photometric(crop, recipe, u, self.compiled)
+            u = uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=recipe.draws)
+            x = photometric(crop, recipe, u, compiled=self.compiled)
             if recipe.drawn:
                 x = strengthen(x, recipe.operations, u[:, STRONG:])
             x = normalise(x, self.mean, self.std)
@@ -245,6 +243,7 @@ def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 def crop_boxes(
     recipes: Sequence[PhotoRecipe],
+    *,
     seed: int,
     epoch: int,
     indices: np.ndarray,
@@ -263,7 +262,7 @@ def crop_boxes(
         height, width: of the images in pixels, the same for all or (B,).
     """
     height, width = (np.broadcast_to(side, len(indices))[:, None] for side in (height, width))
-    u = uniforms(seed, epoch, indices, view, BOX.stop)[:, BOX].reshape(-1, TRIES, 4)
+    u = uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=BOX.stop)[:, BOX].reshape(-1, TRIES, 4)
     smallest, largest = np.array([recipe.scale for recipe in recipes]).T[..., None]
     low, high = np.log([recipe.ratio for recipe in recipes]).T[..., None]
     area = height * width * (smallest + (largest - smallest) * u[..., 0])
@@ -294,20 +293,22 @@ def _central_box(ratio: tuple[float, float], height: int, width: int) -> tuple[i
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def crop_resize(images: Tensor, boxes: np.ndarray, size: int, bicubic: bool = True) -> Tensor:
+def crop_resize(images: Tensor, boxes: np.ndarray, size: int, *, bicubic: bool = True) -> Tensor:
     """Cut each image's own box and resize it, (B, C, H, W) → (B, C, size, size) float grey levels rounded as Pillow's.
 
     Resizing is linear, so it is a product with each image's own weights from the left (rows) and the right (columns).
     """
     boxes = beside(images, boxes)
-    rows = _resize_weights(boxes[:, 0], boxes[:, 2], images.shape[-2], size, bicubic)  # (B, size, H)
-    columns = _resize_weights(boxes[:, 1], boxes[:, 3], images.shape[-1], size, bicubic)  # (B, size, W)
+    rows = _resize_weights(boxes[:, 0], boxes[:, 2], side=images.shape[-2], size=size, bicubic=bicubic)  # (B, size, H)
+    columns = _resize_weights(
+        boxes[:, 1], boxes[:, 3], side=images.shape[-1], size=size, bicubic=bicubic
+    )  # (B, size, W)
     with torch.autocast(images.device.type, enabled=False):
         across = (images.float() @ columns[:, None].mT).round_().clamp_(0, 255)  # Pillow rounds between the passes
         return (rows[:, None] @ across).round_().clamp_(0, 255)
 
 
-def _resize_weights(first: Tensor, length: Tensor, side: int, size: int, bicubic: bool) -> Tensor:
+def _resize_weights(first: Tensor, length: Tensor, *, side: int, size: int, bicubic: bool) -> Tensor:
     """(B, size, side) weights of bicubic (a = -1/2) or bilinear interpolation, widened when shrinking, within each box only."""
     scale = (length / size).float()[:, None, None]
     support = scale.clamp(min=1.0)
@@ -327,7 +328,7 @@ def _resize_weights(first: Tensor, length: Tensor, side: int, size: int, bicubic
 # colour; grey levels 0 to 255 throughout
 
 
-def photometric(crops: Tensor, recipe: PhotoRecipe, u: np.ndarray, compiled: bool = False) -> Tensor:
+def photometric(crops: Tensor, recipe: PhotoRecipe, u: np.ndarray, *, compiled: bool = False) -> Tensor:
     """Flip, colour jitter, grayscale, blur and solarise (B, 1 or 3, s, s), each image by its own (B, PHOTOMETRIC) draws."""
     x = torch.empty(len(crops), 3, *crops.shape[2:], device=crops.device).copy_(crops)
     change(x, u[:, FLIP] < recipe.flip, lambda x: x.flip(-1))
@@ -454,7 +455,7 @@ def gaussian_blur(x: Tensor, radius: Tensor, largest: float) -> Tensor:
         return _band_product(band, _band_product(band, x, reach).mT, reach).mT
 
 
-def _band_product(band: Tensor, x: Tensor, reach: int, block: int = 64) -> Tensor:
+def _band_product(band: Tensor, x: Tensor, reach: int, *, block: int = 64) -> Tensor:
     """(B, s, s) @ (B, C, s, s), block by block of rows, without the columns in which their band is zero."""
     products = []
     for row in range(0, x.shape[-2], block):

@@ -22,7 +22,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def uniforms(seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray, count: int) -> np.ndarray:
+def uniforms(*, seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray, count: int) -> np.ndarray:
     """Uniform numbers for one view of every image of a batch, or for each view of one image.
 
     Args:

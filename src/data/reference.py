@@ -36,10 +36,10 @@ from .strong import draw, holes
 class ReferenceViews(PhotoViews):
     """As `PhotoViews`, with the whole view made where the image is decoded; the device only normalises and cuts out."""
 
-    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
-        return self.finish(self.cut(rgb(images), indices, seed, epoch), indices, seed, epoch)
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
+        return self.finish(self.cut(rgb(images), indices, seed=seed, epoch=epoch), indices, seed=seed, epoch=epoch)
 
-    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """The views of B decoded images, each (3, H, W), as V × (B, 3, size, size) uint8."""
         rows = [self._views(image, index, seed, epoch) for image, index in zip(images, indices, strict=True)]
         return [torch.from_numpy(np.stack(view)).to(images[0].device) for view in zip(*rows, strict=True)]
@@ -50,8 +50,12 @@ class ReferenceViews(PhotoViews):
             height, width = self._resized_sides(image.height, image.width)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         each, index = np.arange(len(self.recipes)), np.full(len(self.recipes), index)
-        boxes = crop_boxes(self.recipes, seed, epoch, index, each, image.height, image.width)
-        draws = uniforms(seed, epoch, index, each, max(recipe.draws for recipe in self.recipes))
+        boxes = crop_boxes(
+            self.recipes, seed=seed, epoch=epoch, indices=index, view=each, height=image.height, width=image.width
+        )
+        draws = uniforms(
+            seed=seed, epoch=epoch, indices=index, view=each, count=max(recipe.draws for recipe in self.recipes)
+        )
         views = []
         for recipe, (top, left, height, width), u in zip(self.recipes, boxes.tolist(), draws, strict=True):
             filter = Image.Resampling.BICUBIC if recipe.bicubic else Image.Resampling.BILINEAR
@@ -62,12 +66,12 @@ class ReferenceViews(PhotoViews):
             views.append(np.asarray(crop).transpose(2, 0, 1))
         return views
 
-    def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """Normalised, with a hole where the recipe has one: ready for a network."""
         views = [normalise(crop.float(), self.mean, self.std) for crop in crops]
         for number, (view, recipe) in enumerate(zip(views, self.recipes, strict=True)):
             if recipe.cutout:
-                u = uniforms(seed, epoch, indices, number, recipe.draws)[:, HOLE]
+                u = uniforms(seed=seed, epoch=epoch, indices=indices, view=number, count=recipe.draws)[:, HOLE]
                 for row, (top, bottom, left, right) in enumerate(holes(u, recipe.size, recipe.cutout).tolist()):
                     view[row, :, top:bottom, left:right] = 0
         return views

@@ -19,12 +19,12 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import InputError, RunError, run_script
+from ..errors import InputError, RunError, run_script
 from .decoding import opened
 from .listing import list_images
 
 
-def shrink(source: Path, target: Path, short_side: int, quality: int) -> str:
+def shrink(source: Path, target: Path, *, short_side: int, quality: int) -> str:
     """Copy one file; returns what is wrong with it, or "". The copy appears whole or not at all.
 
     Raises:
@@ -75,8 +75,9 @@ def _note(target: Path, settings: dict) -> None:
         raise InputError(f"{target} was made with {before}, now {settings}: give another folder")
 
 
-def _job(pair: tuple[Path, Path], short_side: int, quality: int) -> str:
-    return shrink(*pair, short_side, quality)
+def _job(pair: tuple[Path, Path], *, short_side: int, quality: int) -> str:
+    source, target = pair
+    return shrink(source, target, short_side=short_side, quality=quality)
 
 
 def main() -> None:

@@ -6,8 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import InputError
+from ..errors import InputError
 from .datasets import ImageFiles, Images
+
+
+def keep_rows(data: Images, rows: np.ndarray) -> Images:
+    """Return the images at these positions, with the same classes."""
+    if len(rows) == len(data) and (rows == np.arange(len(data))).all():
+        return data
+    return data.keep(rows, data.labels.numpy()[rows], data.classes)
 
 
 def draw_share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

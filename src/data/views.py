@@ -1,9 +1,12 @@
 """Which recipe of views goes with which data."""
 
-from collections.abc import Callable
 from functools import partial
 
-from .datasets import Images, MemoryImages
+import numpy as np
+from torch import Tensor
+
+from ..config import ViewSettings
+from .datasets import FeatureRows, Images, MemoryImages
 from .digits import DigitRecipe, DigitViews
 from .loaders import Views
 from .photographs import (
@@ -28,37 +31,49 @@ CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training im
 }
 
 
+class IdentityViews:
+    """The views of frozen features: each of them the features as they are."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
+        return [images] * self.number
+
+    def single(self, images: Tensor) -> Tensor:
+        return images
+
+
 def build_views(
-    name: str,
-    data: Images,
-    num_global: int,
-    num_local: int,
-    global_size: int,
-    local_size: int,
-    global_scale: tuple[float, float],
-    local_scale: tuple[float, float],
-    augment: str = "dino",
-    reference: bool = False,
-    compiled: bool = False,
+    name: str, data: Images, settings: ViewSettings, *, reference: bool = False, compiled: bool = False
 ) -> Views:
-    """The views of a data set: the digits' own recipe, or for photographs the one named by `augment`, made as published if
-    `reference`, or with their colours compiled.
+    """Build the views of a data set: the digits' own recipe, or for photographs the one that `--augment` names.
 
     Evaluation takes the central 224 of 256 pixels of a large image, and the whole of a small one.
+
+    Args:
+        name: the value of `--data`.
+        reference: make the views one by one with Pillow, as published.
+        compiled: compile the colour jitter.
     """
+    large, small = settings.global_crops_number, settings.local_crops_number
+    if isinstance(data, FeatureRows):
+        return IdentityViews(large + small)
     if name == "digits":
-        return DigitViews([DigitRecipe(size=global_size)] * num_global + [DigitRecipe(size=local_size)] * num_local)
-    recipes = photo_recipes(augment)(num_global, num_local, global_size, local_size, global_scale, local_scale)
-    small = isinstance(data, MemoryImages) or global_size <= 64
-    statistics = CIFAR_STATISTICS.get(name, (IMAGENET_MEAN, SWAV_STD if augment == "swav" else IMAGENET_STD))
-    eval_resize = global_size if small else round(global_size * 256 / 224)
+        sizes = [settings.global_crops_size] * large + [settings.local_crops_size] * small
+        return DigitViews([DigitRecipe(size=size) for size in sizes])
+    size = settings.global_crops_size
+    recipes = photo_recipes(settings)
+    is_small = isinstance(data, MemoryImages) or size <= 64
+    mean, std = CIFAR_STATISTICS.get(name, (IMAGENET_MEAN, SWAV_STD if settings.augment == "swav" else IMAGENET_STD))
+    eval_resize = size if is_small else round(size * 256 / 224)
     if reference:
-        return ReferenceViews(recipes, eval_resize, *statistics)
-    return PhotoViews(recipes, eval_resize, *statistics, compiled)
+        return ReferenceViews(recipes, eval_resize, mean, std)
+    return PhotoViews(recipes, eval_resize, mean, std, compiled=compiled)
 
 
-def photo_recipes(augment: str) -> Callable[..., list[PhotoRecipe]]:
-    """Number, size and scale of global and local views → a recipe for each, by the name that `--augment` gives."""
+def photo_recipes(settings: ViewSettings) -> list[PhotoRecipe]:
+    """Return the recipe of each view, by the name that `settings.augment` gives."""
     recipes = {
         "dino": published_views,
         "moco_v2": uniform_views,
@@ -69,4 +84,4 @@ def photo_recipes(augment: str) -> Callable[..., list[PhotoRecipe]]:
         "scan_self_label": partial(scan_views, central=1),
         **{f"sela_{level}": partial(uniform_views, **changes) for level, changes in enumerate(SELA)},
     }
-    return recipes[augment]
+    return recipes[settings.augment](settings)

@@ -47,8 +47,8 @@ def score_superclasses(
     }
 
 
-def kmeans_on_pixels(train: np.ndarray, test: np.ndarray, num_clusters: int, seed: int = 0) -> np.ndarray:
-    """The baseline that any method must beat: k-means on raw pixels, ten starts, fitted on the training images.
+def kmeans_on_pixels(*, train: np.ndarray, test: np.ndarray, num_clusters: int, seed: int = 0) -> np.ndarray:
+    """The baseline that any method must beat: k-means on raw pixels, twenty starts, fitted on the training images.
 
     Args:
         train, test: (N, ...) images of one size.
@@ -66,6 +66,7 @@ def evaluate(
     method,
     data: Images,
     views: Views,
+    *,
     batch_size: int,
     device: torch.device,
     classifier: int,
@@ -75,7 +76,7 @@ def evaluate(
     """Score one classifier on a split, for the log of a run: acc, nmi, ami, ari; empty if the split has no labels."""
     if not (data.labels >= 0).any():
         return {}
-    batches = single_views(data, views, batch_size, device, workers)
-    clusters, _, _ = predict_clusters(method, batches, len(data), autocast)
+    batches = single_views(data, views, batch_size=batch_size, device=device, workers=workers)
+    clusters, _, _ = predict_clusters(method, batches, len(data), autocast=autocast)
     scores = score_classifiers(data.labels.numpy(), clusters[[classifier]])[0]
     return {name: scores[name] for name in SCORES}

@@ -36,6 +36,7 @@ class Fit(NamedTuple):
 def fit(
     features: Tensor,
     num_clusters: int,
+    *,
     init: str = "k-means++",
     restarts: int = 1,
     seed: int = 0,
@@ -70,7 +71,7 @@ def fit(
             rows = torch.from_numpy(rng.choice(len(features), num_clusters, replace=False))
         else:
             rows = plus_plus(features, num_clusters, rng)
-        found = Fit(*lloyd(features, features[rows], max_iterations, tolerance), restart)
+        found = Fit(*lloyd(features, features[rows], max_iterations=max_iterations, tolerance=tolerance), restart)
         if best is None or found.inertia < best.inertia:
             best = found
     if ranks == 1:
@@ -126,7 +127,7 @@ def plus_plus(features: Tensor, num_clusters: int, rng: np.random.Generator) -> 
 
 @torch.no_grad()
 def lloyd(
-    features: Tensor, centroids: Tensor, max_iterations: int = 300, tolerance: float = 2e-4
+    features: Tensor, centroids: Tensor, *, max_iterations: int = 300, tolerance: float = 2e-4
 ) -> tuple[Tensor, float, int]:
     """k-means from given centroids: each row joins the nearest one, each centroid becomes the mean of its rows.
 
@@ -301,7 +302,7 @@ class _Search:
         for group in range(self.groups):
             part = slice(group * self.size, (group + 1) * self.size)
             for rows in (self.upper > self.lower[group]).nonzero()[:, 0].split(_size(max(self.size, width))):
-                self._compare(rows, small[part], offset[part], group)
+                self._compare(rows, small[part], offset[part], group=group)
         return self.owner
 
     def _open(self) -> float:
@@ -322,7 +323,7 @@ class _Search:
         self.upper[part] = _distances(own, self.squares[part])
         self.lower[:, part] = _distances(nearest, self.squares[part])
 
-    def _compare(self, rows: Tensor, small: Tensor, offset: Tensor, group: int) -> None:
+    def _compare(self, rows: Tensor, small: Tensor, offset: Tensor, *, group: int) -> None:
         """Compare rows with the centroids of a group in which there may be a nearer one than their own."""
         scores = torch.addmm(offset[:, None], small, self.features.index_select(0, rows).T, alpha=-2)  # (M, B)
         squares, before, own = self.squares[rows], self.upper[rows], self.place[self.owner[rows]]

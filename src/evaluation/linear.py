@@ -1,346 +1,279 @@
 """Linear classification: how good the features of a frozen backbone are for a classifier that sees labels.
 
-Protocols: Self-Classifier, arXiv:2103.10994v3 (LARS, batch 4096), and SwAV, arXiv:2006.09882 (SGD, batch 256; also
-semi-supervised, where the whole network is fine-tuned on few labels). In both the rate is set at the start of each
-epoch, batch normalisation keeps the statistics of pre-training while the backbone is frozen, and the best epoch on the
-test split is what the papers report.
-
-Legend: N images, F features, C classes, S settings that are tried together.
+This is what lincls_eval.py does. Protocols: Self-Classifier, arXiv:2103.10994v3 (LARS, batch 4096), and SwAV,
+arXiv:2006.09882 (SGD, batch 256; also semi-supervised, where the whole network is fine-tuned on few labels). In both the
+rate is set at the start of each epoch, batch normalisation keeps the statistics of pre-training while the backbone is
+frozen, and the papers report the best epoch on the test split.
 """
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import checkpoint, distributed
-from ..config import FREE_TO_CHANGE, InputError, RunError, flag
-from ..data.datasets import Images, open_data
+from .. import distributed
+from ..config import LinclsEvalOptions, ViewSettings, as_plain, parse_lincls_eval
+from ..data.datasets import Images
 from ..data.loaders import TrainLoader, Views
-from ..data.subsets import draw_share
+from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
-from ..logs import Progress
-from ..optim import build_optimizer
-from ..trainer import Interrupted, StopRequest
+from ..errors import InputError
+from ..logs import Progress, percent, table, write_json
+from ..models.backbones import pool_windows
+from ..run import Run, find_checkpoint, make_folder
+from ..trainer import Trainer
+from .probe import LinearProbe, build_probe_optimizer, rate_factor
+from .search import search, top_hits
+from .session import Session, open_session
 
-LAST, BEST = "lincls_eval.pt", "lincls_eval_best.pt"
+NAME, BEST = "lincls_eval", "lincls_eval_best.pt"
 CROP_SHARE = (0.08, 1.0)  # of the image's area, in both protocols
+# a probe may be continued although these differ
+IRRELEVANT = {"checkpoint", "val_batch_size", "fast", "fast_lrs", "fast_weight_decays", "held_out"}
 
-# --------------------------------------------------------------------------------------------------------------------
-# data
+
+@dataclass(frozen=True)
+class Job:
+    """A backbone with a fresh linear layer on its device, and the labelled images."""
+
+    options: LinclsEvalOptions
+    session: Session
+    train: Images
+    test: Images
+    probe: LinearProbe
 
 
-def open_labelled(name: str, root: str = "", download: bool = False, subset_file: str = "") -> tuple[Images, Images]:
-    """The images with a label of the training and of the test split.
+def run(options: LinclsEvalOptions) -> None:
+    """Open the checkpoint and the data, fit a linear classifier in one of two ways, write and print the result."""
+    job = open_job(options)
+    found = fit_fast(job) if job.options.fast else train(job)
+    if distributed.is_main():
+        write(job, found)
+    distributed.stop()
+
+
+def open_job(options: LinclsEvalOptions) -> Job:
+    """Open the checkpoint and the data. Every mistake in them is found before any image is read.
 
     Raises:
-        InputError: if a split has none, or the two do not have the same classes.
+        InputError: if something is missing or does not fit together.
     """
-    train, test = (open_data(name, split, root, download, subset_file) for split in ("train", "test"))
-    for split, data in (("train", train), ("test", test)):
-        if not (data.labels >= 0).any():
-            raise InputError(f"--data {name}: the {split} split has no labels; they are needed in both")
-    if train.classes != test.classes:
-        only = sorted(set(train.classes) ^ set(test.classes))
-        raise InputError(
-            f"--data {name}: {len(train.classes)} classes in the train split, {len(test.classes)} in the test split; "
-            f"not in both: {', '.join(only[:3])}{' ...' * (len(only) > 3)}; keep those of both with --subset-file"
-        )
-    return _labelled(train), _labelled(test)
+    session = open_session(
+        options,
+        part="backbone",
+        splits=("train", "test"),
+        labelled=True,
+        batch_size=options.val_batch_size,
+        features_cache=options.features_cache,
+    )
+    options = parse_lincls_eval(trained=session.trained)  # the default preset follows the data
+    data, backbone = session.splits["train"], session.network.backbone
+    num_features = backbone.width
+    if options.pool_window:
+        size = session.trained["global_crops_size"]
+        num_features = pool_windows(backbone, options.pool_window, in_channels=data.channels, image_size=size)
+    if options.train_list:
+        data = keep_rows(data, read_list(data, options.train_list, "--train-list"))
+    elif options.train_share < 1:
+        data = keep_rows(data, draw_share(data.labels.numpy(), options.train_share, options.seed))
+    torch.manual_seed(options.seed)
+    probe = LinearProbe(
+        backbone,
+        len(data.classes),
+        data.labels,
+        finetune=options.finetune,
+        train_bn=options.train_bn,
+        num_features=num_features,
+        feature_bn=options.feature_bn,
+    ).to(session.device, memory_format=session.layout)
+    return Job(options, session, data, session.splits["test"], probe)
 
 
-def _labelled(data: Images) -> Images:
-    rows = np.flatnonzero(data.labels.numpy() >= 0)
-    return data if len(rows) == len(data) else keep_rows(data, rows)
+# --------------------------------------------------------------------------------------------------------------------
+# two ways to fit
 
 
-def keep_rows(data: Images, rows: np.ndarray) -> Images:
-    return data.keep(rows, data.labels.numpy()[rows], data.classes)
+def fit_fast(job: Job) -> dict[str, Any]:
+    """Compute the features once, then fit many settings at once, on rank 0; other ranks return nothing."""
+    options, session = job.options, job.session
+    train, test = (
+        session.features(data, split=split, layer="backbone", network=job.probe).to(session.device)
+        for split, data in (("train", job.train), ("test", job.test))
+    )
+    if not distributed.is_main():
+        return {}
+    found = search(
+        train,
+        job.train.labels,
+        test=test,
+        test_labels=job.test.labels,
+        num_classes=len(job.train.classes),
+        lrs=options.fast_lrs,
+        weight_decays=options.fast_weight_decays,
+        held_out=options.held_out,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        momentum=options.momentum,
+        seed=options.seed,
+    )
+    job.probe.check_unchanged()
+    return found
 
 
-def training_views(name: str, data: Images, size: int, central: Views, augment: bool = True) -> Views:
-    """What a probe is trained on, by both protocols: a random resized crop of `size` pixels and a flip; of digits, which no
-    protocol knows, their own views. If not `augment`, the evaluation view of `central`."""
-    if not augment:
-        return _Unaugmented(central)
-    return build_views(name, data, 1, 0, size, size, CROP_SHARE, CROP_SHARE, "crop_flip")
+def train(job: Job) -> dict[str, Any]:
+    """Train the published way and score the test split after every epoch. Continues a probe found in the folder.
+
+    Returns:
+        Accuracies of the best epoch on the test split, which the papers report, and of the last; and the history.
+
+    Raises:
+        SystemExit: 128 + the signal, after saving, if a signal asked to stop.
+    """
+    options, session, probe = job.options, job.session, job.probe
+    settings = as_plain(options) | {
+        **{name: session.trained[name] for name in ("arch", "patch_size", "channels", "global_crops_size")},
+        "method": "linear",
+        "backbone": probe.before,
+        "train_images": len(job.train),
+    }
+    found = None
+    if not options.fresh:
+        found = find_checkpoint(session.folder, settings, name=NAME, irrelevant=IRRELEVANT, replace_finished=True)
+    trainer = build_trainer(job)
+    if found:
+        trainer.load_state_dict(_migrated(found))
+    run = Run(session.folder, settings, found, name=NAME, log=False)
+
+    total = options.epochs * trainer.loader.images
+    progress = Progress(total, trainer.images, enabled=distributed.is_main())
+    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{describe(options)}")
+    progress.say(
+        f"{len(job.train):,} training images of {len(job.train.classes)} classes, {len(job.test):,} test images; "
+        f"{len(trainer.loader)} steps per epoch on {distributed.world_size()} x {session.device.type}; writing to {run.folder}"
+    )
+    if found:
+        where = f"going on from epoch {trainer.epoch + 1}, step {trainer.done + 1}"
+        progress.say(where if trainer.epoch < options.epochs else "finished before")
+
+    def score_epoch(summary: dict[str, Any]) -> dict[str, float]:
+        if trainer.epoch in (1, options.epochs):
+            probe.check_unchanged()
+        top1, top5 = score(probe, session.batches(job.test), job.test.labels, session.autocast)
+        return {"top1": top1, "top5": top5}
+
+    def comment(summary: dict[str, Any]) -> Iterator[str]:
+        if best_epoch(run.history) is summary:
+            run.save(trainer, extra=BEST)
+        if trainer.epoch % max(options.epochs // 10, 1) == 0:
+            yield (
+                f"epoch {trainer.epoch}  loss {summary['loss']:.4f}  top-1 {percent(summary['top1'])}  "
+                f"top-5 {percent(summary['top5'])}"
+            )
+
+    run.train(trainer, options.epochs, progress, score=score_epoch, comment=comment)
+    best, last = best_epoch(run.history), run.history[-1]
+    return {
+        "top1": best["top1"],
+        "top5": best["top5"],
+        "best_epoch": best["epoch"],
+        "last_top1": last["top1"],
+        "last_top5": last["top5"],
+        "history": run.history,
+    }
 
 
-class _Unaugmented:
+def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the first epoch with the highest top-1 accuracy on the test split."""
+    return max(history, key=lambda epoch: epoch["top1"])
+
+
+def build_trainer(job: Job) -> Trainer:
+    """Build the optimiser, the schedule and the batches that the options ask for, and the trainer around the probe."""
+    options, session, probe = job.options, job.session, job.probe
+    optimizer = build_probe_optimizer(
+        probe,
+        options.optimizer,
+        lr=options.lr,
+        backbone_lr=options.backbone_lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        nesterov=options.nesterov,
+    )
+    loader = TrainLoader(
+        job.train,
+        training_views(job),
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=session.device,
+        workers=options.workers,
+        keep_last=True,
+        equal_shares=probe.shares_statistics,
+    )
+    if not len(loader):
+        raise InputError(f"{len(job.train)} labelled training images are fewer than the ranks: start fewer")
+    factor = rate_factor(options.schedule, options.epochs, decay_epochs=options.decay_epochs, gamma=options.gamma)
+    return Trainer(
+        probe,
+        optimizer,
+        lambda step: factor(step // len(loader)),
+        loader=loader,
+        device=session.device,
+        autocast=session.autocast,
+        sync_bn_group=0 if probe.shares_statistics else 1,
+        log_every=options.log_every,
+    )
+
+
+def training_views(job: Job) -> Views:
+    """Return the views to train on: a random resized crop and a flip, as in both protocols, or the evaluation view.
+
+    Digits, which no protocol knows, have their own augmented views.
+    """
+    session = job.session
+    if not job.options.crop_flip:
+        return Unaugmented(session.views)
+    size = session.trained["global_crops_size"]
+    settings = ViewSettings(
+        global_crops_number=1,
+        local_crops_number=0,
+        global_crops_size=size,
+        local_crops_size=size,
+        global_crops_scale=CROP_SHARE,
+        local_crops_scale=CROP_SHARE,
+        augment="crop_flip",
+    )
+    return build_views(session.source.data, job.train, settings)
+
+
+class Unaugmented:
     """The evaluation view in the place of a training view; see `Views`."""
 
     def __init__(self, central: Views):
         self.central = central
 
-    def __call__(self, images: Tensor, indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single(images)]
 
-    def cut(self, images: Sequence[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [torch.stack([self.central.single_cut(image) for image in images])]
 
-    def finish(self, crops: list[Tensor], indices: np.ndarray, seed: int, epoch: int) -> list[Tensor]:
+    def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single_finish(crop) for crop in crops]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# the network
-
-
-class LinearProbe(nn.Module):
-    """A backbone and a fresh linear layer `fc`, (B, channels, H, W) → (B, C) logits.
-
-    Frozen, the layer starts normal with standard deviation 0.01 and biases of 0, as in both protocols; with `finetune` it
-    keeps nn.Linear's own start.
-
-    Args:
-        finetune: train the backbone too.
-        train_bn: its batch normalisation then takes the batch's statistics; otherwise always those of pre-training.
-        num_features: F of the backbone; None: its width. See `pool_windows` in src/models/backbones.py.
-        feature_bn: batch normalisation `bn` of the backbone's channels before the linear layer, trained with it. One
-            channel's windows share their statistics.
-    """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        finetune: bool = False,
-        train_bn: bool = False,
-        num_features: int | None = None,
-        feature_bn: bool = False,
-    ):
-        super().__init__()
-        self.backbone, self.fc = backbone, nn.Linear(num_features or backbone.width, num_classes)
-        self.bn = nn.BatchNorm1d(backbone.width) if feature_bn else None
-        self.finetune, self.train_bn = finetune, train_bn
-        backbone.requires_grad_(finetune)
-        if not finetune:
-            nn.init.normal_(self.fc.weight, std=0.01)
-            nn.init.zeros_(self.fc.bias)
-
-    @property
-    def shares_statistics(self) -> bool:
-        """Whether a step's batch normalisation looks at the batch, of all ranks."""
-        return self.train_bn or self.bn is not None
-
-    def train(self, mode: bool = True) -> "LinearProbe":
-        super().train(mode)
-        if not self.finetune:
-            self.backbone.eval()
-        elif not self.train_bn:
-            for module in self.backbone.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.set_grad_enabled(self.finetune and torch.is_grad_enabled()):
-            features = self.backbone(images)
-        with torch.autocast(images.device.type, enabled=False):
-            features = features.to(self.fc.weight.dtype)
-            if self.bn is not None:
-                features = self.bn(features.unflatten(1, (self.bn.num_features, -1))).flatten(1)
-            return self.fc(features)
-
-    def own_parameters(self) -> list[nn.Parameter]:
-        """Those that are not the backbone's."""
-        return [*self.fc.parameters(), *(self.bn.parameters() if self.bn is not None else ())]
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """What was learned: the whole network, or what follows the backbone where that is as it was."""
-        state = self.state_dict()
-        return state if self.finetune else {key: v for key, v in state.items() if not key.startswith("backbone.")}
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of every parameter and buffer, bit for bit."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def check_unchanged(backbone: nn.Module, before: str) -> None:
-    """Raise a RunError if a backbone that should be frozen is not what `fingerprint` saw before."""
-    after = fingerprint(backbone)
-    if after != before:
-        raise RunError(
-            f"the backbone changed while it should have been frozen (SHA-256 {before[:12]} before, {after[:12]} now): "
-            "the accuracy is not that of the checkpoint and is not reported"
-        )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# optimisation
-
-
-def rate_factor(
-    schedule: str, epochs: int, decay_epochs: Sequence[int] = (), gamma: float = 0.1
-) -> Callable[[int], float]:
-    """What the learning rates are multiplied with in an epoch, counted from 0.
-
-    "cosine": ½(1 + cos(π · epoch / epochs)), which starts at 1 and does not reach 0. "step": gamma for each of
-    `decay_epochs` that has begun. "constant": 1.
-    """
-    if schedule == "cosine":
-        return lambda epoch: 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-    if schedule == "step":
-        return lambda epoch: gamma ** sum(epoch >= begun for begun in decay_epochs)
-    if schedule == "constant":
-        return lambda epoch: 1.0
-    raise ValueError(f"schedule must be cosine, step or constant, got {schedule}")
-
-
-def build_probe_optimizer(
-    probe: LinearProbe,
-    name: str,
-    lr: float,
-    backbone_lr: float | None = None,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    nesterov: bool = False,
-) -> torch.optim.Optimizer:
-    """An optimiser of what follows the backbone with rate `lr` and, if it is fine-tuned, of that with rate `backbone_lr`."""
-    if nesterov and (name != "sgd" or not momentum):
-        raise InputError(f"--nesterov is for --optimizer sgd with momentum, not {name}: drop it")
-    groups = [{"params": probe.own_parameters(), "lr": lr, "weight_decay": weight_decay}]
-    if probe.finetune:
-        rate = lr if backbone_lr is None else backbone_lr
-        groups.append({"params": list(probe.backbone.parameters()), "lr": rate, "weight_decay": weight_decay})
-    if nesterov:
-        groups = [{**group, "nesterov": True} for group in groups]
-    return build_optimizer(name, groups, lr, momentum)
-
-
-class ProbeTrainer:
-    """Trains a probe epoch by epoch and can be stopped and continued after any step, on a CPU bit for bit.
-
-    Args:
-        probe: on its device, wrapped by `distributed.parallel`.
-        factor: see `rate_factor`.
-        loader: keeps the last batch of an epoch.
-        labels: (N,) of the loader's data.
-        autocast: dtype of the backbone in mixed precision, or None.
-        log_every: steps between looks at the loss on a GPU, where each look waits for the device.
-    """
-
-    def __init__(
-        self,
-        probe: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        factor: Callable[[int], float],
-        loader: TrainLoader,
-        labels: Tensor,
-        device: torch.device,
-        autocast: torch.dtype | None = None,
-        log_every: int = 16,
-        stop_request: StopRequest | None = None,
-    ):
-        if not len(loader):
-            raise InputError(f"{len(labels)} labelled training images are fewer than the ranks: start fewer")
-        self.probe, self.optimizer, self.factor, self.loader = probe, optimizer, factor, loader
-        self.labels, self.device, self.autocast = labels.to(device), device, autocast
-        self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.look_every = 1 if device.type == "cpu" else log_every
-        self.stop_request = stop_request or StopRequest()
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**14, enabled=autocast is torch.float16)
-        self.epoch = 0  # finished epochs
-        self.done = 0  # finished steps of the current epoch
-        # of these steps, over this rank's images: the sum of their losses, and their number
-        self.total = torch.zeros(2, device=device)
-
-    def train_epoch(self, progress: Progress) -> dict[str, float | int]:
-        """Run to the end of the current epoch; returns its number, mean loss and learning rate.
-
-        Raises:
-            Interrupted: after a whole step, when this or another rank was told to stop.
-            RunError: if a loss is not finite or too many images are damaged.
-        """
-        ranks = distributed.world_size()
-        inner = distributed.unwrap(self.probe)
-        self.probe.train()
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.factor(self.epoch)
-        unchecked: list[Tensor] = []
-        for batch in self.loader.epoch(self.epoch, start=self.done):
-            images, labels = batch.views[0], self.labels[batch.indices]
-            together = min(self.loader.batch_size, self.loader.images - self.done * self.loader.batch_size)
-            if inner.shares_statistics:  # shared statistics need as many rows on every rank
-                each = together // ranks
-                images, labels, together = images[:each], labels[:each], each * ranks
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                logits = self.probe(images)
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            unchecked.append(loss.detach())
-            look = (self.done + 1) % self.look_every == 0 or self.done + 1 == len(self.loader)
-            stop = self._agree(unchecked if look else [])
-            self.optimizer.zero_grad(set_to_none=True)
-            # The ranks' gradients are averaged, and their shares of a last batch may differ by one image.
-            self.scaler.scale(loss * (ranks / together)).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.total += torch.stack([loss.detach(), loss.new_tensor(len(labels))])
-            self.done += 1
-            progress.advance(together, self.epoch + 1, loss.item() * ranks / together if look else None)
-            if look:
-                unchecked.clear()
-            if stop:
-                raise Interrupted(stop)
-        loss, images = distributed.sum_over_ranks(self.total).tolist()
-        self.epoch, self.done, self.total = self.epoch + 1, 0, torch.zeros_like(self.total)
-        return {"epoch": self.epoch, "loss": loss / images, "lr": self.optimizer.param_groups[0]["lr"]}
-
-    def _agree(self, losses: list[Tensor]) -> int:
-        """Whether any rank must end the run now (raises on all of them) or after this step (returns the signal)."""
-        wrong = bool(losses) and not torch.stack(losses).isfinite().all()
-        mine = torch.tensor([wrong, self.loader.too_many_damaged, self.stop_request.number], dtype=torch.long)
-        wrong, damaged, number = distributed.max_over_ranks(mine).tolist()
-        if wrong:
-            raise RunError(
-                f"the loss is not finite in epoch {self.epoch + 1}, step {self.done + 1}; try a smaller --lr or --precision float32"
-            )
-        if damaged:
-            raise RunError("more than 1 % of the images are damaged; repair or remove the reported files")
-        return number
-
-    def state_dict(self) -> dict:
-        """Everything that the next step depends on, the frozen backbone aside. To be called on all ranks."""
-        total = distributed.sum_over_ranks(self.total)
-        return {
-            "model": distributed.unwrap(self.probe).trained_state(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "done": self.done,
-            "total": total if distributed.is_main() else torch.zeros_like(total),
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        probe = distributed.unwrap(self.probe)
-        probe.load_state_dict({**probe.state_dict(), **state["model"]})
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.done = state["epoch"], state["done"]
-        total = state["total"].to(self.device)
-        self.total = total if distributed.is_main() else torch.zeros_like(total)  # of all ranks, counted once
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# scores
-
-
-def top_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of (B, C) logits have the label first and among the first five (all C, if fewer): (2,) long."""
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = ranked == labels[:, None]
-    return torch.stack([hits[:, 0].sum(), hits.sum()])
+def _migrated(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a probe's checkpoint in today's form: until November 2026 a second trainer wrote another one."""
+    if "totals" in state:
+        return state
+    loss, images = (state["total"] / distributed.world_size()).unbind()
+    totals = {"loss_sum": loss, "images": images, "loss": loss / images.clamp(min=1) * state["done"]}
+    moved = {"totals": totals if state["done"] else {}, "seconds": 0.0, "generator": torch.get_rng_state()}
+    return {**state, **moved, "cuda_generator": None}
 
 
 @torch.no_grad()
@@ -350,13 +283,12 @@ def score(
     labels: Tensor,
     autocast: torch.dtype | None = None,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in evaluation mode, as fractions of all N images.
+    """Return top-1 and top-5 accuracy in evaluation mode, as fractions of all N images.
 
     Args:
         batches: images and their indices, this rank's share; every image is on one rank.
         labels: (N,) of all images.
     """
-    probe = distributed.unwrap(probe)
     was_training = probe.training
     probe.eval()
     hits = torch.zeros(2, dtype=torch.long)
@@ -370,145 +302,65 @@ def score(
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# going on with an unfinished probe
-
-IRRELEVANT = {"checkpoint", "fresh", "val_batch_size", "fast", "fast_lrs", "fast_weight_decays", "held_out"}
+# results
 
 
-def find_probe(folder: Path, settings: dict, fresh: bool = False) -> dict | None:
-    """The probe to continue from, if the folder holds one with these settings; a finished one with others is done with.
-
-    Raises:
-        InputError: if it is an unfinished one with other settings, which are named.
-    """
-    if fresh or not (folder / LAST).exists():
-        return None
-    state = checkpoint.load(folder / LAST)
-    before = state["config"]
-    differing = [
-        f"{flag(name)} {before.get(name)} (now {settings.get(name)})"
-        for name in sorted(before.keys() | settings.keys())
-        if name not in FREE_TO_CHANGE | IRRELEVANT and before.get(name) != settings.get(name)
-    ]
-    if not differing:
-        return state
-    if state["epoch"] == before["epochs"]:
-        return None
-    raise InputError(
-        f"{folder} holds an unfinished probe with other options: {', '.join(differing)}; "
-        "give the same, another --output-dir, or --fresh, which drops it"
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# many settings at once, on features computed once
-
-
-def fit_linear(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    settings: Sequence[tuple[float, float]],
-    epochs: int,
-    batch_size: int,
-    momentum: float = 0.9,
-    seed: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Train S linear classifiers together by SGD on cross-entropy, each with its own rate and decay; cosine per epoch.
-
-    All see the same batches, so that the logits of a step are one product (B, F) × (F, S·C), and its gradient another.
-
-    Args:
-        features: (N, F) float.
-        labels: (N,) long.
-        settings: S pairs (learning rate, weight decay).
-
-    Returns:
-        Weights (F, S, C), which start at 0, and biases (S, C).
-    """
-    N, width = features.shape
-    S, C = len(settings), num_classes
-    weight, bias = features.new_zeros(width, S, C), features.new_zeros(S, C)
-    parameters, buffers = (weight, bias), (torch.zeros_like(weight), torch.zeros_like(bias))
-    rates, decays = (features.new_tensor(column)[:, None] for column in zip(*settings, strict=True))  # (S, 1)
-    factor = rate_factor("cosine", epochs)
-    for epoch in range(epochs):
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(N)).to(features.device)
-        for rows in order.split(batch_size):
-            x, y = features[rows], F.one_hot(labels[rows], C)[:, None]
-            error = ((x @ weight.flatten(1)).view(-1, S, C) + bias).softmax(dim=2) - y  # (B, S, C): d loss / d logits
-            gradients = (x.T @ error.flatten(1)).view(width, S, C) / len(rows), error.mean(dim=0)
-            for p, grad, buffer in zip(parameters, gradients, buffers, strict=True):
-                buffer.mul_(momentum).add_(grad + decays * p)
-                p -= rates * factor(epoch) * buffer
-    return weight, bias
-
-
-def search(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    num_classes: int,
-    lrs: Sequence[float],
-    weight_decays: Sequence[float],
-    held_out: float = 0.2,
-    epochs: int = 30,
-    batch_size: int = 128,
-    momentum: float = 0.9,
-    seed: int = 0,
-) -> dict:
-    """Choose a learning rate and a weight decay on a held-out part of the training images, fit on all of them, test.
-
-    Every feature is first shifted and scaled to mean 0 and variance 1 over the images that are fitted on.
-
-    Args:
-        train, test: (N, F) and (M, F) features, on one device.
-        held_out: share of each class's training images to choose on, drawn by `seed`.
-
-    Returns:
-        `settings`, a list of {lr, weight_decay, top1, top5} on the held-out images; `chosen`, the one of highest top1 (then
-        top5, then the first); `top1` and `top5` on the test images; `held_out_images`.
-
-    Raises:
-        InputError: if no image would be held out, or none left to fit on.
-    """
-    chosen_on = draw_share(train_labels.numpy(), held_out, seed)
-    sizes = torch.bincount(train_labels)[train_labels[chosen_on]].numpy()
-    chosen_on = chosen_on[sizes > 1]  # the only image of a class is fitted on
-    fitted_on = np.setdiff1d(np.arange(len(train)), chosen_on)
-    if not len(chosen_on) or not len(fitted_on):
-        raise InputError(
-            f"--held-out {held_out} of {len(train)} training images leaves {len(chosen_on)} to choose on and "
-            f"{len(fitted_on)} to fit on: give another share, or more --train-share"
-        )
-    settings = [(lr, decay) for lr in lrs for decay in weight_decays]
-    recipe = {"epochs": epochs, "batch_size": batch_size, "momentum": momentum, "seed": seed}
-
-    def fit_and_score(fit, fit_labels, other, other_labels, tried) -> list[tuple[float, float]]:
-        """(top1, top5) of each setting."""
-        mean, scale = fit.mean(dim=0), fit.std(dim=0, correction=0)
-        scale = torch.where(scale > 0, scale, 1.0)
-        weight, bias = fit_linear((fit - mean) / scale, fit_labels.to(fit.device), num_classes, tried, **recipe)
-        hits = torch.zeros(len(tried), 2, dtype=torch.long)
-        for rows in torch.arange(len(other)).split(4096):
-            logits = torch.einsum("bf,fsc->sbc", (other[rows] - mean) / scale, weight) + bias[:, None]
-            hits += torch.stack([top_hits(z, other_labels[rows].to(z.device)) for z in logits]).cpu()
-        return [tuple(row) for row in (hits / len(other)).tolist()]
-
-    scores = fit_and_score(
-        train[fitted_on], train_labels[fitted_on], train[chosen_on], train_labels[chosen_on], settings
-    )
-    rows = [
-        {"lr": lr, "weight_decay": decay, "top1": top1, "top5": top5}
-        for (lr, decay), (top1, top5) in zip(settings, scores, strict=True)
-    ]
-    best = max(range(len(rows)), key=lambda s: scores[s])
-    ((top1, top5),) = fit_and_score(train, train_labels, test, test_labels, [settings[best]])
-    return {
-        "settings": rows,
-        "chosen": rows[best],
-        "top1": top1,
-        "top5": top5,
-        "held_out_images": len(chosen_on),
+def write(job: Job, found: dict[str, Any]) -> None:
+    """Write lincls_eval.json and print its tables."""
+    options, session = job.options, job.session
+    result = {
+        **session.facts(),
+        "train_images": len(job.train),
+        "test_images": len(job.test),
+        "classes": len(job.train.classes),
+        "backbone_sha256": job.probe.before,
+        "features": job.probe.fc.in_features,
+        "protocol": describe(options),
+        "options": as_plain(options),
+        **found,
     }
+    make_folder(session.folder)
+    write_json(session.folder / "lincls_eval.json", result)
+    if options.fast:
+        rows = [
+            [f"lr {row['lr']:g}, weight decay {row['weight_decay']:g}{' (chosen)' if row is found['chosen'] else ''}"]
+            + [percent(row["top1"]), percent(row["top5"])]
+            for row in found["settings"]
+        ]
+        print(f"{options.data}, {len(job.train):,} training images, {found['held_out_images']:,} of them held out")
+        print(table(["held out", "TOP1", "TOP5"], rows))
+        print(table(["test", "TOP1", "TOP5"], [["chosen", percent(found["top1"]), percent(found["top5"])]]))
+        print(f"wrote lincls_eval.json to {session.folder}")
+        return
+    rows = [
+        [f"best epoch, {found['best_epoch']}", percent(found["top1"]), percent(found["top5"])],
+        [f"last epoch, {found['history'][-1]['epoch']}", percent(found["last_top1"]), percent(found["last_top5"])],
+    ]
+    print(f"{options.data}, test split, {len(job.test):,} images, {len(job.test.classes)} classes")
+    print(table(["", "TOP1", "TOP5"], rows))
+    print(f"wrote lincls_eval.json, {NAME}.pt and {BEST} to {session.folder}")
+
+
+def describe(options: LinclsEvalOptions) -> str:
+    """Return the protocol in one sentence."""
+    share = f"{100 * options.train_share:g} % of the labels, " if options.train_share < 1 else ""
+    share = f"labels of {options.train_list}, " if options.train_list else share
+    window = options.pool_window
+    pooling = f"means over windows of {window} × {window} places, " if window else ""
+    pooling += "batch-normalised, " if options.feature_bn else ""
+    if options.fast:
+        return (
+            f"linear classifier on standardised features of the central view, {pooling}{share}{len(options.fast_lrs)} learning rates and "
+            f"{len(options.fast_weight_decays)} weight decays, the best on {100 * options.held_out:g} % of the training images, "
+            f"fitted again on all of them; sgd, batch {options.batch_size}, {options.epochs} epochs, cosine"
+        )
+    what = "linear classifier on the frozen backbone"
+    if options.finetune:
+        statistics = "the batch's" if options.train_bn else "the learned"
+        rate = options.lr if options.backbone_lr is None else options.backbone_lr
+        what = f"fine-tuning of the whole network (backbone lr {rate:g}, {statistics} batch-norm statistics)"
+    return (
+        f"{what}, {pooling}{share}preset {options.preset}: {options.optimizer}, batch {options.batch_size}, lr {options.lr:g}, "
+        f"weight decay {options.weight_decay:g}, momentum {options.momentum:g}, {options.epochs} epochs, {options.schedule} "
+        f"per epoch, {'augmented' if options.crop_flip else 'unaugmented'}; test: central view, best epoch on the test split"
+    )

@@ -3,7 +3,7 @@ directions in which they vary most."""
 
 import numpy as np
 
-from ..config import InputError
+from ..errors import InputError
 
 
 def choose_images(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
@@ -34,9 +34,14 @@ def tsne(features: np.ndarray) -> np.ndarray:
     return TSNE(perplexity=min(30.0, max((len(features) - 1) / 3, 1.0)), random_state=0).fit_transform(features)
 
 
-def two_directions(features: np.ndarray) -> np.ndarray:
-    """The first two principal components, (N, F) → (N, 2); one that does not exist is zero."""
+def two_directions(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first two principal components, (N, F) → (N, 2), and their shares of the variance, (2,).
+
+    A component that does not exist is zero.
+    """
     centred = features - features.mean(axis=0, dtype=np.float64)
-    _, directions = np.linalg.eigh(centred.T @ centred)  # by ascending variance
+    variances, directions = np.linalg.eigh(centred.T @ centred)  # ascending
     points = centred @ directions[:, :-3:-1]
-    return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))
+    missing = 2 - points.shape[1]
+    shares = variances[:-3:-1].clip(min=0) / max(variances.clip(min=0).sum(), 1e-300)
+    return np.pad(points, ((0, 0), (0, missing))), np.pad(shares, (0, missing))

@@ -1,20 +1,11 @@
 """What can be said about clusters and features without a label."""
 
-import math
-
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..metrics import adjusted_mutual_information, contingency
-
-
-def balance(shares: np.ndarray) -> float:
-    """Entropy of (C,) shares over that of equal ones, ln C, in [0, 1]: 1 if all clusters weigh alike, 0 if one has all."""
-    shares = np.asarray(shares, dtype=np.float64) / np.sum(shares)
-    held = shares[shares > 0]
-    return float(abs((held * np.log(held)).sum()) / math.log(len(shares))) if len(shares) > 1 else 1.0
 
 
 def agreement(clusters: np.ndarray, sizes: list[int]) -> dict[int, tuple[float, int]]:
@@ -61,7 +52,7 @@ def rankme(features: Tensor) -> float:
     return torch.exp(-(shares * shares.log()).sum()).item()
 
 
-def silhouette(features: Tensor, clusters: np.ndarray, sample: int = 5000, seed: int = 0) -> float | None:
+def silhouette(features: Tensor, clusters: np.ndarray, *, sample: int = 5000, seed: int = 0) -> float | None:
     """Mean silhouette of images drawn at random, in [-1, 1]: 1 if clusters are far apart, 0 if they touch, by Euclidean
     distance. None if the images drawn are of one cluster, or all of different ones."""
     from sklearn.metrics import silhouette_score  # slow to import

@@ -1,5 +1,8 @@
 """METHODS: name → class, the only place that lists the methods. The names are the names of their files."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..models.backbones import build_backbone
 from .base import Method, PrototypeMethod, Step
 from .deepcluster_v2 import DeepClusterV2
@@ -17,12 +20,22 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def build_method(
-    name: str, config: object, arch: str, in_channels: int, image_size: int, patch_size: int, num_global: int
-) -> Method:
-    """A method with random weights, on a backbone of this architecture; see `build_backbone`."""
-    backbone = build_backbone(arch, in_channels, image_size, patch_size)
-    return METHODS[name](backbone, config, num_global)
+def build_method(name: str, config: Any, settings: Mapping[str, Any]) -> Method:
+    """Build a method with random weights.
+
+    Args:
+        name: a key of `METHODS`.
+        config: the method's own `Config`.
+        settings: the configuration of the run, of which `arch`, `channels`, `global_crops_size`, `patch_size` and
+            `global_crops_number` are used.
+    """
+    backbone = build_backbone(
+        settings["arch"],
+        settings["channels"],
+        image_size=settings["global_crops_size"],
+        patch_size=settings["patch_size"],
+    )
+    return METHODS[name](backbone, config, settings["global_crops_number"])
 
 
 __all__ = ["METHODS", "Method", "PrototypeMethod", "Step", "build_method"]

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from .. import distributed
 from ..assignments import spherical_kmeans
-from ..config import InputError, RunError, require_at_least, require_positive, require_sizes, require_views
+from ..config import require_at_least, require_positive, require_sizes, require_views
+from ..data.training import TrainingData
+from ..errors import InputError, RunError
 from ..losses import IGNORED, assigned_cross_entropy
 from ..queues import MemoryBank
 from .base import PrototypeMethod, Step
@@ -40,6 +42,89 @@ class Config:
         require_at_least(self, kmeans_iterations=1, dim=1, hidden_dim=1)
         require_sizes(self, "prototypes")
         require_views(self, "assign_views")
+
+
+class DeepClusterV2(PrototypeMethod):
+    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views.
+
+    Attributes:
+        bank: embeddings of the assigned views of every image, from the epoch so far or the one before, and the clusters
+            that the images have in this epoch.
+    """
+
+    Config = Config
+    remedy = "a smaller --lr, fewer --prototypes, or softer views"
+
+    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
+        super().__init__(backbone, config, config.prototypes)
+        self.bank = MemoryBank(len(config.assign_views), len(config.prototypes), config.dim)
+        self.classifiers.requires_grad_(False)  # they are centroids
+
+    @staticmethod
+    def check_data(
+        config: Config, *, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
+    ) -> None:
+        PrototypeMethod.check_data(
+            config, batch_size=batch_size, num_images=num_images, num_views=num_views, steps=steps
+        )
+        shown = num_images // batch_size * batch_size
+        if max(config.prototypes) > shown:
+            raise InputError(
+                f"--prototypes {max(config.prototypes)} is more than the {shown} images of an epoch, which they are made of: "
+                "give fewer"
+            )
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        if "bank.written" in state:
+            self.bank.make_room(len(state["bank.written"]))
+
+    def prepare_run(self, data: TrainingData) -> None:
+        """Fill the bank by one pass over the views of the first epoch."""
+
+        def embed(views: list[Tensor]) -> Tensor:
+            # each view alone, as batch normalisation will see it; its running statistics learn
+            return torch.stack([self.embed_views([views[v]])[0] for v in self.config.assign_views], dim=1)
+
+        self.bank.make_room(len(data))
+        rows = data.embed(embed, epoch=0)
+        self.bank.fill(rows.values.transpose(0, 1), rows.indices)
+
+    @torch.no_grad()
+    def prepare_epoch(self, epoch: int, data: TrainingData) -> None:
+        """Cluster the embeddings that the epoch before left in the bank."""
+        bank = self.bank
+        written = bank.written.nonzero().flatten()
+        mine = written[distributed.rank() :: distributed.world_size()]
+        bank.clusters.fill_(IGNORED)
+        for head in range(len(self.classes)):
+            generator = np.random.default_rng([data.seed, epoch, head])
+            embeddings = bank.embeddings[head % len(bank.embeddings)]
+            bank.clusters[head, mine] = self.assign(
+                head, embeddings[written], mine=embeddings[mine], generator=generator
+            )
+        bank.clusters.copy_(distributed.max_over_ranks(bank.clusters))  # IGNORED is the least
+        bank.written.zero_()
+
+    def assign(self, head: int, embeddings: Tensor, *, mine: Tensor, generator: np.random.Generator) -> Tensor:
+        """The clusters of the embeddings `mine`, this rank's share of all `embeddings`; sets the head's prototypes."""
+        if len(embeddings) < self.classes[head]:
+            raise RunError(
+                f"--prototypes {self.classes[head]} is more than the {len(embeddings)} different images that could be read: "
+                "give fewer, or repair the reported files"
+            )
+        first = generator.choice(len(embeddings), self.classes[head], replace=False)
+        start = embeddings[torch.from_numpy(first).to(embeddings.device)]
+        clusters, centroids = spherical_kmeans(mine, start, self.config.kmeans_iterations)
+        self.classifiers[head].weight.copy_(centroids)
+        return clusters
+
+    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
+        scores = self.scores(embeddings)  # H × V × (B, K_h)
+        clusters = self.bank.clusters[:, indices]
+        terms = [assigned_cross_entropy(z, c, self.temperature) for z, c in zip(scores, clusters, strict=True)]
+        terms = torch.stack(terms)
+        self.bank.write(torch.stack([embeddings[v].detach() for v in self.config.assign_views]), indices)
+        return Step(terms.mean(), {"terms": terms.detach(), **self.occupancy(scores)})
 
 
 PRESETS = {
@@ -101,75 +186,3 @@ PRESETS = {
         "weight_decay": 0.0001,
     },
 }
-
-
-class DeepClusterV2(PrototypeMethod):
-    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views.
-
-    Attributes:
-        bank: embeddings of the assigned views of every image, from the epoch so far or the one before, and the clusters
-            that the images have in this epoch.
-    """
-
-    Config = Config
-    remedy = "a smaller --lr, fewer --prototypes, or softer views"
-
-    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
-        super().__init__(backbone, config, config.prototypes)
-        self.bank = MemoryBank(len(config.assign_views), len(config.prototypes), config.dim)
-        self.classifiers.requires_grad_(False)  # they are centroids
-
-    @staticmethod
-    def check_data(config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None) -> None:
-        PrototypeMethod.check_data(config, batch_size, num_images, num_views, steps)
-        shown = num_images // batch_size * batch_size
-        if max(config.prototypes) > shown:
-            raise InputError(
-                f"--prototypes {max(config.prototypes)} is more than the {shown} images of an epoch, which they are made of: "
-                "give fewer"
-            )
-
-    def make_room(self, state: dict[str, Tensor]) -> None:
-        if "bank.written" in state:
-            self.bank.make_room(len(state["bank.written"]))
-
-    @torch.no_grad()
-    def prepare_epoch(self, epoch: int, loader) -> None:
-        """Cluster what the epoch before has left in the bank; before the first, one pass over the images fills it."""
-        bank = self.bank
-        if not len(bank):
-            bank.make_room(len(loader.data))
-            for batch in loader.epoch(0):
-                # each view alone, as batch normalisation will see it; its running statistics learn
-                views = [self.embed_views([batch.views[v]])[0] for v in self.config.assign_views]
-                bank.write(torch.stack(views), batch.indices)
-        written = bank.written.nonzero().flatten()
-        mine = written[distributed.rank() :: distributed.world_size()]
-        bank.clusters.fill_(IGNORED)
-        for head in range(len(self.classes)):
-            generator = np.random.default_rng([loader.seed, epoch, head])
-            embeddings = bank.embeddings[head % len(bank.embeddings)]
-            bank.clusters[head, mine] = self.assign(head, embeddings[written], embeddings[mine], generator)
-        bank.clusters.copy_(distributed.max_over_ranks(bank.clusters))  # IGNORED is the least
-        bank.written.zero_()
-
-    def assign(self, head: int, embeddings: Tensor, mine: Tensor, generator: np.random.Generator) -> Tensor:
-        """The clusters of the embeddings `mine`, this rank's share of all `embeddings`; sets the head's prototypes."""
-        if len(embeddings) < self.classes[head]:
-            raise RunError(
-                f"--prototypes {self.classes[head]} is more than the {len(embeddings)} different images that could be read: "
-                "give fewer, or repair the reported files"
-            )
-        first = generator.choice(len(embeddings), self.classes[head], replace=False)
-        start = embeddings[torch.from_numpy(first).to(embeddings.device)]
-        clusters, centroids = spherical_kmeans(mine, start, self.config.kmeans_iterations)
-        self.classifiers[head].weight.copy_(centroids)
-        return clusters
-
-    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
-        scores = self.scores(embeddings)  # H × V × (B, K_h)
-        clusters = self.bank.clusters[:, indices]
-        terms = [assigned_cross_entropy(z, c, self.temperature) for z, c in zip(scores, clusters, strict=True)]
-        terms = torch.stack(terms)
-        self.bank.write(torch.stack([embeddings[v].detach() for v in self.config.assign_views]), indices)
-        return Step(terms.mean(), {"terms": terms.detach(), **self.occupancy(scores)})

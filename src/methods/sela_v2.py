@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..assignments import balanced_prototype_labels
-from ..config import RunError, require_at_least, require_positive, require_sizes, require_views
+from ..config import require_at_least, require_positive, require_sizes, require_views
+from ..errors import RunError
 from .deepcluster_v2 import DeepClusterV2
 
 
@@ -38,6 +39,32 @@ class Config:
         require_at_least(self, max_iterations=1, freeze_prototypes=0, dim=1, hidden_dim=1)
         require_sizes(self, "prototypes")
         require_views(self, "assign_views")
+
+
+class SeLaV2(DeepClusterV2):
+    """See `DeepClusterV2`; the clusters are balanced labels, and the prototypes learn."""
+
+    Config = Config
+    remedy = "a larger --lam, more --freeze-prototypes steps, or softer views"
+
+    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
+        super().__init__(backbone, config, num_global)
+        self.classifiers.requires_grad_(True)
+
+    def assign(self, head: int, embeddings: Tensor, *, mine: Tensor, generator: np.random.Generator) -> Tensor:
+        try:
+            return balanced_prototype_labels(
+                mine,
+                self.classifiers[head].weight,
+                self.temperature,
+                lam=self.config.lam,
+                tolerance=self.config.tolerance,
+                max_iterations=self.config.max_iterations,
+            )
+        except ValueError as error:
+            raise RunError(
+                f"the labels of head {head} cannot be balanced ({error}): try a smaller --lam or --lr"
+            ) from None
 
 
 PRESETS = {
@@ -97,23 +124,3 @@ PRESETS = {
         "weight_decay": 0.0001,
     },
 }
-
-
-class SeLaV2(DeepClusterV2):
-    """See `DeepClusterV2`; the clusters are balanced labels, and the prototypes learn."""
-
-    Config = Config
-    remedy = "a larger --lam, more --freeze-prototypes steps, or softer views"
-
-    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
-        super().__init__(backbone, config, num_global)
-        self.classifiers.requires_grad_(True)
-
-    def assign(self, head: int, embeddings: Tensor, mine: Tensor, generator: np.random.Generator) -> Tensor:
-        limits = self.config.lam, self.config.tolerance, self.config.max_iterations
-        try:
-            return balanced_prototype_labels(mine, self.classifiers[head].weight, self.temperature, *limits)
-        except ValueError as error:
-            raise RunError(
-                f"the labels of head {head} cannot be balanced ({error}): try a smaller --lam or --lr"
-            ) from None

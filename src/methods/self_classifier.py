@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..config import InputError, require_at_least, require_positive, require_sizes
+from ..config import require_at_least, require_positive, require_sizes
+from ..errors import InputError
 from ..losses import self_classifier_terms
 from ..models.heads import ProjectionHead, WeightNormClassifier
 from ..queues import NearestNeighborQueue
@@ -48,6 +49,82 @@ class Config:
             raise InputError(
                 "--queue-length is 1: expected 0 (no queue) or at least 2, the best and the second best match"
             )
+
+
+class SelfClassifier(ClassifierMethod):
+    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views."""
+
+    Config = Config
+    remedy = "a larger --lr, a lower --col-tau, or a larger --batch-size"
+
+    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
+        super().__init__()
+        if config.head_layers == 0 and config.dim != backbone.width:
+            raise InputError(
+                f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}"
+            )
+        self.config = config
+        self.num_global = num_global
+        self.classes, self.temperature = config.classes, config.row_tau
+        self.backbone = backbone
+        self.projection_head = ProjectionHead(
+            backbone.width,
+            config.hidden_dim,
+            config.dim,
+            layers=config.head_layers,
+            bn=config.head_bn,
+            activation=config.activation,
+        )
+        self.classifiers = torch.nn.ModuleList(
+            WeightNormClassifier(config.dim, size, fixed=config.fixed_classifiers) for size in config.classes
+        )
+        self.queue = NearestNeighborQueue(config.queue_length, config.dim) if config.queue_length else None
+        self._couples_images = any(isinstance(module, _BatchNorm) for module in self.modules())
+
+    @staticmethod
+    def check_data(
+        config: Config, *, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
+    ) -> None:
+        length = config.queue_length
+        if length and length < batch_size:
+            raise InputError(f"--queue-length {length} is shorter than --batch-size {batch_size}: lengthen the queue")
+        if length > num_images:
+            raise InputError(
+                f"--queue-length {length} is longer than the data set ({num_images} images), so an image's nearest "
+                f"neighbour could be itself: expected {batch_size} to {num_images}, or 0 for no queue"
+            )
+
+    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
+        # view 0 by its nearest neighbour among past images; the look-up precedes the push
+        neighbors = None
+        first = embeddings[0].detach()
+        if self.queue is not None:
+            if self.queue.full:
+                rows = self.queue.nearest_rows(first, indices)
+                neighbors = self.queue.indices[rows]
+                if self.config.use_neighbors:
+                    embeddings = [self.queue.embeddings[rows].to(first.dtype), *embeddings[1:]]
+            self.queue.push(first, indices)
+
+        # all views through each classifier at once
+        stacked = torch.cat(embeddings)
+        logits = [
+            classifier(stacked).unflatten(0, (len(embeddings), -1)) for classifier in self.classifiers
+        ]  # K × V × (B, C_k)
+        terms = self_classifier_terms(
+            logits,
+            row_tau=self.config.row_tau,
+            col_tau=self.config.col_tau,
+            eps=self.config.eps,
+            num_global=self.num_global,
+        )
+        return Step(terms.mean(), {"terms": terms.detach(), **self.occupancy(logits)}, neighbors)
+
+    def idle_views(self) -> int:
+        """View 0 once its neighbour replaces it. But not with batch normalisation: through the batch's statistics the
+        other views' gradient flows into view 0 as well."""
+        replaced = self.queue is not None and self.queue.full and self.config.use_neighbors
+        return int(replaced and not self._couples_images)
 
 
 PRESETS = {
@@ -132,70 +209,3 @@ PRESETS = {
         "weight_decay": 0.0001,
     },
 }
-
-
-class SelfClassifier(ClassifierMethod):
-    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views."""
-
-    Config = Config
-    remedy = "a larger --lr, a lower --col-tau, or a larger --batch-size"
-
-    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
-        super().__init__()
-        if config.head_layers == 0 and config.dim != backbone.width:
-            raise InputError(
-                f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}"
-            )
-        self.config = config
-        self.num_global = num_global
-        self.classes, self.temperature = config.classes, config.row_tau
-        self.backbone = backbone
-        self.projection_head = ProjectionHead(
-            backbone.width, config.hidden_dim, config.dim, config.head_layers, config.head_bn, config.activation
-        )
-        self.classifiers = torch.nn.ModuleList(
-            WeightNormClassifier(config.dim, size, fixed=config.fixed_classifiers) for size in config.classes
-        )
-        self.queue = NearestNeighborQueue(config.queue_length, config.dim) if config.queue_length else None
-        self._couples_images = any(isinstance(module, _BatchNorm) for module in self.modules())
-
-    @staticmethod
-    def check_data(
-        config: Config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
-    ) -> None:
-        length = config.queue_length
-        if length and length < batch_size:
-            raise InputError(f"--queue-length {length} is shorter than --batch-size {batch_size}: lengthen the queue")
-        if length > num_images:
-            raise InputError(
-                f"--queue-length {length} is longer than the data set ({num_images} images), so an image's nearest "
-                f"neighbour could be itself: expected {batch_size} to {num_images}, or 0 for no queue"
-            )
-
-    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
-        # view 0 by its nearest neighbour among past images; the look-up precedes the push
-        neighbors = None
-        first = embeddings[0].detach()
-        if self.queue is not None:
-            if self.queue.full:
-                rows = self.queue.nearest_rows(first, indices)
-                neighbors = self.queue.indices[rows]
-                if self.config.use_neighbors:
-                    embeddings = [self.queue.embeddings[rows].to(first.dtype), *embeddings[1:]]
-            self.queue.push(first, indices)
-
-        # all views through each classifier at once
-        stacked = torch.cat(embeddings)
-        logits = [
-            classifier(stacked).unflatten(0, (len(embeddings), -1)) for classifier in self.classifiers
-        ]  # K × V × (B, C_k)
-        terms = self_classifier_terms(
-            logits, self.config.row_tau, self.config.col_tau, self.config.eps, self.num_global
-        )
-        return Step(terms.mean(), {"terms": terms.detach(), **self.occupancy(logits)}, neighbors)
-
-    def idle_views(self) -> int:
-        """View 0 once its neighbour replaces it. But not with batch normalisation: through the batch's statistics the
-        other views' gradient flows into view 0 as well."""
-        replaced = self.queue is not None and self.queue.full and self.config.use_neighbors
-        return int(replaced and not self._couples_images)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import distributed
-from ..config import InputError, require_at_least, require_positive
+from ..config import require_at_least, require_positive
+from ..errors import InputError
 from ..losses import self_classifier_v1_terms
 from ..models.heads import CosineClassifier, ProjectionHead
 from .base import ClassifierMethod, Step
@@ -40,6 +41,75 @@ class Config:
         require_at_least(self, num_classifiers=1, num_classes=2, softmax_group=0, dim=1, hidden_dim=1, head_layers=0)
         if self.softmax_group == 1:
             raise InputError("--softmax-group is 1: an image alone has nothing to be compared with; expected 0 or more")
+
+
+class SelfClassifierV1(ClassifierMethod):
+    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config."""
+
+    Config = Config
+
+    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
+        super().__init__()
+        if config.head_layers == 0 and config.dim != backbone.width:
+            raise InputError(
+                f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}"
+            )
+        self.config = config
+        self.classes, self.temperature = (config.num_classes,) * config.num_classifiers, config.tau
+        self.backbone = backbone
+        self.projection_head = ProjectionHead(
+            backbone.width,
+            config.hidden_dim,
+            config.dim,
+            layers=config.head_layers,
+            bn=True,
+            activation="leaky_relu",
+            std=None,
+            eps=1e-12,
+        )
+        self.classifiers = torch.nn.ModuleList(
+            CosineClassifier(config.dim, config.num_classes, config.learnable) for _ in range(config.num_classifiers)
+        )
+        self.group = config.softmax_group  # images per column softmax; 0 until the first batch tells
+
+    @staticmethod
+    def check_data(
+        config: Config, *, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
+    ) -> None:
+        if num_views != 2:
+            raise InputError(
+                f"self_classifier_v1 compares two views, --global-crops-number and --local-crops-number make {num_views}"
+            )
+        per_rank = batch_size // distributed.world_size()
+        if config.softmax_group and per_rank % config.softmax_group:
+            raise InputError(
+                f"--softmax-group {config.softmax_group} does not divide the {per_rank} images per rank and step: "
+                "give a divisor, or 0 for the batch of all ranks"
+            )
+
+    def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
+        """Unit embeddings of two views, 2 × (B, D). Batch normalisation sees each view alone."""
+        return [self.embed(view) for view in views]
+
+    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
+        logits = [[classifier(view) for view in embeddings] for classifier in self.classifiers]  # K × 2 × (B, C)
+        terms = self_classifier_v1_terms(
+            logits, self.config.tau, normalize_targets=self.config.normalize_targets, group=self.config.softmax_group
+        )
+        self.group = self.config.softmax_group or len(indices) * distributed.world_size()
+        agreement = [(a.argmax(dim=1) == b.argmax(dim=1)).float().mean() for a, b in logits]
+        numbers = {"terms": terms.detach(), "agreement": torch.stack(agreement), **self.occupancy(logits)}
+        return Step(terms.mean(), numbers)
+
+    def collapsed_loss(self, k: int) -> float:
+        """Without normalised targets an image weighs as much as there are classes per image."""
+        weight = 1.0 if self.config.normalize_targets else self.config.num_classes / self.group
+        return weight * super().collapsed_loss(k)
+
+    def summarize(self, averages: dict[str, Tensor]) -> dict[str, float | int]:
+        """Also the `agreement` of the named classifier: how often both views of an image get the same class."""
+        summary = super().summarize(averages)
+        return summary | {"agreement": averages["agreement"][summary["classifier"]].item()}
 
 
 PRESETS = {
@@ -114,69 +184,3 @@ PRESETS = {
         "save_every": 25,
     },
 }
-
-
-class SelfClassifierV1(ClassifierMethod):
-    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config."""
-
-    Config = Config
-
-    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
-        super().__init__()
-        if config.head_layers == 0 and config.dim != backbone.width:
-            raise InputError(
-                f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}"
-            )
-        self.config = config
-        self.classes, self.temperature = (config.num_classes,) * config.num_classifiers, config.tau
-        self.backbone = backbone
-        self.projection_head = ProjectionHead(
-            *(backbone.width, config.hidden_dim, config.dim, config.head_layers),
-            bn=True,
-            activation="leaky_relu",
-            std=None,
-            eps=1e-12,
-        )
-        self.classifiers = torch.nn.ModuleList(
-            CosineClassifier(config.dim, config.num_classes, config.learnable) for _ in range(config.num_classifiers)
-        )
-        self.group = config.softmax_group  # images per column softmax; 0 until the first batch tells
-
-    @staticmethod
-    def check_data(
-        config: Config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
-    ) -> None:
-        if num_views != 2:
-            raise InputError(
-                f"self_classifier_v1 compares two views, --global-crops-number and --local-crops-number make {num_views}"
-            )
-        per_rank = batch_size // distributed.world_size()
-        if config.softmax_group and per_rank % config.softmax_group:
-            raise InputError(
-                f"--softmax-group {config.softmax_group} does not divide the {per_rank} images per rank and step: "
-                "give a divisor, or 0 for the batch of all ranks"
-            )
-
-    def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
-        """Unit embeddings of two views, 2 × (B, D). Batch normalisation sees each view alone."""
-        return [self.embed(view) for view in views]
-
-    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
-        logits = [[classifier(view) for view in embeddings] for classifier in self.classifiers]  # K × 2 × (B, C)
-        terms = self_classifier_v1_terms(
-            logits, self.config.tau, self.config.normalize_targets, self.config.softmax_group
-        )
-        self.group = self.config.softmax_group or len(indices) * distributed.world_size()
-        agreement = [(a.argmax(dim=1) == b.argmax(dim=1)).float().mean() for a, b in logits]
-        numbers = {"terms": terms.detach(), "agreement": torch.stack(agreement), **self.occupancy(logits)}
-        return Step(terms.mean(), numbers)
-
-    def collapsed_loss(self, k: int) -> float:
-        """Without normalised targets an image weighs as much as there are classes per image."""
-        weight = 1.0 if self.config.normalize_targets else self.config.num_classes / self.group
-        return weight * super().collapsed_loss(k)
-
-    def summarize(self, averages: dict[str, Tensor]) -> dict[str, float | int]:
-        """Also the `agreement` of the named classifier: how often both views of an image get the same class."""
-        summary = super().summarize(averages)
-        return summary | {"agreement": averages["agreement"][summary["classifier"]].item()}

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .. import distributed
 from ..assignments import sinkhorn
-from ..config import InputError, require_at_least, require_positive, require_views
+from ..config import require_at_least, require_positive, require_views
+from ..data.training import TrainingData
+from ..errors import InputError
 from ..losses import swapped_prediction
 from ..queues import EmbeddingQueue
 from .base import PrototypeMethod, Step
@@ -42,6 +44,69 @@ class Config:
         require_at_least(self, epsilon=1e-4, prototypes=2, sinkhorn_iterations=1, dim=1, hidden_dim=1)
         require_at_least(self, queue_length=0, queue_start=0, freeze_prototypes=0)
         require_views(self, "assign_views")
+
+
+class SwAV(PrototypeMethod):
+    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views."""
+
+    Config = Config
+    remedy = "a smaller --epsilon, more --freeze-prototypes steps, or softer views"
+
+    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
+        super().__init__(backbone, config, (config.prototypes,))
+        queues = len(config.assign_views) if config.queue_length else 0
+        self.queues = torch.nn.ModuleList(EmbeddingQueue(config.queue_length, config.dim) for _ in range(queues))
+        self.register_buffer("queue_started", torch.zeros((), dtype=torch.bool))
+        self._started = False  # a mirror on the host, so that a step does not wait for the device
+        if self.queues:
+            self.register_load_state_dict_post_hook(lambda module, _: module._read_back())
+
+    def _read_back(self) -> None:
+        self._started = bool(self.queue_started)
+
+    @staticmethod
+    def check_data(
+        config: Config, *, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
+    ) -> None:
+        PrototypeMethod.check_data(
+            config, batch_size=batch_size, num_images=num_images, num_views=num_views, steps=steps
+        )
+        if config.queue_length and config.queue_length < batch_size:
+            raise InputError(
+                f"--queue-length {config.queue_length} is shorter than --batch-size {batch_size}: lengthen it, or give 0 for none"
+            )
+        full = config.queue_start * (num_images // batch_size) + -(-config.queue_length // batch_size)
+        if config.queue_length and steps is not None and full >= steps:
+            raise InputError(
+                f"--queue-length {config.queue_length}, filled from epoch {config.queue_start} on (--queue-start), would be full after "
+                f"{full} steps, and the run has {steps}: shorten it, start it earlier, or give 0 for none"
+            )
+
+    def prepare_epoch(self, epoch: int, data: TrainingData) -> None:
+        self._started = epoch >= self.config.queue_start
+        self.queue_started.fill_(self._started)
+
+    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
+        (scores,) = self.scores(embeddings)  # V × (B, K)
+        terms = []
+        for i, assigned in enumerate(self.config.assign_views):
+            codes = self._codes(i, embeddings[assigned].detach(), scores[assigned].detach())
+            others = [z for v, z in enumerate(scores) if v != assigned]
+            terms += [swapped_prediction(z, codes, self.temperature) for z in others]
+        loss = torch.stack(terms).mean()
+        return Step(loss, {"terms": loss.detach()[None], **self.occupancy([scores])})
+
+    @torch.no_grad()
+    def _codes(self, i: int, embeddings: Tensor, scores: Tensor) -> Tensor:
+        """Codes (B, K) of the i-th assigned view. Once its queue is full, past embeddings are balanced together with the
+        batch; the look at the queue precedes the push, so that no image counts twice."""
+        if self.queues and self._started:
+            if self.queues[i].full:
+                # Sinkhorn goes over all ranks: each brings its share of the queue
+                past = self.queues[i].embeddings.tensor_split(distributed.world_size())[distributed.rank()]
+                scores = torch.cat([self.classifiers[0](past), scores])
+            self.queues[i].push(embeddings)
+        return sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_iterations)[-len(embeddings) :]
 
 
 PRESETS = {
@@ -137,62 +202,3 @@ PRESETS = {
         "weight_decay": 0.0001,
     },
 }
-
-
-class SwAV(PrototypeMethod):
-    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views."""
-
-    Config = Config
-    remedy = "a smaller --epsilon, more --freeze-prototypes steps, or softer views"
-
-    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
-        super().__init__(backbone, config, (config.prototypes,))
-        queues = len(config.assign_views) if config.queue_length else 0
-        self.queues = torch.nn.ModuleList(EmbeddingQueue(config.queue_length, config.dim) for _ in range(queues))
-        self.register_buffer("queue_started", torch.zeros((), dtype=torch.bool))
-        self._started = False  # a mirror on the host, so that a step does not wait for the device
-        if self.queues:
-            self.register_load_state_dict_post_hook(lambda module, _: module._read_back())
-
-    def _read_back(self) -> None:
-        self._started = bool(self.queue_started)
-
-    @staticmethod
-    def check_data(config, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None) -> None:
-        PrototypeMethod.check_data(config, batch_size, num_images, num_views, steps)
-        if config.queue_length and config.queue_length < batch_size:
-            raise InputError(
-                f"--queue-length {config.queue_length} is shorter than --batch-size {batch_size}: lengthen it, or give 0 for none"
-            )
-        full = config.queue_start * (num_images // batch_size) + -(-config.queue_length // batch_size)
-        if config.queue_length and steps is not None and full >= steps:
-            raise InputError(
-                f"--queue-length {config.queue_length}, filled from epoch {config.queue_start} on (--queue-start), would be full after "
-                f"{full} steps, and the run has {steps}: shorten it, start it earlier, or give 0 for none"
-            )
-
-    def prepare_epoch(self, epoch: int, loader) -> None:
-        self._started = epoch >= self.config.queue_start
-        self.queue_started.fill_(self._started)
-
-    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
-        (scores,) = self.scores(embeddings)  # V × (B, K)
-        terms = []
-        for i, assigned in enumerate(self.config.assign_views):
-            codes = self._codes(i, embeddings[assigned].detach(), scores[assigned].detach())
-            others = [z for v, z in enumerate(scores) if v != assigned]
-            terms += [swapped_prediction(z, codes, self.temperature) for z in others]
-        loss = torch.stack(terms).mean()
-        return Step(loss, {"terms": loss.detach()[None], **self.occupancy([scores])})
-
-    @torch.no_grad()
-    def _codes(self, i: int, embeddings: Tensor, scores: Tensor) -> Tensor:
-        """Codes (B, K) of the i-th assigned view. Once its queue is full, past embeddings are balanced together with the
-        batch; the look at the queue precedes the push, so that no image counts twice."""
-        if self.queues and self._started:
-            if self.queues[i].full:
-                # Sinkhorn goes over all ranks: each brings its share of the queue
-                past = self.queues[i].embeddings.tensor_split(distributed.world_size())[distributed.rank()]
-                scores = torch.cat([self.classifiers[0](past), scores])
-            self.queues[i].push(embeddings)
-        return sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_iterations)[-len(embeddings) :]

@@ -7,31 +7,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import InputError
+from ..errors import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
 VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; depth is 12
-OWN_NAMES = ("small_convnet", *CIFAR_RESNETS, *VITS)  # whose parameters are not called as torchvision's
+OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # whose parameters are not called as torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
 
-def build_backbone(arch: str, in_channels: int = 3, image_size: int = 224, patch_size: int = 16) -> nn.Module:
+def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> nn.Module:
     """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F), F in its attribute `width`.
 
     Args:
         arch: "small_convnet", "cifar_resnet18", "cifar_resnet34", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny",
-            "vit_small", "vit_base", or the name of a torchvision network whose classifier is called `fc`.
+            "vit_small", "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity",
+            for features of width `in_channels`.
         image_size: side of the global views; a ViT's position embedding is made for it and interpolated for others.
 
     Raises:
         InputError: if there is no such network, or it does not take such images.
     """
+    if arch == "identity":
+        return Identity(in_channels)
     if arch == "small_convnet":
         return SmallConvNet(in_channels)
     if arch in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[arch], in_channels)
     if arch in VITS:
-        return _vit(arch, in_channels, image_size, patch_size)
+        return _vit(arch, in_channels, image_size=image_size, patch_size=patch_size)
     return _torchvision(arch, in_channels)
 
 
@@ -60,7 +63,7 @@ def _torchvision(arch: str, in_channels: int) -> nn.Module:
     return backbone
 
 
-def _vit(arch: str, in_channels: int, image_size: int, patch_size: int) -> nn.Module:
+def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer  # slow to import
 
     if image_size % patch_size:
@@ -121,7 +124,7 @@ class WideResNet(nn.Module):
 # small images
 
 
-def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
+def conv_bn(inputs: int, outputs: int, size: int, *, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
@@ -144,14 +147,24 @@ class SmallConvNet(nn.Module):
         return self.avgpool(self.layers(images)).flatten(1)
 
 
+class Identity(nn.Identity):
+    """Frozen features as they are, (B, F) → (B, F)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.residual = nn.Sequential(conv_bn(inputs, outputs, 3, stride), nn.ReLU(), conv_bn(outputs, outputs, 3))
+        self.residual = nn.Sequential(
+            conv_bn(inputs, outputs, 3, stride=stride), nn.ReLU(), conv_bn(outputs, outputs, 3)
+        )
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
+        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.residual(x) + self.shortcut(x))
@@ -181,7 +194,7 @@ class CifarResNet(nn.Module):
         return self.avgpool(self.stages(self.stem(images))).flatten(1)
 
 
-def pool_windows(backbone: nn.Module, window: int, in_channels: int, image_size: int) -> int:
+def pool_windows(backbone: nn.Module, window: int, *, in_channels: int, image_size: int) -> int:
     """Replace the mean over the whole last map by those over all windows of `window` × `window` of its places, one step
     apart, in place: a backbone with C channels then gives (B, C · n) features, the n windows of a channel side by side.
 

@@ -24,6 +24,7 @@ class ProjectionHead(nn.Module):
         width: int,
         hidden_dim: int,
         dim: int,
+        *,
         layers: int,
         bn: bool,
         activation: str,

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import InputError
+
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
@@ -27,12 +29,12 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_activations(backbone: nn.Module) -> int:
-    """Remember only the inputs of each block of a backbone and run the blocks again during backward.
+    """Keep only the inputs of each block of a backbone, run the blocks again during backward; return their number.
 
     A block is a child of one of the backbone's own sequences: of `layer1` to `layer4` in a ResNet, `blocks` in a ViT.
 
-    Returns:
-        The number of blocks; 0 means that nothing was changed.
+    Raises:
+        InputError: if the backbone has no such blocks.
     """
     blocks = [
         block
@@ -41,6 +43,9 @@ def checkpoint_activations(backbone: nn.Module) -> int:
         for block in sequence
         if any(True for _ in block.parameters())
     ]
+    if not blocks:
+        name = type(backbone).__name__
+        raise InputError(f"--checkpoint-activations: {name} has no sequence of blocks to run again: drop it")
     for block in blocks:
         contexts = partial(_first_and_second_run, block)
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=sc_100ep_train_q_len_128K --nodes=11 --gpus-per-node=6 --cpus-per-gpu=16 --mem=64G --time=6:00:00
 #SBATCH --requeue --signal=B:USR1@120 --open-mode=append
-# Self-Classifier, 100 epochs, ablation of queue_len: queue of 128K; with a learning rate of 0.2 per 256 images, as theirs.
+# Self-Classifier, 100 epochs, ablation of queue_len: queue of 128K; with a learning rate of 0.2 per 256 images, as in the authors' script.
 # published: none   ours: not run
 # cost: at most 396 GPU hours per start (11 x 6 GPUs, 6:00:00)
 . "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}/scripts/common.sh" ||

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-FORMATS = (".png", ".pdf")
+FORMATS = (".png", ".pdf", ".svg")
+_dpi: list[int] = [150]  # of the figures that are drawn now
 INK, MUTED, FAINT, ACCENT = "#1f2328", "#656d76", "#d8dee4", "#0a3069"
 WRONG = "#d1242f"
 LINES = ["#0969da", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#bf3989"]
@@ -38,6 +39,7 @@ def confusion_matrix(
     path: str | PathLike,
     labels: ArrayLike,
     clusters: ArrayLike,
+    *,
     mapping: Mapping[int, int],
     class_names: Sequence[str],
 ) -> None:
@@ -59,7 +61,7 @@ def confusion_matrix(
         FileNotFoundError: if the folder does not exist.
         ValueError: if a cluster has no class, a class has no name, or the lengths differ.
     """
-    counts, cluster_ids, columns, accuracy = _cells(labels, clusters, mapping, len(class_names))
+    counts, cluster_ids, columns, accuracy = _cells(labels, clusters, mapping=mapping, num_names=len(class_names))
     K, C = counts.shape
     share = counts / counts.sum(axis=1, keepdims=True)
 
@@ -107,7 +109,7 @@ def confusion_matrix(
 
 
 def _cells(
-    labels: ArrayLike, clusters: ArrayLike, mapping: Mapping[int, int], num_names: int
+    labels: ArrayLike, clusters: ArrayLike, *, mapping: Mapping[int, int], num_names: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """(K, C) images of each cluster and class, the clusters in that order, the classes, and the share that is placed right."""
     labels, clusters = np.asarray(labels), np.asarray(clusters)
@@ -131,11 +133,12 @@ def _cells(
 def gallery(
     path: str | PathLike,
     images: Callable[[int], NDArray],
-    labels: ArrayLike | None,
     clusters: ArrayLike,
     confidences: ArrayLike,
-    mapping: Mapping[int, int] | None,
-    class_names: Sequence[str] | None,
+    *,
+    labels: ArrayLike | None = None,
+    mapping: Mapping[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
     per_cluster: int = 10,
     max_clusters: int = 20,
 ) -> None:
@@ -201,11 +204,11 @@ def gallery(
         titles.append((f"cluster {cluster_ids[k]}{name}", captions[k]))
     which = "each cluster" if len(ranking) == len(cluster_ids) else f"{len(ranking)} of {len(cluster_ids):,} clusters"
     header = f"The most confident images of {which}." + (" Red frame: of another class." if any_wrong else "")
-    _draw_rows(path, rows, titles, header)
+    _draw_rows(path, rows, titles=titles, header=header)
 
 
 def _draw_rows(
-    path: str | PathLike, rows: Sequence[Sequence[NDArray]], titles: Sequence[tuple[str, str]], header: str
+    path: str | PathLike, rows: Sequence[Sequence[NDArray]], *, titles: Sequence[tuple[str, str]], header: str
 ) -> None:
     """Rows of (side, side, 3) tiles with a two-line title at the left of each row, exact to the pixel."""
     dpi, gap, margin = 100, 6, 24
@@ -347,7 +350,9 @@ def cluster_sizes(path: str | PathLike, sizes: ArrayLike, class_sizes: ArrayLike
 # ---- points in the plane --------------------------------------------------------------------------------------------
 
 
-def scatter(path: str | PathLike, points: ArrayLike, labels: ArrayLike, class_names: Sequence[str]) -> None:
+def scatter(
+    path: str | PathLike, points: ArrayLike, labels: ArrayLike, *, class_names: Sequence[str], title: str = ""
+) -> None:
     """Draw points in the colours of their classes, without axes; up to 20 classes are named at the side.
 
     Args:
@@ -376,6 +381,7 @@ def scatter(path: str | PathLike, points: ArrayLike, labels: ArrayLike, class_na
         for colour, name in zip(colours, classes, strict=True):
             x, y = points[labels == name].T
             axes.scatter(x, y, s=10, color=colour, linewidths=0, label=_shortened(class_names[name], 24))
+        axes.set_title(title, loc="left")
         axes.set_axis_off()
         if len(classes) <= 20:
             figure.legend(loc="outside right center", frameon=False, markerscale=1.5)
@@ -436,7 +442,19 @@ def _cycled(values: Sequence) -> Iterator:
 
 
 @contextmanager
-def _figure(path: str | PathLike, width: float, height: float, dpi: int = 150, layout: str | None = None) -> Iterator:
+def resolution(dpi: int) -> Iterator[None]:
+    """Draw the figures of this block with another resolution, in dots per inch."""
+    _dpi.append(dpi)
+    try:
+        yield
+    finally:
+        _dpi.pop()
+
+
+@contextmanager
+def _figure(
+    path: str | PathLike, width: float, height: float, *, dpi: int | None = None, layout: str | None = None
+) -> Iterator:
     """A white figure of width by height inches to draw on, written to `path` at the end of the block."""
     if Path(path).suffix not in FORMATS:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(FORMATS)}")
@@ -446,6 +464,7 @@ def _figure(path: str | PathLike, width: float, height: float, dpi: int = 150, l
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    dpi = dpi or _dpi[-1]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=dpi, layout=layout, facecolor="white")
         FigureCanvasAgg(figure)

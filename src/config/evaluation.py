@@ -1,0 +1,337 @@
+"""Options of cls_eval.py, lincls_eval.py and knn_eval.py."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from ..errors import InputError
+from . import flags
+from .flags import Options, flag, require_at_least, require_momentum, require_positive
+from .training import DataOptions, DeviceOptions
+
+SUPERCLASSES = ("2", "3", "4", "5", "6", "entity13", "entity30", "living17", "nonliving26")
+
+
+class EvaluationOptions(DeviceOptions, DataOptions):
+    """What all evaluations share. A subclass declares the flags `checkpoint`, `arch` and `output_dir`."""
+
+    checkpoint: str
+    arch: str
+    output_dir: str
+
+    def check(self) -> None:
+        if not self.checkpoint:
+            raise InputError("--checkpoint is missing: name a file written by train.py, or a released model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeansOptions(Options):
+    """k-means on features"""
+
+    kmeans: int = (
+        0  # number of clusters of k-means on features, scored instead of the classifiers' clusters (0: no k-means)
+    )
+    layer: Literal["backbone", "head"] = "backbone"  # layer whose output is clustered; head: the embedding
+    normalize: bool = False  # scale features to unit length first
+    fit_share: float = (
+        1.0  # share of each class's training images that k-means is fitted on, drawn by --seed; published: 0.1
+    )
+    fit_list: str = ""  # file that lists these images instead, one per line: CLASS/NAME or NAME, or positions in memory
+    init: Literal["k-means++", "random"] = "k-means++"  # initial centroids; random: images drawn by --seed
+    restarts: int = 10  # number of starts; the fit with the smallest sum of squared distances counts
+    seed: int = 0  # seed of the draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClsEvalOptions(KMeansOptions, EvaluationOptions):
+    """evaluation"""
+
+    checkpoint: str = (
+        ""  # run folder or file of train.py, a file of another project, or a name of `python -m src.pretrained list`
+    )
+    arch: str = ""  # architecture of a released network whose file does not name it (default: resnet50)
+    split: Literal["train", "test"] = "test"  # split of the data
+    classifier: int | None = None  # classifier to score (default: the one that training chose)
+    ensemble: bool = False  # also score the mean prediction of all classifiers of this size; a second pass
+    feature_quality: bool = (
+        False  # also compute RankMe of the backbone's features and the clusters' silhouette; a second pass
+    )
+    compare: tuple[str, ...] = ()  # other checkpoints whose clusters of the same images are compared (AMI)
+    batch_size: int = 256  # images per forward pass and rank
+    features_cache: str = ""  # folder where features are looked for and stored
+    superclass: tuple[
+        str, ...
+    ] = ()  # ImageNet superclasses to score against as well: levels 2 to 6, entity13, entity30, living17, nonliving26
+    hierarchy: str = ""  # folder of their three files (default: the one `python -m src.data.imagenet get` writes to)
+    pixel_kmeans: bool = False  # also score k-means on raw pixels, for small images held in memory
+    grids: int = 0  # number of figures with nine random images of a cluster each, the most accurate clusters first
+    pca: bool = False  # draw the backbone's features along their two principal directions
+    tsne: int = 0  # number of t-SNE figures of the backbone's features, each with other random classes
+    tsne_classes: int = 10  # classes per t-SNE figure (0: all)
+    figures: Literal["png", "pdf", "svg"] = "png"  # file format of the figures
+    dpi: int = 150  # resolution of the figures in dots per inch
+    output_dir: str = ""  # folder for the results (default: beside the checkpoint, with --kmeans in its folder kmeans/)
+
+    def check(self) -> None:
+        require_at_least(self, batch_size=1, grids=0, tsne=0, tsne_classes=0, kmeans=0, restarts=1, seed=0, dpi=10)
+        require_positive(self, "fit_share")
+        for field in fields(KMeansOptions):
+            if not self.kmeans and getattr(self, field.name) != field.default:
+                raise InputError(f"{flag(field.name)} is for k-means, which --kmeans asks for: give that, or drop this")
+        for choice in self.superclass:
+            if choice not in SUPERCLASSES:
+                raise InputError(f"--superclass {choice}: expected some of {', '.join(SUPERCLASSES)}")
+        if self.hierarchy and not self.superclass:
+            raise InputError("--hierarchy is for superclasses, which --superclass asks for: give that, or drop this")
+        if self.kmeans and self.classifier is not None:
+            raise InputError("--kmeans and --classifier both name the clusters to score: drop one")
+        if self.kmeans and self.ensemble:
+            raise InputError("--ensemble puts classifiers together, --kmeans does without them: drop one")
+        if self.fit_share > 1:
+            raise InputError(f"--fit-share is {self.fit_share}: expected a fraction, 0.1 for 10 %")
+        if self.fit_share < 1 and self.fit_list:
+            raise InputError("--fit-share and --fit-list both choose the images to fit on: drop one")
+
+    def unused(self) -> dict[str, str]:
+        """Return {flag without effect beside the other flags: the reason}."""
+        return {} if self.tsne else {"--tsne-classes": "--tsne is not given"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinclsEvalOptions(EvaluationOptions):
+    """linear classifier"""
+
+    checkpoint: str = (
+        ""  # run folder or file of train.py, a file of the authors, or a name of `python -m src.pretrained list`
+    )
+    preset: Literal["self_classifier", "swav", "swav_2x2", "swav_semi_10", "swav_semi_1", "digits"] = (
+        "self_classifier"  # named set of defaults, see docs/recipes.md; on digits the default is digits
+    )
+    arch: str = ""  # architecture of a released backbone whose file does not name it (default: resnet50)
+    epochs: int = 100  # passes over the labelled training images
+    batch_size: int = 4096  # images per step over all ranks; the last batch of an epoch is smaller
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"  # lars is SGD with layer-wise rates
+    lr: float = 0.8  # learning rate of the linear layer, absolute
+    backbone_lr: float | None = None  # learning rate of the backbone with --finetune (default: --lr)
+    schedule: Literal["cosine", "step", "constant"] = (
+        "cosine"  # schedule of the learning rates, which change once per epoch
+    )
+    decay_epochs: tuple[int, ...] = (60, 80)  # epochs at which the step schedule lowers the rates
+    gamma: float = 0.1  # factor of the step schedule
+    momentum: float = 0.9  # momentum of lars and sgd
+    nesterov: bool = False  # use Nesterov's momentum with sgd
+    weight_decay: float = 0.0  # weight decay of every trained parameter
+    pool_window: int = 0  # side of the windows of the last map that are averaged, one step apart (0: the whole map)
+    feature_bn: bool = False  # add batch normalisation between the backbone and the linear layer
+    crop_flip: bool = (
+        True  # train on random resized crops and flips (digits: on their own views), else on the central view
+    )
+    finetune: bool = False  # train the backbone too
+    train_bn: bool = (
+        False  # with --finetune, batch normalisation uses the statistics of the batch, not the learned ones
+    )
+    train_share: float = 1.0  # share of each class's training images that are labelled, drawn by --seed: 0.01 or 0.1
+    train_list: str = (
+        ""  # file that lists the labelled training images, one per line: CLASS/NAME or NAME, or positions in memory
+    )
+    fast: bool = (
+        False  # fit on features computed once, with several rates and decays; choose the best on held-out images
+    )
+    fast_lrs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates that --fast tries
+    fast_weight_decays: tuple[float, ...] = (0.0, 1e-5, 1e-4, 1e-3)  # weight decays that --fast tries with each rate
+    held_out: float = 0.2  # share of the training images that --fast holds out to choose on
+    features_cache: str = ""  # folder where --fast looks for features and stores them
+    val_batch_size: int = 256  # images per forward pass and rank when scoring
+    seed: int = 0  # seed of the linear layer, the order, the views and the draws
+    fresh: bool = False  # discard an unfinished probe in the folder
+    log_every: int = 16  # steps between readings of the loss on a GPU
+    output_dir: str = ""  # folder for lincls_eval.json and the probe's weights (default: beside the checkpoint)
+
+    def check(self) -> None:
+        require_at_least(self, epochs=1, batch_size=1, val_batch_size=1, weight_decay=0, gamma=0, seed=0, log_every=1)
+        require_at_least(self, pool_window=0)
+        require_positive(self, "lr", "train_share", "held_out")
+        require_momentum(self)
+        if self.train_share > 1:
+            raise InputError(f"--train-share is {self.train_share}: expected a fraction, 0.01 for 1 %")
+        if self.train_share < 1 and self.train_list:
+            raise InputError("--train-share and --train-list both choose the labelled images: drop one")
+        if self.held_out >= 1:
+            raise InputError(f"--held-out is {self.held_out}: expected a fraction below 1")
+        if self.fast and self.finetune:
+            raise InputError("--fast fits on features of a frozen backbone, --finetune trains it: drop one")
+        if self.fast and self.feature_bn:
+            raise InputError("--fast standardises every feature already, in the place of --feature-bn: drop one")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise InputError(
+                f"--nesterov is for --optimizer sgd with momentum, not for {self.optimizer} with --momentum {self.momentum}: drop it"
+            )
+        if not self.finetune:
+            for name in ("backbone_lr", "train_bn"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"{flag(name)} is for --finetune; without it the backbone stays as it is: drop one"
+                    )
+        if self.backbone_lr is not None:
+            require_positive(self, "backbone_lr")
+        if not self.fast_lrs or min(self.fast_lrs) <= 0:
+            raise InputError(f"--fast-lrs is {' '.join(map(str, self.fast_lrs))}: expected numbers above 0")
+        if not self.fast_weight_decays or min(self.fast_weight_decays) < 0:
+            found = " ".join(map(str, self.fast_weight_decays))
+            raise InputError(f"--fast-weight-decays is {found}: expected numbers of at least 0")
+
+    def unused(self) -> dict[str, str]:
+        """Return {flag without effect beside the other flags: the reason}."""
+        reasons = {}
+        if self.optimizer == "adamw" and not self.fast:
+            reasons["--momentum"] = "--optimizer adamw has no momentum"
+        if self.schedule != "step":
+            for name in ("--decay-epochs", "--gamma"):
+                reasons[name] = f"--schedule is {self.schedule}, not step"
+        if not self.fast:
+            for name in ("--fast-lrs", "--fast-weight-decays", "--held-out", "--features-cache"):
+                reasons[name] = "--fast is not given"
+        return reasons
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnEvalOptions(EvaluationOptions):
+    """nearest neighbours"""
+
+    checkpoint: str = (
+        ""  # run folder or file of train.py, a file of another project, or a name of `python -m src.pretrained list`
+    )
+    arch: str = ""  # architecture of a released backbone whose file does not name it (default: resnet50)
+    layer: Literal["backbone", "head"] = "backbone"  # layer whose output is compared; head: the embedding
+    k: tuple[int, ...] = (10, 20, 100, 200)  # numbers of neighbours; one search serves all of them
+    tau: float = 0.1  # temperature: a neighbour's vote weighs exp(similarity / tau); 0.07 is also common
+    bank_share: float = 1.0  # share of each class's training images that are searched, drawn by --seed: 0.01 or 0.1
+    bank_list: str = (
+        ""  # file that lists these images instead, one per line: CLASS/NAME or NAME, or positions in memory
+    )
+    features_cache: str = ""  # folder where features are looked for and stored
+    batch_size: int = 256  # images per forward pass and rank
+    seed: int = 0  # seed of the draw
+    output_dir: str = ""  # folder for knn_eval.json (default: beside the checkpoint)
+
+    def check(self) -> None:
+        require_at_least(self, batch_size=1, seed=0)
+        require_positive(self, "tau", "bank_share")
+        if min(self.k) < 1:
+            raise InputError(f"--k is {' '.join(map(str, self.k))}: expected numbers of neighbours of at least 1")
+        if self.bank_share > 1:
+            raise InputError(f"--bank-share is {self.bank_share}: expected a fraction, 0.01 for 1 %")
+        if self.bank_share < 1 and self.bank_list:
+            raise InputError("--bank-share and --bank-list both choose the labelled images: drop one")
+
+
+# Named sets of defaults of lincls_eval.py.
+LINCLS_PRESETS = {
+    # Self-Classifier, arXiv:2103.10994v3: the authors' scripts/lincls_eval.sh
+    "self_classifier": {},
+    # SwAV, arXiv:2006.09882: linear classification on ImageNet, and semi-supervised learning with 1 % and 10 % of the labels
+    "swav": {"optimizer": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 1e-6},
+    # their other pooling, of a ResNet-50's map of 7 × 7; without published numbers
+    "swav_2x2": {"base": "swav", "pool_window": 6},
+    "swav_semi_10": {
+        "optimizer": "sgd",
+        "batch_size": 256,
+        "epochs": 20,
+        "lr": 0.2,
+        "backbone_lr": 0.01,
+        "schedule": "step",
+        "decay_epochs": (12, 16),
+        "gamma": 0.2,
+        "finetune": True,
+        "train_bn": True,
+        "train_share": 0.1,
+    },
+    "swav_semi_1": {"base": "swav_semi_10", "lr": 5.0, "backbone_lr": 0.02, "train_share": 0.01},
+    # ours, for seconds on a CPU
+    "digits": {"optimizer": "sgd", "batch_size": 128, "epochs": 30, "lr": 1.0, "crop_flip": False},
+}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# command lines
+
+
+def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:
+    """Parse the command line of cls_eval.py."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser("cls_eval.py", "Score clusters against labels.")
+    _add_groups(parser, (ClsEvalOptions, KMeansOptions), {"data": ""})
+    values = parser.parse_args(argv)
+    options = flags.collect(ClsEvalOptions, values)
+    flags.refuse_unused(flags.flags_in(argv), options.unused())
+    flags.end_dry_run(values, flags.as_plain(options))
+    return options
+
+
+def parse_knn_eval(argv: Sequence[str] | None = None) -> KnnEvalOptions:
+    """Parse the command line of knn_eval.py."""
+    parser = _parser("knn_eval.py", "Score features by the votes of their nearest neighbours.")
+    _add_groups(parser, (KnnEvalOptions,), {"data": ""})
+    values = parser.parse_args(argv)
+    options = flags.collect(KnnEvalOptions, values)
+    flags.end_dry_run(values, flags.as_plain(options))
+    return options
+
+
+def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict[str, Any] | None = None) -> LinclsEvalOptions:
+    """Parse the command line of lincls_eval.py.
+
+    Args:
+        trained: configuration of the checkpoint, once it is known. Its data are the default, and the default preset
+            follows the data.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = flags.OneLineParser(add_help=False, allow_abbrev=False, prog="lincls_eval.py")
+    first.add_argument("--preset", choices=LINCLS_PRESETS)
+    first.add_argument("--data", default="")
+    first.add_argument("--train-list", default="")
+    known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    data = {"data": ""}
+    if trained and not known.data:
+        data = {name: trained[name] for name in ("data", "data_root", "subset_file")}
+    preset = known.preset or ("digits" if (known.data or data["data"]) == "digits" else "self_classifier")
+    defaults = {**flags.expand_presets(LINCLS_PRESETS)[preset], **data, "preset": preset}
+    if known.train_list:
+        defaults["train_share"] = 1.0  # a list replaces a preset's draw
+
+    parser = _parser("lincls_eval.py", "Score a backbone by a linear classifier on its features.")
+    _add_groups(parser, (LinclsEvalOptions,), defaults)
+    values = parser.parse_args(argv)
+    options = flags.collect(LinclsEvalOptions, values)
+    given = flags.flags_in(argv)
+    flags.refuse_unused(given, options.unused())
+    if known.preset and not options.fast:
+        _check_probe_lr_fits(options, defaults, given)
+    flags.end_dry_run(values, flags.as_plain(options))
+    return options
+
+
+def _parser(prog: str, description: str) -> flags.OneLineParser:
+    return flags.OneLineParser(prog=prog, allow_abbrev=False, description=description)
+
+
+def _add_groups(parser: argparse.ArgumentParser, groups: Sequence[type], defaults: dict[str, Any]) -> None:
+    for group in (*groups, DataOptions, DeviceOptions):
+        flags.add_flags(parser, group, flags.comments_of(group), **defaults)
+    flags.add_dry_run(parser)
+
+
+def _check_probe_lr_fits(options: LinclsEvalOptions, preset: dict[str, Any], given: set[str]) -> None:
+    """Raise InputError if only the batch size was changed: the preset's learning rates are for its own batch."""
+    batch = preset.get("batch_size", LinclsEvalOptions.batch_size)
+    if abs(options.batch_size / batch - 1) <= 0.01:
+        return
+    for name in ("lr", "backbone_lr"):
+        rate = preset.get(name, getattr(LinclsEvalOptions, name))
+        if rate is not None and flag(name) not in given:
+            raise InputError(
+                f"--batch-size {options.batch_size}: {flag(name)} {rate} of --preset {options.preset} is for {batch} images; "
+                f"{flag(name)} {rate * options.batch_size / batch:.2g} scales it with the batch"
+            )

@@ -1,0 +1,51 @@
+"""Read what a method's file declares about its flags, without importing the file, which would import torch.
+
+The dataclass `Config` and the literal `PRESETS` of `src/methods/<name>.py` stand on their own, next to the code that
+uses them.
+"""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import InputError
+from . import flags
+
+METHODS_FOLDER = Path(__file__).parents[1] / "methods"
+
+
+@dataclass(frozen=True)
+class MethodSource:
+    """What a method's file says about its flags: the dataclass, the comments after its fields, and its presets."""
+
+    config: type
+    comments: dict[str, str]
+    presets: dict[str, dict[str, Any]]
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods, the files of `src/methods`; `METHODS` maps these names to the classes."""
+    return sorted(path.stem for path in METHODS_FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+def read_method(name: str) -> MethodSource:
+    """Read `Config` and `PRESETS` from a method's file; nothing else in the file is executed."""
+    path = METHODS_FOLDER / f"{name}.py"
+    source = path.read_text()
+    statements = flags.parsed(source)
+    is_config: list[ast.stmt] = [
+        node for node in statements if isinstance(node, ast.ClassDef) and node.name == "Config"
+    ]
+    namespace = {**vars(flags), "dataclass": dataclass, "Literal": Literal, "InputError": InputError}
+    namespace["__name__"] = f"src.methods.{name}"
+    exec(compile(ast.Module(body=is_config, type_ignores=[]), str(path), "exec"), namespace)
+    presets = next(node.value for node in statements if isinstance(node, ast.Assign) and _assigns(node, "PRESETS"))
+    return MethodSource(
+        namespace["Config"], flags.field_comments(source, "Config"), flags.expand_presets(ast.literal_eval(presets))
+    )
+
+
+def _assigns(node: ast.Assign, name: str) -> bool:
+    target = node.targets[0]
+    return isinstance(target, ast.Name) and target.id == name

@@ -1,0 +1,110 @@
+"""What a method may ask of its training data: everything but the labels."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import distributed
+from .loaders import Batch, TrainLoader, single_views
+
+PIECE = 1 << 26  # bytes of rows that are exchanged between ranks at once
+
+
+class Rows(NamedTuple):
+    """One row per image: values (M, ...) and the images' positions in the data set, (M,) ascending."""
+
+    values: Tensor
+    indices: Tensor
+
+
+class TrainingData:
+    """The images of a run without their labels; the argument of the hooks of `methods.base.Method`."""
+
+    def __init__(self, loader: TrainLoader):
+        self._loader = loader
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._loader.data)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self._loader.seed
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self._loader)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield this rank's batches of an epoch, the same as in training.
+
+        They may also be read while an epoch of training is under way.
+        """
+        return self._loader.epoch(epoch, apart=True)
+
+    @torch.no_grad()
+    def embed(
+        self, function: Callable[[list[Tensor]], Tensor], *, epoch: int | None = None, sharded: bool = False
+    ) -> Rows:
+        """Apply a function to every image and return its rows by image. All ranks must call it.
+
+        Args:
+            function: V views of a batch, V × (B, C, H, W), to rows (B, ...) of any shape. It runs without gradients;
+                training or evaluation mode and precision are its own choice.
+            epoch: which views the function gets. None: the one evaluation view of every image. A number: the training
+                views of that epoch, without the images that the last partial batch of the epoch leaves out.
+            sharded: return only the rows that this rank computed. By default every rank gets the rows of all ranks.
+
+        Returns:
+            The rows, on the device of the function's output, and the positions of their images.
+        """
+        values, indices = [], []
+        if epoch is None:
+            batches = single_views(
+                self._loader.data,
+                self._loader.views,
+                batch_size=self._loader.per_rank,
+                device=self._loader.device,
+                workers=self._loader.workers,
+            )
+            for images, positions in batches:
+                values.append(function([images]))
+                indices.append(torch.from_numpy(positions))
+        else:
+            for batch in self.batches(epoch):
+                values.append(function(batch.views))
+                indices.append(batch.indices)
+        device = self._loader.device
+        if not values:
+            own = None
+        else:
+            positions = torch.cat([each.to(device) for each in indices])
+            # A damaged image was replaced by another one, which may then appear twice.
+            unique, place = positions.unique(return_inverse=True)
+            stacked = torch.cat(values)
+            own = Rows(stacked.new_zeros(len(unique), *stacked.shape[1:]).index_copy_(0, place, stacked), unique)
+        if distributed.world_size() == 1 or sharded:
+            if own is None:
+                raise ValueError("this rank has no image: start fewer ranks")
+            return own
+        return self._from_all(own)
+
+    def _from_all(self, own: Rows | None) -> Rows:
+        """Return the rows of all ranks, which are exchanged in pieces."""
+        shapes = distributed.from_all(None if own is None else (tuple(own.values.shape[1:]), own.values.dtype))
+        shape, dtype = next(known for known in shapes if known is not None)
+        device = self._loader.device
+        values = torch.zeros(len(self), *shape, dtype=dtype, device=device)
+        counts = torch.zeros(len(self), dtype=torch.long, device=device)
+        if own is not None:
+            values[own.indices], counts[own.indices] = own.values, 1
+        rows_per_piece = max(PIECE // max(values[0].numel() * values.element_size(), 1), 1)
+        for piece in values.split(rows_per_piece):
+            piece.copy_(distributed.sum_over_ranks(piece))
+        counts = distributed.sum_over_ranks(counts)
+        indices = counts.nonzero().flatten()
+        twice = counts[indices].clamp(min=1).view(-1, *[1] * len(shape))  # on two ranks, in place of damaged images
+        return Rows(values[indices] / twice if (twice > 1).any() else values[indices], indices)

@@ -1,0 +1,418 @@
+"""Unsupervised classification: which cluster every image is in, and how good the clusters are. What cls_eval.py does.
+
+The steps: open, cluster, judge without labels, judge by labels, write and print.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import distributed
+from ..config import ClsEvalOptions, KMeansOptions, ViewSettings
+from ..data.datasets import Images, MemoryImages
+from ..data.imagenet import class_to_superclass
+from ..data.loaders import Views
+from ..data.subsets import draw_share, keep_rows, read_list
+from ..data.views import build_views
+from ..errors import InputError
+from ..features import average_clusters, predict_clusters
+from ..loading import Unclassified, load_classifiers
+from ..metrics import adjusted_mutual_information, balance, contingency
+from ..reports import clusters as report
+from ..run import make_folder
+from . import kmeans
+from .clustering import SCORES, kmeans_on_pixels, score_classifiers, score_superclasses
+from .knn import unit_rows
+from .maps import choose_images, tsne, two_directions
+from .quality import agreement, align, rankme, silhouette
+from .session import Session, open_session
+
+MAPPED = 10_000  # points in a map of principal components at most
+
+
+@dataclass(frozen=True)
+class Job:
+    """A session, and what else was asked for.
+
+    Attributes:
+        data: the images to sort, those of `options.split`.
+        superclasses: {choice: ({class: superclass}, names)}.
+        others: {checkpoint to compare with: (its network, the rest of it, its views of the same images)}.
+    """
+
+    options: ClsEvalOptions
+    session: Session
+    data: Images
+    superclasses: dict[str, tuple[dict[int, int], list[str]]]
+    others: dict[str, tuple[nn.Module, dict[str, Any], Views]]
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Positions of the images whose class is known."""
+        return np.flatnonzero(self.data.labels.numpy() >= 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustering:
+    """N images sorted by K classifiers, or by one k-means.
+
+    Attributes:
+        names: of the classifiers.
+        sizes: number of clusters of each classifier, with or without images.
+        clusters: (K, N) cluster of every image.
+        confidences: (K, N) in [0, 1]: the probability of that cluster; of k-means 1 - distance / distance to the second
+            nearest centroid.
+        weights: (C_k,) mean probability of each cluster, one array per classifier; None for k-means.
+        chosen: the classifier whose clusters count, and `chosen_by` the reason.
+        protocol: how it was done, in words.
+        settings: of k-means.
+        ensemble: members of an ensemble with the chosen one, and its clusters (N,).
+        features: (N, F) of the images, if they are known already.
+    """
+
+    names: list[str]
+    sizes: list[int]
+    clusters: np.ndarray
+    confidences: np.ndarray
+    weights: list[np.ndarray] | None
+    chosen: int
+    chosen_by: str
+    protocol: str
+    settings: dict[str, Any] | None = None
+    ensemble: tuple[list[int], np.ndarray] | None = None
+    features: Tensor | None = None
+
+    def counts(self, k: int) -> np.ndarray:
+        """Return the number of images in each cluster of classifier k, (C_k,)."""
+        return np.bincount(self.clusters[k], minlength=self.sizes[k])
+
+    def balances(self, k: int) -> dict[str, float]:
+        """Return the hard and the soft balance of classifier k; of k-means, which has no probabilities, the hard one."""
+        found = {"balance_hard": balance(self.counts(k))}
+        return found if self.weights is None else {**found, "balance_soft": balance(self.weights[k])}
+
+
+def run(options: ClsEvalOptions) -> None:
+    """Open the checkpoint and the data, cluster, judge, write everything into the folder and print it."""
+    job = open_job(options)
+    found = cluster_by_kmeans(job) if options.kmeans else cluster_by_classifiers(job)
+    others = cluster_by_others(job)
+    features = found.features
+    if features is None and (options.feature_quality or options.tsne or options.pca):
+        features = job.session.features(job.data, split=options.split, layer="backbone")
+    if distributed.is_main():
+        quality = judge_without_labels(found, features if options.feature_quality else None, others)
+        write(job, found, quality, features)
+    distributed.stop()
+
+
+# ---- open -----------------------------------------------------------------------------------------------------------
+
+
+def open_job(options: ClsEvalOptions) -> Job:
+    """Open the checkpoint and the data. Every mistake in them is found before any image is read.
+
+    Raises:
+        InputError: if something is missing or does not fit together.
+    """
+    by_features = bool(options.kmeans)
+    try:
+        session = open_session(
+            options,
+            part=options.layer if by_features else "classifiers",
+            splits=(options.split,),
+            batch_size=options.batch_size,
+            features_cache=options.features_cache,
+            below="kmeans" if by_features else "",
+        )
+    except Unclassified as error:
+        hint = "drop --layer head" if by_features else "--kmeans K clusters the features of any backbone"
+        raise InputError(f"{error}; {hint}") from None
+    data, name = session.splits[options.split], session.source.data
+    if options.pixel_kmeans and not isinstance(data, MemoryImages):
+        raise InputError(f"--pixel-kmeans needs small images held in memory, --data {name} is a folder: drop it")
+    grouped = bool((data.labels >= 0).any())
+    if options.grids and not grouped:
+        raise InputError(f"--grids shows clusters by their accuracy, --data {name} has no labels: drop it")
+    if options.grids and not data.has_pictures:
+        raise InputError(f"--grids shows images, --data {name} has features: drop it")
+    for seed in range(options.tsne):  # are there enough images to show?
+        classes = data.labels if grouped else torch.zeros_like(data.labels)
+        choose_images(classes.numpy(), options.tsne_classes if grouped else 0, seed)
+    superclasses = {
+        choice: class_to_superclass(choice, data.classes, options.hierarchy) for choice in options.superclass
+    }
+    for choice, (of_class, _) in superclasses.items():
+        if not np.isin(data.labels, list(of_class)).any():
+            raise InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one")
+    others = {other: _open_other(other, name, data) for other in options.compare}
+    return Job(options, session, data, superclasses, others)
+
+
+def _open_other(name: str, data_name: str, data: Images) -> tuple[nn.Module, dict[str, Any], Views]:
+    method, state = load_classifiers(name)
+    trained = state["config"]
+    if trained["channels"] != data.channels:
+        raise InputError(
+            f"--compare {name}: takes images with {trained['channels']} channels, --data {data_name} has {data.channels}"
+        )
+    return method, state, build_views(data_name, data, ViewSettings.of(trained))
+
+
+# ---- cluster --------------------------------------------------------------------------------------------------------
+
+
+def cluster_by_classifiers(job: Job) -> Clustering:
+    """Assign every image to the class that a classifier finds most likely.
+
+    Raises:
+        InputError: if there is no such classifier, or none to form an ensemble with.
+    """
+    options, session = job.options, job.session
+    network = session.network
+    sizes = list(network.classes)
+    chosen, chosen_by = choose_classifier(options.classifier, session.state, len(sizes))
+    equals = [k for k, size in enumerate(sizes) if size == sizes[chosen]]
+    if options.ensemble and len(equals) == 1:
+        raise InputError(
+            f"--ensemble: classifier {chosen} is the only one with {sizes[chosen]} classes: drop it, or give another "
+            "--classifier"
+        )
+    clusters, confidences, weights = predict_clusters(
+        network, session.batches(job.data), len(job.data), autocast=session.autocast
+    )
+    ensemble = None
+    if options.ensemble:
+        common = {k: align(clusters[k], clusters[chosen], sizes[chosen]) for k in equals}
+        together, _ = average_clusters(
+            network, session.batches(job.data), len(job.data), names=common, autocast=session.autocast
+        )
+        ensemble = equals, together
+    return Clustering(
+        names=[f"classifier {k}" for k in range(len(sizes))],
+        sizes=sizes,
+        clusters=clusters,
+        confidences=confidences,
+        weights=weights,
+        chosen=chosen,
+        chosen_by=chosen_by,
+        protocol="one central view per image, arg-max",
+        ensemble=ensemble,
+    )
+
+
+def choose_classifier(wanted: int | None, state: dict, count: int) -> tuple[int, str]:
+    """Return the classifier that was asked for or that training chose without labels, and the reason."""
+    if wanted is not None:
+        chosen, chosen_by = wanted, "--classifier"
+    elif state.get("history") and "classifier" in state["history"][-1]:
+        chosen, chosen_by = state["history"][-1]["classifier"], "lowest training loss"
+    else:
+        chosen, chosen_by = 0, "being the first"
+    if not 0 <= chosen < count:
+        what = f"--classifier {chosen}" if wanted is not None else f"the checkpoint names classifier {chosen}"
+        raise InputError(f"{what}: this checkpoint has classifiers 0 to {count - 1}")
+    return chosen, chosen_by
+
+
+def cluster_by_kmeans(job: Job) -> Clustering:
+    """Fit k-means on features of training images and apply it to those of the split.
+
+    Raises:
+        InputError: if there are fewer images to fit on than clusters, or a list names other images.
+    """
+    options, session = job.options, job.session
+    train = session.open("train")
+    rows, which = _fitted_rows(options, train)
+    features = session.features(job.data, split=options.split, layer=options.layer)
+    if options.split == "train":
+        fitted_on = features[rows]
+    elif options.features_cache:  # a cache is for the whole split: the next evaluation may take another share
+        fitted_on = session.features(train, split="train", layer=options.layer)[rows]
+    else:
+        fitted_on = session.features(keep_rows(train, rows), split="train", layer=options.layer)
+    to_cluster = features
+    if options.normalize:
+        fitted_on, to_cluster = (unit_rows(each, torch.float32) for each in (fitted_on, features.clone()))
+    fit = kmeans.fit(
+        fitted_on.to(session.device),
+        options.kmeans,
+        init=options.init,
+        restarts=options.restarts,
+        seed=options.seed,
+    )
+    clusters, confidences = (
+        each.cpu().numpy()[None] for each in kmeans.assign(to_cluster.to(session.device), fit.centroids)
+    )
+    settings = {field.name: getattr(options, field.name) for field in fields(KMeansOptions)}
+    settings = {"clusters": settings.pop("kmeans"), **settings, "fit_images": len(rows), "inertia": fit.inertia}
+    settings |= {"iterations": fit.iterations, "best": fit.restart, "features": fitted_on.shape[1]}
+    return Clustering(
+        names=[f"k-means, {options.layer}"],
+        sizes=[options.kmeans],
+        clusters=clusters,
+        confidences=confidences,
+        weights=None,
+        chosen=0,
+        chosen_by="--kmeans",
+        protocol=f"one central view per image, output of the {options.layer}{' at unit length' if options.normalize else ''}; "
+        f"k-means with {options.kmeans} clusters, the best of {options.restarts} starts ({options.init}), fitted on "
+        f"{len(rows)} training images ({which})",
+        settings=settings,
+        features=features if options.layer == "backbone" else None,
+    )
+
+
+def _fitted_rows(options: ClsEvalOptions, train: Images) -> tuple[np.ndarray, str]:
+    """Return the positions of the training images that k-means is fitted on, and in words which they are."""
+    if options.fit_list:
+        rows, which = read_list(train, options.fit_list, "--fit-list"), f"listed in {options.fit_list}"
+    else:
+        labels = torch.where(train.labels < 0, len(train.classes), train.labels)  # without a label: one more class
+        rows = draw_share(labels.numpy(), options.fit_share, options.seed)
+        which = f"{100 * options.fit_share:g} % of each class's"
+    if options.kmeans > len(rows):
+        raise InputError(
+            f"--kmeans {options.kmeans} is larger than the {len(rows)} images it is fitted on, of {len(train)} "
+            f"training images ({which}): ask for fewer clusters or fit on more images"
+        )
+    return rows, which
+
+
+def cluster_by_others(job: Job) -> dict[str, np.ndarray]:
+    """Return {other checkpoint: (N,) clusters of the same images by the classifier that it chose}."""
+    found = {}
+    for name, (network, state, views) in job.others.items():
+        chosen, _ = choose_classifier(None, state, len(network.classes))
+        batches = job.session.batches(job.data, views)
+        clusters, _, _ = predict_clusters(
+            network.to(job.session.device), batches, len(job.data), autocast=job.session.autocast
+        )
+        found[name] = clusters[chosen]
+        network.cpu()
+    return found
+
+
+# ---- judge ----------------------------------------------------------------------------------------------------------
+
+
+def describe(job: Job, found: Clustering) -> dict[str, Any]:
+    """Return what was clustered, and how."""
+    result = {
+        **job.session.facts(),
+        "split": job.options.split,
+        "images": len(job.data),
+        "labelled_images": len(job.labelled),
+        "classifier": found.chosen if found.settings is None else None,
+        "classifier_chosen_by": found.chosen_by,
+        "protocol": f"{found.protocol}; NMI and AMI arithmetic; ACC by Hungarian matching, over-clustering rule",
+        "cluster_sizes": found.counts(found.chosen).tolist(),
+    }
+    return result if found.settings is None else {**result, "kmeans": found.settings}
+
+
+def judge_without_labels(found: Clustering, features: Tensor | None, others: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return what labels are not needed for.
+
+    How many clusters are used and how evenly, how far the classifiers agree with one another and with other
+    checkpoints, and how the clusters lie in the features.
+    """
+    own = found.clusters[found.chosen]
+    quality = {"used": len(np.unique(own)), **found.balances(found.chosen)}
+    if found.settings is None:
+        pairs = agreement(found.clusters, found.sizes)
+        quality["agreement"] = {str(size): {"ami": ami, "pairs": count} for size, (ami, count) in pairs.items()}
+    if others:
+        quality["compared_with"] = {
+            name: adjusted_mutual_information(contingency(own, clusters)[2]) for name, clusters in others.items()
+        }
+    if features is not None:
+        quality |= {"rankme": rankme(features), "features": features.shape[1], "silhouette": silhouette(features, own)}
+    return quality
+
+
+def judge_by_labels(job: Job, found: Clustering) -> dict[str, Any]:
+    """Score the chosen clusters, by classes and by superclasses, and everything that is compared with them."""
+    labels = job.data.labels.numpy()
+    clusters = found.clusters[found.chosen]
+    scores = score_classifiers(labels, found.clusters)
+    result = {name: scores[found.chosen][name] for name in SCORES}
+    result["mapping"] = {str(cluster): label for cluster, label in scores[found.chosen]["mapping"].items()}
+    columns = (*SCORES, "used")
+    if found.settings is None:
+        result["classifiers"] = [
+            {**{name: score[name] for name in columns}, "size": size, **found.balances(k)}
+            for k, (score, size) in enumerate(zip(scores, found.sizes, strict=True))
+        ]
+    if found.ensemble:
+        members, together = found.ensemble
+        score = score_classifiers(labels, together[None])[0]
+        result["ensemble"] = {"members": members, **{name: score[name] for name in columns}}
+    if job.options.pixel_kmeans:
+        train, known = job.session.open("train"), job.labelled
+        by_pixels = kmeans_on_pixels(
+            train=train.images.numpy(), test=job.data.images[known].numpy(), num_clusters=len(job.data.classes)
+        )
+        score = score_classifiers(labels[known], by_pixels[None])[0]
+        result["pixel_kmeans"] = {"size": len(job.data.classes), **{name: score[name] for name in columns}}
+    if job.superclasses:
+        result["superclass"] = {}
+    for choice, (of_class, names) in job.superclasses.items():
+        covered = {"superclasses": len(names), "classes": len(of_class)}
+        covered["images"] = int(np.isin(labels, list(of_class)).sum())
+        result["superclass"][choice] = {**covered, **score_superclasses(labels, clusters, of_class)}
+    return result
+
+
+def write(job: Job, found: Clustering, quality: dict[str, Any], features: Tensor | None) -> None:
+    """Judge by labels if there are any, write figures, list and results into the folder, and print them.
+
+    Raises:
+        InputError: if there is no room for them, or too few images for a map.
+    """
+    options = job.options
+    result = {**describe(job, found), "quality": quality}
+    if len(job.labelled):
+        result |= judge_by_labels(job, found)
+    make_folder(job.session.folder)
+    drawing = report.Drawing(
+        data=job.data,
+        clusters=found.clusters[found.chosen],
+        confidences=found.confidences[found.chosen],
+        grids=options.grids,
+        maps=maps_of(job, found, features),
+        suffix=options.figures,
+        dpi=options.dpi,
+    )
+    files = report.write(job.session.folder, drawing, result)
+    print(*report.as_text(result, len(job.data.classes)), sep="\n")
+    print(f"wrote {', '.join(files)} to {job.session.folder}")
+
+
+def maps_of(job: Job, found: Clustering, features: Tensor | None) -> list[report.Map]:
+    """Return the features in the plane, coloured by class, or by cluster if there are no labels."""
+    options = job.options
+    if features is None or not (options.pca or options.tsne):
+        return []
+    rows = features.numpy()
+    if len(job.labelled):
+        groups, names = job.data.labels.numpy(), [report.printable(name) for name in job.data.classes]
+    else:
+        groups = found.clusters[found.chosen]
+        names = [f"cluster {k}" for k in range(max(groups) + 1)]
+    maps = []
+    if options.pca:
+        shown = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))[:MAPPED])
+        points, variance = two_directions(rows[shown])
+        title = f"Principal components 1 and 2: {variance[0]:.1%} and {variance[1]:.1%} of the variance"
+        maps.append(report.Map(file="pca", title=title, points=points, groups=groups[shown], names=names))
+    for seed in range(options.tsne):
+        shown = choose_images(groups, options.tsne_classes, seed)
+        title = f"t-SNE of {len(shown):,} images"
+        maps.append(
+            report.Map(file=f"tsne_{seed}", title=title, points=tsne(rows[shown]), groups=groups[shown], names=names)
+        )
+    return maps

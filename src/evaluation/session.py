@@ -1,0 +1,208 @@
+"""Open everything that an evaluation needs, in one call: the checkpoint, its data, the views, the device, the folder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import distributed
+from ..config import DataOptions, EvaluationOptions, ViewSettings
+from ..data.datasets import Images, check_channels, open_data
+from ..data.loaders import Views, single_views
+from ..data.subsets import keep_rows
+from ..data.views import build_views
+from ..errors import InputError
+from ..features import extract
+from ..loading import Unclassified, load_backbone, load_classifiers, load_method
+from ..run import results_folder
+
+Part = Literal["backbone", "head", "classifiers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A network on its device, the data it is evaluated on, and how both are used.
+
+    Attributes:
+        checkpoint: what `--checkpoint` named.
+        network: in evaluation mode. Its `backbone` and, where the evaluation asked for them, `embed` and `predict`.
+        trained: the configuration of the run that made the checkpoint.
+        state: the rest of the checkpoint, without the weights.
+        source: which data, with the splits' names for `open`.
+        splits: {split: its images}.
+        views: the views of the training run; evaluations use the `single` one.
+        autocast: dtype of the network in mixed precision, or None.
+        folder: where results go; it may not exist yet.
+        batch_size: images per forward pass and rank.
+        workers: processes per rank that decode files.
+        features_cache: folder of cached features; "": none.
+    """
+
+    checkpoint: str
+    network: nn.Module
+    trained: dict[str, Any]
+    state: dict[str, Any]
+    source: DataOptions
+    splits: dict[str, Images]
+    views: Views
+    device: torch.device
+    precision: str
+    channels_last: bool
+    folder: Any
+    batch_size: int
+    workers: int
+    features_cache: str
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        return None if self.precision == "float32" else getattr(torch, self.precision)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def open(self, split: str) -> Images:
+        """Return a split of the data, which need not be one of `splits`."""
+        if split in self.splits:
+            return self.splits[split]
+        return _open(self.source, split)
+
+    def batches(self, data: Images, views: Views | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Yield the evaluation views of this rank's share of the images, with their indices."""
+        return single_views(
+            data, views or self.views, batch_size=self.batch_size, device=self.device, workers=self.workers
+        )
+
+    def features(self, data: Images, *, split: str, layer: str, network: nn.Module | None = None) -> Tensor:
+        """Return the features of all images on every rank, (N, F) float32 on the CPU; see `features.extract`."""
+        return extract(
+            network or self.network,
+            data,
+            self.views,
+            split=split,
+            layer=layer,
+            batch_size=self.batch_size,
+            device=self.device,
+            workers=self.workers,
+            autocast=self.autocast,
+            cache=self.features_cache,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what every result file says about the checkpoint and the data."""
+        return {
+            "checkpoint": self.checkpoint,
+            "method": self.trained["method"],
+            "arch": self.trained["arch"],
+            "epochs": self.state.get("epoch"),
+            "seed": self.trained["seed"],
+            "data": self.source.data,
+            "subset_file": self.source.subset_file,
+        }
+
+
+def open_session(
+    options: EvaluationOptions,
+    *,
+    part: Part,
+    splits: tuple[str, ...],
+    labelled: bool = False,
+    batch_size: int,
+    features_cache: str = "",
+    below: str = "",
+) -> Session:
+    """Open a checkpoint, ours or foreign, together with its data. Every mistake in them is found before any image is read.
+
+    Args:
+        part: what the evaluation needs of the network: the backbone alone, also the embedding, or also classifiers.
+        splits: which splits to open.
+        labelled: keep only the images with a label, and require the same classes in all splits.
+        below: subfolder of the checkpoint's folder for the results, unless `--output-dir` is given.
+
+    Raises:
+        InputError: if something is missing or does not fit together; Unclassified if the checkpoint lacks `part`.
+    """
+    network, state = _load(options, part)
+    trained = state["config"]
+    if not options.data and not trained["data"]:
+        raise InputError(f"--data is missing: {options.checkpoint} does not say what it was trained on")
+    source = _source(options, trained)
+    images = _labelled(source, splits) if labelled else {split: _open(source, split) for split in splits}
+    first = images[splits[0]]
+    check_channels(first, source.data, trained["channels"])
+    views = build_views(source.data, first, ViewSettings.of(trained))
+    folder = results_folder(options.checkpoint, output_dir=options.output_dir, below=below)
+    device = distributed.start(options.device)
+    session = Session(
+        checkpoint=str(options.checkpoint),
+        network=network,
+        trained=trained,
+        state=state,
+        source=source,
+        splits=images,
+        views=views,
+        device=device,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        folder=folder,
+        batch_size=batch_size,
+        workers=options.workers,
+        features_cache=features_cache,
+    )
+    network.to(device, memory_format=session.layout)
+    return session
+
+
+def _load(options: EvaluationOptions, part: Part) -> tuple[nn.Module, dict[str, Any]]:
+    if part == "backbone":
+        backbone, state = load_backbone(options.checkpoint, options.arch)
+        return nn.ModuleDict({"backbone": backbone}), state
+    if part == "head":
+        return load_method(options.checkpoint)
+    return load_classifiers(options.checkpoint, options.arch)
+
+
+def _source(options: EvaluationOptions, trained: dict[str, Any]) -> DataOptions:
+    """Return the data that was asked for, or else that of the training run, whose folder may have moved since."""
+    if options.data:
+        return options
+    return DataOptions(
+        data=trained["data"],
+        data_root=options.data_root or trained["data_root"],
+        download=options.download,
+        subset_file=options.subset_file or trained["subset_file"],
+    )
+
+
+def _open(source: DataOptions, split: str) -> Images:
+    return open_data(
+        source.data, split, root=source.data_root, download=source.download, subset_file=source.subset_file
+    )
+
+
+def _labelled(source: DataOptions, splits: tuple[str, ...]) -> dict[str, Images]:
+    """Open the images with a label of several splits.
+
+    Raises:
+        InputError: if a split has none, or the splits do not have the same classes.
+    """
+    images = {split: _open(source, split) for split in splits}
+    for split, data in images.items():
+        if not (data.labels >= 0).any():
+            raise InputError(f"--data {source.data}: the {split} split has no labels; they are needed in both")
+    first = images[splits[0]]
+    for split, data in images.items():
+        if data.classes != first.classes:
+            only = sorted(set(first.classes) ^ set(data.classes))
+            raise InputError(
+                f"--data {source.data}: {len(first.classes)} classes in the {splits[0]} split, {len(data.classes)} in the "
+                f"{split} split; not in both: {', '.join(only[:3])}{' ...' if len(only) > 3 else ''}; keep those of both "
+                "with --subset-file"
+            )
+    return {split: keep_rows(data, np.flatnonzero(data.labels.numpy() >= 0)) for split, data in images.items()}
+
+
+__all__ = ["Session", "Unclassified", "open_session"]

@@ -1,0 +1,259 @@
+"""What cls_eval.py writes and prints: figures, the list of clusters, and tables. It reads arrays and results, no network."""
+
+import csv
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.datasets import ImageFiles, Images
+from ..errors import InputError
+from ..logs import percent, table, write_json
+from . import figures
+
+SCORES = ("acc", "nmi", "ami", "ari")
+# figures of an earlier evaluation, which this one replaces
+FIGURES = r"(confusion|gallery|sizes|pca|(grid|tsne)_\d+)\.(png|pdf|svg)"
+GRID = 9  # images of a cluster in a grid, and how many it needs for one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map:
+    """Images as (N, 2) points in the plane, with the group of each, a position in `names`."""
+
+    file: str
+    title: str
+    points: np.ndarray
+    groups: np.ndarray
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What is drawn of N images.
+
+    Attributes:
+        clusters, confidences: (N,) each.
+        grids: number of figures of single clusters.
+        maps: features in the plane.
+        suffix: file format of the figures.
+        dpi: their resolution in dots per inch.
+    """
+
+    data: Images
+    clusters: np.ndarray
+    confidences: np.ndarray
+    grids: int = 0
+    maps: Sequence[Map] = ()
+    suffix: str = "png"
+    dpi: int = 150
+
+
+def write(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
+    """Write figures, clusters.csv and cls_eval.json into a folder, and return their names.
+
+    The files belong together: all of them are written aside first and then replace those of an earlier evaluation, the
+    JSON last.
+
+    Raises:
+        InputError: if there is no room for them.
+    """
+    aside = folder / f".cls_eval.{os.getpid()}.part"
+    try:
+        aside.mkdir()
+        files = [*draw(aside, drawing, result), "clusters.csv", "cls_eval.json"]
+        write_clusters(aside / "clusters.csv", drawing, result)
+        write_json(aside / "cls_eval.json", result)
+        for earlier in folder.iterdir():
+            if re.fullmatch(FIGURES, earlier.name) and earlier.name not in files:
+                earlier.unlink()
+        for name in files:
+            os.replace(aside / name, folder / name)
+    except OSError as error:
+        raise InputError(f"--output-dir {folder}: {error.filename or ''}: {error.strerror}; give another") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return files[::-1]
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def draw(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
+    """Draw all figures into a folder and return their names. Adds `grids` to the result."""
+    data, clusters, confidences = drawing.data, drawing.clusters, drawing.confidences
+    labels = data.labels.numpy()
+    known = np.flatnonzero(labels >= 0)
+    drawn = []
+
+    def file(name: str) -> Path:
+        drawn.append(f"{name}.{drawing.suffix}")
+        return folder / drawn[-1]
+
+    with figures.resolution(drawing.dpi):
+        if len(known):
+            _draw_scored(drawing, result, known, file)
+        elif data.has_pictures:
+            figures.gallery(file("gallery"), data.picture, clusters=clusters, confidences=confidences)
+        class_sizes = np.unique(labels, return_counts=True)[1] if len(known) == len(data) else None
+        figures.cluster_sizes(file("sizes"), result["cluster_sizes"], class_sizes)
+        for each in drawing.maps:
+            figures.scatter(file(each.file), each.points, each.groups, class_names=each.names, title=each.title)
+    return drawn
+
+
+def _draw_scored(drawing: Drawing, result: dict[str, Any], known: np.ndarray, file: Callable[[str], Path]) -> None:
+    """Draw the figures that need labels: of the images at the positions `known`."""
+    data = drawing.data
+    names = [printable(name) for name in data.classes]
+    labels, clusters = data.labels.numpy()[known], drawing.clusters[known]
+    mapping = {int(cluster): label for cluster, label in result["mapping"].items()}
+    figures.confusion_matrix(file("confusion"), labels, clusters, mapping=mapping, class_names=names)
+    if not data.has_pictures:
+        return
+
+    def picture(index: int) -> np.ndarray:
+        return data.picture(int(known[index]))
+
+    figures.gallery(
+        file("gallery"),
+        picture,
+        clusters=clusters,
+        confidences=drawing.confidences[known],
+        labels=labels,
+        mapping=mapping,
+        class_names=names,
+    )
+    best = best_clusters(labels, clusters, mapping)[: drawing.grids]
+    if best:
+        result["grids"] = [{**cluster, "class": names[cluster["class"]]} for cluster in best]
+    for rank, cluster in enumerate(best):
+        rows = np.flatnonzero(clusters == cluster["cluster"])
+        shown = np.random.RandomState(0).choice(rows, GRID, replace=False)
+        figures.grid(file(f"grid_{rank}"), [picture(row) for row in shown])
+
+
+def best_clusters(labels: np.ndarray, clusters: np.ndarray, mapping: dict[int, int]) -> list[dict]:
+    """Return the clusters with enough images for a grid, the most accurate first.
+
+    The accuracy of a cluster is the share of its images that belong to the class that the cluster stands for.
+
+    Args:
+        labels, clusters: (N,) class and cluster of every image.
+        mapping: {cluster: class}.
+    """
+    ranked = []
+    for cluster in np.unique(clusters).tolist():
+        inside = labels[clusters == cluster]
+        accuracy = float((inside == mapping[cluster]).mean())
+        if len(inside) >= GRID:
+            ranked.append({"cluster": cluster, "class": mapping[cluster], "images": len(inside), "accuracy": accuracy})
+    return sorted(ranked, key=lambda row: (-row["accuracy"], -row["images"], row["cluster"]))
+
+
+# ---- list and tables ------------------------------------------------------------------------------------------------
+
+
+def write_clusters(path: Path, drawing: Drawing, result: dict[str, Any]) -> None:
+    """Write one line per image: its file or position, its cluster and the confidence; with labels also both classes."""
+    data = drawing.data
+    known = bool((data.labels >= 0).any())
+    # file names are bytes, not always text
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        lines = csv.writer(file)
+        lines.writerow(["image", "cluster", "confidence", *(["class_of_cluster", "class"] if known else [])])
+        rows = zip(drawing.clusters.tolist(), drawing.confidences.tolist(), strict=True)
+        for index, (cluster, confidence) in enumerate(rows):
+            line = [data.paths[index] if isinstance(data, ImageFiles) else index, cluster, f"{confidence:.4g}"]
+            if known:
+                label = int(data.labels[index])
+                stands_for = result["mapping"].get(str(cluster))
+                line += [data.classes[each] if each is not None and each >= 0 else "" for each in (stands_for, label)]
+            lines.writerow(line)
+
+
+def printable(name: str) -> str:
+    """Return the name of a file or folder, whose bytes need not be text, as text."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+def as_text(result: dict[str, Any], num_classes: int) -> list[str]:
+    """Return the sentences and tables that are printed of a result."""
+    quality, remarks = result["quality"], _remarks(result)
+    if not result["labelled_images"]:
+        filled = f"{quality['used']} cluster{'s' if quality['used'] > 1 else ''}, balance {percent(quality['balance_hard'])} (hard)"
+        if "balance_soft" in quality:
+            filled += f", {percent(quality['balance_soft'])} (soft)"
+        return [f"{result['images']} images in {filled}; no labels, so no scores: see the gallery", *remarks]
+    lines = [
+        f"{result['data']}, {result['split']} split, {result['labelled_images']} labelled images, {num_classes} classes",
+        table(
+            ["", "clusters", "used", "balance (hard)", "balance (soft)", *(name.upper() for name in SCORES)],
+            _rows(result),
+        ),
+        *remarks,
+    ]
+    coarse = [
+        [
+            f"{f'level {choice}' if choice.isdecimal() else choice}, {protocol}",
+            *(str(found["superclasses"]), str(found["classes"]), f"{found['images']:,}"),
+            *(percent(found[protocol][name]) for name in SCORES),
+        ]
+        for choice, found in result.get("superclass", {}).items()
+        for protocol in ("published", "throughout")
+    ]
+    if coarse:
+        lines.append(table(["superclasses", "number", "classes", "images", *(name.upper() for name in SCORES)], coarse))
+        lines.append(
+            "published: clusters matched with classes, ACC of superclasses; throughout: superclasses are the labels"
+        )
+    return lines
+
+
+def _remarks(result: dict[str, Any]) -> list[str]:
+    """Return one sentence for each number that has no place in the table."""
+    quality, remarks = result["quality"], []
+    for size, pairs in quality.get("agreement", {}).items():
+        which = f"{pairs['pairs']} pairs of" if pairs["pairs"] > 1 else "two"
+        remarks.append(f"agreement of the {which} classifiers with {size} clusters: AMI {percent(pairs['ami'])}")
+    for name, ami in quality.get("compared_with", {}).items():
+        remarks.append(f"agreement with {name}: AMI {percent(ami)}")
+    if "rankme" in quality:
+        shape = "none" if quality["silhouette"] is None else f"{quality['silhouette']:.3f}"
+        remarks.append(
+            f"features: RankMe {quality['rankme']:.1f} of {quality['features']}; silhouette of the clusters {shape}"
+        )
+    for rank, grid in enumerate(result.get("grids", [])):
+        remarks.append(
+            f"grid {rank}: cluster {grid['cluster']}, {percent(grid['accuracy'])} % of {grid['images']:,} images are “{grid['class']}”"
+        )
+    return remarks
+
+
+def _rows(result: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of scores."""
+
+    def row(name: str, size: int, score: dict[str, Any]) -> list[str]:
+        even = [percent(score[kind]) if kind in score else "" for kind in ("balance_hard", "balance_soft")]
+        return [name, str(size), str(score["used"]), *even, *(percent(score[of]) for of in SCORES)]
+
+    if "kmeans" in result:
+        both = {**result["quality"], **{name: result[name] for name in SCORES}}
+        rows = [row(f"k-means, {result['kmeans']['layer']}", result["kmeans"]["clusters"], both)]
+    else:
+        rows = [
+            row(f"classifier {k}{' (chosen)' if k == result['classifier'] else ''}", score["size"], score)
+            for k, score in enumerate(result["classifiers"])
+        ]
+    if "ensemble" in result:
+        members = result["ensemble"]["members"]
+        size = result["classifiers"][members[0]]["size"]
+        rows.append(row(f"mean of {len(members)} classifiers", size, result["ensemble"]))
+    if "pixel_kmeans" in result:
+        rows.append(row("k-means on pixels", result["pixel_kmeans"]["size"], result["pixel_kmeans"]))
+    return rows
