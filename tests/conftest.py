@@ -12,9 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import Forked, environment, finish_ranks, run_words, start_ranks
+
+from src.config import ViewSettings
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"  # the whole collection; tests/golden holds a selection of it
+
+# settings of a run from which `build_method` makes a small network for grey images of 8 pixels
+SMALL = {
+    "arch": "small_convnet",
+    "channels": 1,
+    "global_crops_size": 8,
+    "patch_size": 16,
+    "global_crops_number": 2,
+}
 
 torch.set_num_threads(1)  # small tensors; and processes started by tests run beside this one
 
@@ -79,20 +91,64 @@ def run_python():
 
 
 @pytest.fixture
-def run_ranks(tmp_path, run_python):
-    """Run code in W gloo processes under torchrun; each may save to `out / f"{rank}.pt"`; returns what they saved."""
+def start_program(request):
+    """Start one of the programs beside this process, without the seconds that the import of torch takes."""
+    started = []
+
+    def start(*words: str, **environ: str) -> Forked:
+        started.append(Forked(run_words, *map(str, words), environ=environment(**environ)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def run_program(start_program):
+    """Do what `run_python` does without the seconds that the import of torch takes."""
+
+    def run(*words: str, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess:
+        return start_program(*words, **environ).finish(timeout)
+
+    return run
+
+
+@pytest.fixture
+def run_ranks(tmp_path):
+    """Run code in W gloo processes; each may save to `out / f"{rank}.pt"`; returns what they saved."""
 
     def run(world_size: int, code: str) -> list:
         script = tmp_path / "ranks.py"
-        head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch\ntorch.set_num_threads(1)\n"
-        head += "from pathlib import Path\nfrom src import distributed\n"
+        head = "import sys\nfrom pathlib import Path\nimport torch\nfrom src import distributed\n"
         head += f"out = Path({str(tmp_path)!r})\ndistributed.start('cpu')\nrank = distributed.rank()\n"
         script.write_text(head + textwrap.dedent(code) + "\ndistributed.stop()\n")
-        done = run_python("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}", script)
-        assert done.returncode == 0, done.stderr[-3000:]
+        for rank in finish_ranks(start_ranks(world_size, run_words, str(script))):
+            assert rank.returncode == 0, rank.stderr[-3000:]
         return [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
 
     return run
+
+
+def view_settings(
+    num_global: int,
+    num_local: int,
+    global_size: int,
+    local_size: int,
+    global_scale: tuple[float, float] = (0.4, 1.0),
+    local_scale: tuple[float, float] = (0.05, 0.4),
+    augment: str = "dino",
+) -> ViewSettings:
+    """Return the settings of views in the order in which the tests name them."""
+    return ViewSettings(
+        global_crops_number=num_global,
+        global_crops_size=global_size,
+        global_crops_scale=global_scale,
+        local_crops_number=num_local,
+        local_crops_size=local_size,
+        local_crops_scale=local_scale,
+        augment=augment,
+    )
 
 
 def save_untrained(path, *words, seed=0, channels=1, history=()):
@@ -103,9 +159,8 @@ def save_untrained(path, *words, seed=0, channels=1, history=()):
 
     options, name, knobs = parse_train(["--data", "digits", *words])
     torch.manual_seed(seed)
-    size, crops = options.global_crops_size, options.global_crops_number
-    method = build_method(name, knobs, options.arch, channels, size, options.patch_size, crops)
     settings = {"method": name, "channels": channels, **as_plain(options), **as_plain(knobs)}
+    method = build_method(name, knobs, settings)
     checkpoint.save(path, {"config": settings, "history": list(history), "epoch": 0, "model": method.state_dict()})
     return path
 

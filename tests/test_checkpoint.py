@@ -270,11 +270,10 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
     if not links:
         monkeypatch.setattr(run.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
     saved, config = [], {"lr": 1.0}
-    keeper = run.Run(tmp_path, config, None, save_every=25)
+    keeper = run.Run(tmp_path, config, None, log=False)
     for _ in range(3):
         saved.append(None)
         keeper.save(Stub())
-    keeper.close()
     assert run.find_checkpoint(tmp_path, config)["epoch"] == 3
     whole = (tmp_path / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
@@ -285,7 +284,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
     assert not list(tmp_path.glob(".*.part"))
 
     # going on, the damaged file does not take the place of the good one, even if the next save fails
-    keeper = run.Run(tmp_path, config, run.find_checkpoint(tmp_path, config) | {"history": []}, save_every=25)
+    keeper = run.Run(tmp_path, config, run.find_checkpoint(tmp_path, config) | {"history": []}, log=False)
     with monkeypatch.context() as full:
         full.setattr(checkpoint.torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(RunError):
@@ -293,7 +292,6 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
     assert run.find_checkpoint(tmp_path, config)["epoch"] == 2
     assert (tmp_path / "checkpoint_damaged.pt").exists()
     keeper.save(Stub())
-    keeper.close()
     assert run.find_checkpoint(tmp_path, config)["epoch"] == 3
 
     (tmp_path / "checkpoint.pt").unlink()  # gone altogether
@@ -343,13 +341,13 @@ def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 0.0)
         who = rf"another run is writing there \(process {other.pid} on .+\): give another folder, or end that run"
         with pytest.raises(InputError, match=who):
-            run.Run(tmp_path, {}, None, save_every=1)
+            run.Run(tmp_path, {}, None)
         with pytest.raises(InputError, match=who):
             run.find_checkpoint(tmp_path, {})
         assert {path.name for path in tmp_path.iterdir()} == {".lock"}  # nothing was written
         monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 60.0)
         monkeypatch.setattr(run.time, "sleep", lambda _: other.communicate("\n"))  # it leaves meanwhile
-        run.Run(tmp_path, {}, None, save_every=1).close()
+        run.Run(tmp_path, {}, None).log.close()
     finally:
         other.kill()
         other.communicate()

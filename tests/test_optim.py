@@ -105,7 +105,8 @@ def test_built_optimisers_take_their_rate_momentum_and_decay(name):
     ],
 )
 def test_schedule_of_the_fact_sheet(settings, values):
-    lr = warmup_cosine(*settings)
+    names = ("warmup_start", "warmup_epochs", "epochs", "steps_per_epoch")
+    lr = warmup_cosine(*settings[:2], **dict(zip(names, settings[2:], strict=True)))
     assert {step: lr(step) for step in values} == pytest.approx(values, rel=1e-8)
 
 
@@ -149,7 +150,7 @@ def test_every_parameter_decays_alike_by_default():
 
 
 def test_no_decay_on_vectors_goes_before_the_backbones_own():
-    assert grouped(decay_biases=False, backbone_weight_decay=0.3) == {
+    assert grouped(bias_decay=False, backbone_decay=0.3) == {
         "backbone.0.weight": 0.3,
         "backbone.0.bias": 0.0,
         "backbone.1.weight": 0.0,
@@ -163,7 +164,7 @@ def test_no_decay_on_vectors_goes_before_the_backbones_own():
 
 @pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
 def test_groups_reach_the_optimiser(name):
-    optimizer = build_optimizer(name, parameter_groups(Small(), 0.1, decay_biases=False), lr=0.5, momentum=0.8)
+    optimizer = build_optimizer(name, parameter_groups(Small(), 0.1, bias_decay=False), lr=0.5, momentum=0.8)
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.1]
     assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
     assert name == "adamw" or all(group["momentum"] == 0.8 for group in optimizer.param_groups)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, view_settings
 from PIL import Image
 
 from src.data.datasets import MemoryImages, open_data
@@ -30,17 +31,10 @@ def make_trainer(name="self_classifier", optimizer="lars", epochs=3, autocast=No
     digits = open_data("digits", "train")
     data = MemoryImages(digits.images[:100], digits.labels[:100], digits.classes)
     loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), batch_size=24, seed=0, device=CPU)
-    method = build_method(name, config, "small_convnet", 1, 8, 16, 2)
+    method = build_method(name, config, SMALL)
     lr = warmup_cosine(0.5, 0.001, warmup_start=0.1, warmup_epochs=1, epochs=epochs, steps_per_epoch=len(loader))
-    return Trainer(
-        method,
-        build_optimizer(optimizer, parameter_groups(method, 1e-4), lr=0.5),
-        lr,
-        loader,
-        data.labels,
-        CPU,
-        autocast,
-    )
+    optimizer = build_optimizer(optimizer, parameter_groups(method, 1e-4), lr=0.5, momentum=0.9)
+    return Trainer(method, optimizer, lr, loader=loader, device=CPU, labels=data.labels, autocast=autocast)
 
 
 def quiet():
@@ -154,7 +148,7 @@ def pictures(tmp_path):
 
 
 def file_loader(data, workers, seed=0, batch_size=20):
-    views = PhotoViews(published_views(2, 2, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+    views = PhotoViews(published_views(view_settings(2, 2, 16, 8)), 16)
     return TrainLoader(data, views, batch_size=batch_size, seed=seed, device=CPU, workers=workers)
 
 
