@@ -234,23 +234,26 @@ def test_deepcluster_clusters_its_share_from_the_drawn_rows():
     rows = unit(40, DIM)
     start = rows[np.random.default_rng(7).choice(40, 3, replace=False)]
     expected, centroids = spherical_kmeans(rows, start, 2)
-    assert not torch.equal(centroids, spherical_kmeans(rows, start)[1])
+    assert not torch.equal(centroids, spherical_kmeans(rows, start, 10)[1])
     untouched = method.classifiers[0].weight.clone()
-    assert torch.equal(method.assign(1, rows, rows, np.random.default_rng(7)), expected)
+    assert torch.equal(method.assign(1, rows, mine=rows, generator=np.random.default_rng(7)), expected)
     assert torch.equal(method.classifiers[1].weight, centroids)
     assert torch.equal(method.classifiers[0].weight, untouched)
 
 
 def test_sela_hands_its_knobs_to_the_transport(monkeypatch):
     given = []
-    monkeypatch.setattr("src.methods.sela_v2.balanced_prototype_labels", lambda *words: given.append(words))
+    monkeypatch.setattr(
+        "src.methods.sela_v2.balanced_prototype_labels", lambda *tensors, **limits: given.append((tensors, limits))
+    )
     method = build("sela_v2", prototypes=(5, 3), temperature=0.3, lam=7.0, tolerance=0.05, max_iterations=12)
     rows = unit(6, DIM)
-    method.assign(1, rows, rows[::2], None)
-    ((mine, weight, *limits),) = given
+    method.assign(1, rows, mine=rows[::2], generator=None)
+    (((mine, weight, temperature), limits),) = given
     assert torch.equal(mine, rows[::2])
     assert weight is method.classifiers[1].weight
-    assert limits == [0.3, 7.0, 0.05, 12]
+    assert temperature == 0.3
+    assert limits == {"lam": 7.0, "tolerance": 0.05, "max_iterations": 12}
 
 
 # ---- what methods share ---------------------------------------------------------------------------------------------
@@ -300,3 +303,66 @@ def test_idle_views_are_embedded_without_a_graph(name):
     torch.testing.assert_close(found, expected)
     assert [view.requires_grad for view in expected] == [True, True, True]
     assert [view.requires_grad for view in found] == [False, True, True]
+
+
+# ---- over ranks -----------------------------------------------------------------------------------------------------
+
+OVER_RANKS = {
+    "self_classifier": {"classes": (3, 6), "row_tau": 0.3, "col_tau": 0.7, "queue_length": 12},
+    "self_classifier_v1": {"num_classifiers": 2, "num_classes": 5, "softmax_group": 0},
+    "swav": {"prototypes": 5, "temperature": 0.3, "epsilon": 0.2, "queue_length": 12},
+    "deepcluster_v2": {"prototypes": (5, 3), "temperature": 0.3, "assign_views": (1, 0)},
+}
+
+
+def steps_on_rank(name, rank, world_size):
+    """Take four steps on this rank's share of given embeddings.
+
+    Returns:
+        The losses, the gradients of the embeddings, the neighbours, and the state of the method after the steps.
+    """
+    method = build(name, **OVER_RANKS[name])
+    if name == "swav":
+        method.load_state_dict(method.state_dict() | {"queue_started": torch.tensor(True)})
+    if name == "deepcluster_v2":
+        method.bank.make_room(40)
+        generator = torch.Generator().manual_seed(3)
+        # the first half of each batch has more clusters than the second
+        method.bank.clusters.copy_(torch.randint(3, (2, 40), generator=generator))
+        method.bank.clusters[:, 4::8] = method.bank.clusters[:, 5::8] = IGNORED
+    losses, gradients, neighbors = [], [], []
+    for step in range(4):  # the queues of 12 are full in the last two
+        images = torch.arange(8 * step, 8 * step + 8).chunk(world_size)[rank]
+        whole = unit(2, 8, DIM, seed=step)
+        views = [view.chunk(world_size)[rank].clone().requires_grad_() for view in whole]
+        found = method.objective(views, images)
+        found.loss.backward()
+        losses.append(found.loss.item())
+        gradients.append(torch.stack([torch.zeros_like(v) if v.grad is None else v.grad for v in views]))
+        neighbors.append(found.neighbors)
+    return losses, gradients, neighbors, {key: value.clone() for key, value in method.state_dict().items()}
+
+
+def test_objectives_of_two_ranks_are_those_of_one_process(run_ranks):
+    """The mean over ranks of the losses, their gradients, and what is remembered: queues, bank, clusters.
+
+    The gradient of a rank is that of the sum of the ranks' losses, which is twice the gradient of their mean.
+    """
+    code = """
+        sys.path.insert(0, "tests")
+        from test_objectives import OVER_RANKS, steps_on_rank
+        torch.save([steps_on_rank(name, rank, 2) for name in OVER_RANKS], out / f"{rank}.pt")
+    """
+    for name, *both in zip(OVER_RANKS, *run_ranks(2, code), strict=True):
+        losses, gradients, neighbors, state = steps_on_rank(name, 0, 1)
+        one, two = both
+        assert [(a + b) / 2 for a, b in zip(one[0], two[0], strict=True)] == close(losses), name
+        for whole, *halves in zip(gradients, one[1], two[1], strict=True):
+            torch.testing.assert_close(torch.cat(halves, dim=1) / 2, whole, rtol=1e-9, atol=1e-12, msg=name)
+        for whole, *halves in zip(neighbors, one[2], two[2], strict=True):
+            assert (whole is None) == (halves[0] is None)
+            assert whole is None or torch.equal(torch.cat(halves), whole)
+        for rank in both:
+            assert rank[3].keys() == state.keys()
+            for key, value in state.items():
+                torch.testing.assert_close(rank[3][key], value, rtol=1e-12, atol=1e-12, msg=f"{name}: {key}")

@@ -78,7 +78,7 @@ def test_lars_is_its_rule_number_by_number(momentum, decay):
 def test_built_optimisers_take_their_rate_momentum_and_decay(name):
     """Two steps of one weight by hand."""
     w = torch.tensor([2.0], dtype=torch.double, requires_grad=True)
-    optimizer = build_optimizer(name, [{"params": [w], "weight_decay": 0.5}], 0.1, 0.8)
+    optimizer = build_optimizer(name, [{"params": [w], "weight_decay": 0.5}], lr=0.1, momentum=0.8)
     value, buffer = 2.0, 0.0
     for step in range(2):
         w.grad = torch.tensor([3.0], dtype=torch.double)
@@ -191,11 +191,13 @@ def grouped_names(method) -> set[str]:
 
 def test_schedule_by_hand():
     """Three steps of warm-up with both ends, then a cosine over six; no warm-up; a warm-up of one step."""
-    lr = warmup_cosine(2.0, 0.5, 0.4, 1, 3, 3)
+    lr = warmup_cosine(2.0, 0.5, warmup_start=0.4, warmup_epochs=1, epochs=3, steps_per_epoch=3)
     cosine = [0.5 + 0.75 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
     assert [lr(step) for step in range(9)] == pytest.approx([0.4, 1.2, 2.0, *cosine], rel=1e-12)
-    assert warmup_cosine(2.0, 0.5, 0.4, 0, 2, 3)(3) == pytest.approx(1.25)
-    assert [warmup_cosine(2.0, 0.5, 0.4, 1, 3, 1)(step) for step in range(3)] == pytest.approx([0.4, 2.0, 1.25])
+    lr = warmup_cosine(2.0, 0.5, warmup_start=0.4, warmup_epochs=0, epochs=2, steps_per_epoch=3)
+    assert (lr(0), lr(3)) == pytest.approx((2.0, 1.25))
+    lr = warmup_cosine(2.0, 0.5, warmup_start=0.4, warmup_epochs=1, epochs=3, steps_per_epoch=1)
+    assert [lr(step) for step in range(3)] == pytest.approx([0.4, 2.0, 1.25])
 
 
 def test_gradients_are_clipped_one_by_one():
