@@ -4,13 +4,13 @@
     python -m tests.mutations --list         # print the table and run nothing
     python -m tests.mutations --only queue   # the mutations with this text in their file or description
 
-A test suite is only as good as the mistakes it notices. Each entry of `MUTATIONS` is one plausible mistake: a doubled
-temperature, a view predicted from itself, a missing reduction over ranks. The program copies the working tree to a
-temporary folder, replaces the old text by the new text, and runs the named tests there. A mutation is `killed` if a test
-fails, and it has `SURVIVED` if all tests pass. The exit status is 1 if one survived, and 2 if the table is out of date.
+Each entry of `MUTATIONS` is one plausible mistake: a doubled temperature, a view that is predicted from itself, a missing
+reduction over ranks. The program copies the working tree to a temporary folder, replaces the old text by the new text,
+and runs the named tests there. The mutation is `killed` if a test fails, and it has `SURVIVED` if all tests pass. The exit
+status is 1 if a mutation survived, and 2 if the table is out of date.
 
-The copy has no neighbouring folders, so the tests see only the golden numbers in tests/golden. Before any mutation, the
-same tests run on an unchanged copy. They must pass there, otherwise a failure would prove nothing.
+The copy has no neighbouring folders, so the tests read only the golden numbers in tests/golden. First, the same tests run
+on an unchanged copy. If one of them fails there, the program stops.
 
 The old text must occur exactly once in its file. Change the table together with the code.
 """
@@ -65,7 +65,7 @@ class Mutation(NamedTuple):
 
 
 def mistakes(file: str, tests: tuple[str, ...], *changes: tuple[str, str, str], ranks: bool = False) -> list[Mutation]:
-    """Mutations of one file that the same tests must notice."""
+    """Return mutations of one file that the same tests must notice."""
     return [Mutation(what, file, old, new, tests, ranks) for what, old, new in changes]
 
 
@@ -798,7 +798,7 @@ class OutOfDate(Exception):
 
 @contextmanager
 def copied_tree():
-    """A copy of the working tree in a folder of its own, without neighbours."""
+    """Copy the working tree to a temporary folder without neighbours."""
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         copy = Path(folder) / "repository"
         shutil.copytree(ROOT, copy, ignore=lambda at, _: LEFT_OUT if Path(at) == ROOT else {"__pycache__"})
@@ -856,7 +856,7 @@ def check_unchanged(chosen: Sequence[Mutation]) -> None:
 
 
 def try_mutation(mutation: Mutation) -> tuple[bool, str]:
-    """Apply a mutation to a copy and run its tests there; returns whether a test failed, and which."""
+    """Apply a mutation to a copy and run its tests there. Return whether a test failed, and which."""
     with copied_tree() as copy:
         path = copy / mutation.file
         path.write_text(mutated(path.read_text(), mutation))

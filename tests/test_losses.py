@@ -96,7 +96,7 @@ def test_gradient_where_the_guards_act(num_global):
     clamped = (z / col_tau).softmax(dim=1).sum(dim=2) < eps, (z / row_tau).softmax(dim=2).sum(dim=1) < eps
     assert all(0 < sums.sum() < sums.numel() for sums in clamped)
     values, gradients = [], []
-    for loss in (self_classifier, lambda logits, **knobs: by_autograd(logits[0], **knobs)):
+    for loss in (self_classifier, lambda logits, **options: by_autograd(logits[0], **options)):
         leaf = z.clone().requires_grad_()
         value = loss([leaf], row_tau=row_tau, col_tau=col_tau, eps=eps, num_global=num_global)
         value.backward()
@@ -142,7 +142,9 @@ def test_terms_are_the_losses_of_each_classifier_alone():
     torch.manual_seed(0)
     logits = [torch.randn(3, 8, C).double() for C in (4, 9)]
     alone = [self_classifier([z], 0.2, 0.1).item() for z in logits]
-    assert self_classifier_terms(logits, row_tau=0.2, col_tau=0.1, eps=1e-12, num_global=2).tolist() == pytest.approx(alone, rel=1e-10)
+    assert self_classifier_terms(logits, row_tau=0.2, col_tau=0.1, eps=1e-12, num_global=2).tolist() == pytest.approx(
+        alone, rel=1e-10
+    )
 
 
 def test_half_precision_is_raised():

@@ -1,4 +1,4 @@
-"""Each method's objective against loops over the equation, in float64, with knobs that are nobody's default.
+"""Compare each method's objective with loops over the equation, in float64, with options that differ from the defaults.
 
 The losses have tests of their own. These tests pin down what a method hands to them: temperatures, views, clusters, queues.
 """
@@ -42,10 +42,10 @@ class Normalised(nn.Module):
         return self.bn(images).square().mean(dim=(2, 3))
 
 
-def build(name, backbone=Flat, num_global=2, **knobs):
+def build(name, backbone=Flat, num_global=2, **options):
     torch.manual_seed(0)
-    knobs = {"dim": DIM, "hidden_dim": 8, **({"head_bn": False} if name != "self_classifier_v1" else {}), **knobs}
-    return METHODS[name](backbone(), METHODS[name].Config(**knobs), num_global).double()
+    options = {"dim": DIM, "hidden_dim": 8, **({"head_bn": False} if name != "self_classifier_v1" else {}), **options}
+    return METHODS[name](backbone(), METHODS[name].Config(**options), num_global).double()
 
 
 def unit(*shape, seed=0):
@@ -69,10 +69,10 @@ def close(value):
 # ---- Self-Classifier ------------------------------------------------------------------------------------------------
 
 
-def self_classifier(**knobs):
+def self_classifier(**options):
     """Temperatures that differ, an eps that is felt, and classifiers that scale their cosines."""
-    knobs = {"classes": (3, 6), "row_tau": 0.3, "col_tau": 0.7, "eps": 1e-2, "queue_length": 6, **knobs}
-    method = build("self_classifier", **knobs)
+    options = {"classes": (3, 6), "row_tau": 0.3, "col_tau": 0.7, "eps": 1e-2, "queue_length": 6, **options}
+    method = build("self_classifier", **options)
     with torch.no_grad():
         for classifier in method.classifiers:
             classifier.weight_g.copy_(torch.linspace(0.5, 2, len(classifier.weight_g))[:, None])
@@ -88,7 +88,7 @@ def logits_of(method, views):
 
 
 @pytest.mark.parametrize("num_global", [1, 2, 3])
-def test_self_classifier_hands_its_knobs_and_views_to_the_loss(num_global):
+def test_self_classifier_hands_its_options_and_views_to_the_loss(num_global):
     method = self_classifier(num_global=num_global)
     views = list(unit(4, 5, DIM))
     step = method.objective(views, torch.arange(5))
@@ -132,9 +132,9 @@ def test_self_classifier_looks_up_neighbours_before_it_pushes_the_view_itself(us
 
 
 @pytest.mark.parametrize("normalize_targets", [False, True])
-def test_first_generation_hands_its_knobs_and_groups_to_the_loss(normalize_targets):
-    knobs = {"num_classifiers": 2, "num_classes": 5, "tau": 0.4, "softmax_group": 3}
-    method = build("self_classifier_v1", **knobs, normalize_targets=normalize_targets)
+def test_first_generation_hands_its_options_and_groups_to_the_loss(normalize_targets):
+    options = {"num_classifiers": 2, "num_classes": 5, "tau": 0.4, "softmax_group": 3}
+    method = build("self_classifier_v1", **options, normalize_targets=normalize_targets)
     views = list(unit(2, 6, DIM))
     rows = [nn.functional.normalize(classifier.weight, dim=1) for classifier in method.classifiers]
     groups = [
@@ -147,8 +147,8 @@ def test_first_generation_hands_its_knobs_and_groups_to_the_loss(normalize_targe
 # ---- SwAV -----------------------------------------------------------------------------------------------------------
 
 
-def swav(**knobs):
-    return build("swav", **{"prototypes": 5, "temperature": 0.3, "epsilon": 0.2, "sinkhorn_iterations": 2, **knobs})
+def swav(**options):
+    return build("swav", **{"prototypes": 5, "temperature": 0.3, "epsilon": 0.2, "sinkhorn_iterations": 2, **options})
 
 
 @pytest.mark.parametrize("assign_views", [(0, 1), (0, 2), (2,)])
@@ -241,7 +241,7 @@ def test_deepcluster_clusters_its_share_from_the_drawn_rows():
     assert torch.equal(method.classifiers[0].weight, untouched)
 
 
-def test_sela_hands_its_knobs_to_the_transport(monkeypatch):
+def test_sela_hands_its_options_to_the_transport(monkeypatch):
     given = []
     monkeypatch.setattr(
         "src.methods.sela_v2.balanced_prototype_labels", lambda *tensors, **limits: given.append((tensors, limits))
