@@ -823,7 +823,19 @@ def run_tests(copy: Path, tests: Sequence[str], ranks: bool) -> tuple[str, str]:
     Returns:
         "passed", "failed" or "stopped" (at the time limit), and the first failed test or the end of the output.
     """
-    words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=no"]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        "--tb=no",
+        "-rfE",
+    ]
     words += [] if ranks else ["-m", "not slow and not ranks"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     try:
