@@ -77,7 +77,7 @@ def test_the_columns_share_the_samples_evenly_and_the_rows_are_distributions():
 
 def test_a_constant_on_all_scores_changes_nothing():
     scores = cosines(16, 5).double()
-    torch.testing.assert_close(sinkhorn(scores + 3, 0.05), sinkhorn(scores, 0.05))
+    torch.testing.assert_close(sinkhorn(scores + 3, 0.05, 3), sinkhorn(scores, 0.05, 3))
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.001])
@@ -89,7 +89,7 @@ def test_small_epsilon_does_not_overflow(epsilon):
     for _ in range(3):
         logs = logs - logs.logsumexp(dim=0)
         logs = logs - logs.logsumexp(dim=1, keepdim=True)
-    codes = sinkhorn(scores, epsilon)
+    codes = sinkhorn(scores, epsilon, 3)
     assert codes.isfinite().all()
     torch.testing.assert_close(codes.double(), logs.exp(), rtol=1e-3 if epsilon == 0.001 else 1e-4, atol=1e-5)
 
@@ -97,17 +97,17 @@ def test_small_epsilon_does_not_overflow(epsilon):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_raised(dtype):
     scores = cosines(32, 8).to(dtype)
-    assert torch.equal(sinkhorn(scores, 0.01), sinkhorn(scores.float(), 0.01))
+    assert torch.equal(sinkhorn(scores, 0.01, 3), sinkhorn(scores.float(), 0.01, 3))
 
 
 def test_equal_images_get_uniform_codes():
-    torch.testing.assert_close(sinkhorn(torch.full((10, 4), 0.7), 0.05), torch.full((10, 4), 0.25))
+    torch.testing.assert_close(sinkhorn(torch.full((10, 4), 0.7), 0.05, 3), torch.full((10, 4), 0.25))
 
 
 @pytest.mark.parametrize("wrong", [{"epsilon": 0.0}, {"epsilon": -1.0}, {"iterations": 0}])
 def test_meaningless_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="epsilon > 0 and iterations >= 1"):
-        sinkhorn(torch.zeros(2, 2), **wrong)
+        sinkhorn(torch.zeros(2, 2), **{"epsilon": 0.05, "iterations": 3, **wrong})
 
 
 # ---- k-means --------------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_authors_kmeans(golden):
             bank = torch.from_numpy(banks[:, h % banks.shape[1]]).double()
             start = bank[0][torch.from_numpy(numbers[f"kmeans{i}_initial_rows{h}"])]
             assert len(start) == heads
-            found, centroids = spherical_kmeans(bank.flatten(0, 1), start)
+            found, centroids = spherical_kmeans(bank.flatten(0, 1), start, 10)
             assignments = np.full(int(numbers[f"kmeans{i}_dataset_size"]), -100)
             assignments[indices.ravel()] = found.numpy()
             assert (assignments == numbers[f"kmeans{i}_assignments"][h]).all()
@@ -237,17 +237,17 @@ def test_labels_and_iterations_are_those_of_plain_scalings(lam, tolerance, limit
 def test_labels_are_balanced_whatever_the_network_prefers():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(600, 6, generator=generator) + torch.tensor([3.0, 2, 1, 0, -1, -2])
-    counts = torch.bincount(balanced_labels(logits, 25.0), minlength=6)
+    counts = torch.bincount(balanced_labels(logits, 25.0, 0.1), minlength=6)
     assert counts.min() >= 95
     assert counts.max() <= 105
 
 
 def test_a_constant_for_each_image_changes_no_label_and_chunks_do_not_matter(monkeypatch):
     logits = torch.randn(90, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    labels = balanced_labels(logits.log_softmax(dim=1), 10.0)
-    assert torch.equal(balanced_labels(logits, 10.0), labels)
+    labels = balanced_labels(logits.log_softmax(dim=1), 10.0, 0.1)
+    assert torch.equal(balanced_labels(logits, 10.0, 0.1), labels)
     monkeypatch.setattr("src.assignments.CHUNK", 35)
-    assert torch.equal(balanced_labels(logits, 10.0), labels)
+    assert torch.equal(balanced_labels(logits, 10.0, 0.1), labels)
 
 
 class Largest(TorchFunctionMode):
@@ -282,9 +282,9 @@ def test_an_impossible_class_and_a_meaningless_setting_are_refused():
     logs = torch.zeros(4, 2)
     logs[:, 1] = -math.inf
     with pytest.raises(ValueError, match="not finite"):
-        balanced_labels(logs)
+        balanced_labels(logs, 25.0, 0.1)
     with pytest.raises(ValueError, match="lam > 0"):
-        balanced_labels(torch.zeros(4, 2), lam=0)
+        balanced_labels(torch.zeros(4, 2), 0.0, 0.1)
 
 
 # ---- over ranks -----------------------------------------------------------------------------------------------------
@@ -301,21 +301,23 @@ def test_ranks_find_what_one_process_finds(run_ranks, world_size):
         scores = cosines(50, 6).double()
         rows = torch.nn.functional.normalize(cosines(50, 8, seed=1).double(), dim=1)
         mine = slice(rank * 11, (rank + 1) * 11 if rank < {world_size} - 1 else 50)
-        codes = sinkhorn(scores[mine], 0.03)
-        clusters, centroids = spherical_kmeans(rows[mine], rows[:5])
-        labels = balanced_labels(scores[mine], 25.0)
-        own = balanced_prototype_labels(rows[mine], rows[:5], 0.1)
+        codes = sinkhorn(scores[mine], 0.03, 3)
+        clusters, centroids = spherical_kmeans(rows[mine], rows[:5], 10)
+        labels = balanced_labels(scores[mine], 25.0, 0.1)
+        own = balanced_prototype_labels(rows[mine], rows[:5], 0.1, lam=25.0, tolerance=0.1, max_iterations=1000)
         torch.save((codes, clusters, labels, own, centroids), out / f"{{rank}}.pt")
     """
     codes, clusters, labels, own, centroids = zip(*run_ranks(world_size, code), strict=True)
     scores = cosines(50, 6).double()
     rows = torch.nn.functional.normalize(cosines(50, 8, seed=1).double(), dim=1)
-    torch.testing.assert_close(torch.cat(codes), sinkhorn(scores, 0.03))
-    expected, centres = spherical_kmeans(rows, rows[:5])
+    torch.testing.assert_close(torch.cat(codes), sinkhorn(scores, 0.03, 3))
+    expected, centres = spherical_kmeans(rows, rows[:5], 10)
     assert torch.equal(torch.cat(clusters), expected)
     torch.testing.assert_close(centroids[-1], centres)
-    assert torch.equal(torch.cat(labels), balanced_labels(scores, 25.0))
-    assert torch.equal(torch.cat(own), balanced_prototype_labels(rows, rows[:5], 0.1))
+    assert torch.equal(torch.cat(labels), balanced_labels(scores, 25.0, 0.1))
+    assert torch.equal(
+        torch.cat(own), balanced_prototype_labels(rows, rows[:5], 0.1, lam=25.0, tolerance=0.1, max_iterations=1000)
+    )
 
 
 def test_authors_sinkhorn_on_two_ranks(golden, run_ranks):

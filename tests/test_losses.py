@@ -7,6 +7,7 @@ from src.losses import (
     IGNORED,
     assigned_cross_entropy,
     self_classifier,
+    self_classifier_definition,
     self_classifier_terms,
     self_classifier_v1,
     swapped_prediction,
@@ -285,3 +286,24 @@ def test_authors_loss_over_ranks(golden, run_ranks, tmp_path):
                 joined = torch.cat([rank[number][1][k] for rank in saved], dim=1).numpy()
                 expected = data[f"{case}_grad64_{k}"]
                 assert np_max(joined - expected) <= 1e-9 * max(np_max(expected), 1e-3)
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-3, 0.3])  # at 0.3, some of the sums are below eps
+@pytest.mark.parametrize(("V", "num_global"), [(2, 2), (2, 1), (4, 2), (5, 3), (3, 1), (3, 3)])
+@pytest.mark.parametrize("sizes", [(5,), (4, 9), (3, 6, 11)])
+def test_value_and_gradient_equal_the_definition(sizes, V, num_global, eps):
+    generator = torch.Generator().manual_seed(V + num_global)
+    logits = [3 * torch.randn(V, 7, C, generator=generator, dtype=torch.double) for C in sizes]
+    settings = {"row_tau": 0.3, "col_tau": 0.2, "eps": eps, "num_global": num_global}
+    fast, plain = ([z.clone().requires_grad_() for z in logits] for _ in range(2))
+    terms = self_classifier_terms(fast, **settings)
+    expected = torch.stack([self_classifier_definition(z, **settings) for z in plain])
+    torch.testing.assert_close(terms, expected, rtol=1e-12, atol=1e-12)
+    weights = torch.arange(1, len(sizes) + 1, dtype=torch.double)
+    (terms @ weights).backward()
+    (expected @ weights).backward()
+    for own, other in zip(fast, plain, strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-10, atol=1e-12)
+    if eps == 0.3:
+        sums = torch.cat([(z / 0.3).softmax(dim=2).sum(dim=1).flatten() for z in logits])
+        assert 0 < (sums < eps).sum() < len(sums)

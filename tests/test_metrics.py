@@ -364,12 +364,12 @@ def test_contingency_counts_the_images_of_every_cell():
     ("labels", "clusters", "message"),
     [
         ([0, 1, 2], [0, 1], "differ in length: 3 and 2"),
-        ([], [], "labels must be one-dimensional and not empty"),
-        ([0, 1], [], "clusters must be one-dimensional and not empty"),
-        ([[0, 1]], [[0, 1]], r"labels must be one-dimensional and not empty, got shape \(1, 2\)"),
-        ([0, -1], [0, 1], "labels must not be negative, got -1"),
-        ([0, 1], [0, -3], "clusters must not be negative, got -3"),
-        ([0.5, 1.0], [0, 1], "labels must be integers, got float64"),
+        ([], [], "labels have the shape .* expected one dimension and at least one entry"),
+        ([0, 1], [], "clusters have the shape .* expected one dimension and at least one entry"),
+        ([[0, 1]], [[0, 1]], r"labels have the shape \(1, 2\): expected one dimension"),
+        ([0, -1], [0, 1], "labels contain -1: expected integers of at least 0"),
+        ([0, 1], [0, -3], "clusters contain -3: expected integers of at least 0"),
+        ([0.5, 1.0], [0, 1], "labels are float64: expected integers"),
     ],
 )
 def test_bad_labels_are_refused_with_the_culprit(labels, clusters, message):

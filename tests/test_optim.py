@@ -177,7 +177,7 @@ def test_frozen_parts_are_named_by_how_they_begin():
     assert frozen == ["backbone.0.weight", "backbone.0.bias", "classifiers.0.weight_g"]
     assert not set(frozen) & grouped_names(method)
     with pytest.raises(
-        InputError, match=r"--freeze back: no parameter begins so; expected .* backbone, projection_head"
+        InputError, match=r"--freeze back: no parameter has .*; expected .* backbone, projection_head"
     ):
         freeze(method, ("back",))
     with pytest.raises(InputError, match="no parameter is left"):
