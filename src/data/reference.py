@@ -1,7 +1,7 @@
-"""The views of photographs as they were published: one after the other, by Pillow. Slow; the yardstick for `photographs`.
+"""Reference implementation of the views of photographs: one image after the other, with Pillow, as published.
 
-Boxes and parameters are those that `photographs` and `strong` draw, so that the two can be compared picture by picture. Hue is
-turned in Pillow's HSV of 8 bits, as torchvision does.
+It is slow and serves to check `photographs`. It uses the boxes and parameters that `photographs` and `strong` draw, so that
+each image can be compared. As in torchvision, the hue is rotated in Pillow's HSV, which has 8 bits.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,16 @@ from .strong import draw, holes
 
 
 class ReferenceViews(PhotoViews):
-    """As `PhotoViews`, with the whole view made where the image is decoded; the device only normalises and cuts out."""
+    """Make the same views as `PhotoViews` with Pillow.
+
+    The worker that decodes an image makes all of the view except normalisation and Cutout, which run on the device.
+    """
 
     def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return self.finish(self.cut(rgb(images), indices, seed=seed, epoch=epoch), indices, seed=seed, epoch=epoch)
 
     def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
-        """The views of B decoded images, each (3, H, W), as V × (B, 3, size, size) uint8."""
+        """Make the views of B decoded images, each (3, H, W), before normalisation: V × (B, 3, size, size) uint8."""
         rows = [self._views(image, index, seed, epoch) for image, index in zip(images, indices, strict=True)]
         return [torch.from_numpy(np.stack(view)).to(images[0].device) for view in zip(*rows, strict=True)]
 
@@ -67,7 +70,7 @@ class ReferenceViews(PhotoViews):
         return views
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
-        """Normalised, with a hole where the recipe has one: ready for a network."""
+        """Normalise the views and cut the holes of Cutout, if the recipe has them."""
         views = [normalise(crop.float(), self.mean, self.std) for crop in crops]
         for number, (view, recipe) in enumerate(zip(views, self.recipes, strict=True)):
             if recipe.cutout:
@@ -78,7 +81,11 @@ class ReferenceViews(PhotoViews):
 
 
 def photometric(image: Image.Image, recipe: PhotoRecipe, u: np.ndarray) -> Image.Image:
-    """Flip, colour jitter, grayscale, blur and solarise an RGB image by numbers in [0, 1), the first of a view."""
+    """Apply flip, colour jitter, grayscale, blur and solarise to an RGB image.
+
+    Args:
+        u: (at least PHOTOMETRIC,) uniform numbers in [0, 1), the first numbers of the view.
+    """
     if u[FLIP] < recipe.flip:
         image = ImageOps.mirror(image)
     greyed = u[GRAYSCALE] < recipe.grayscale
@@ -111,14 +118,14 @@ def saturation(image: Image.Image, factor: float) -> Image.Image:
 
 
 def hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turn the hue by a share of the circle, in 256 steps."""
+    """Rotate the hue by a share of the full circle, in steps of 1/256."""
     h, s, v = image.convert("HSV").split()
     turned = np.asarray(h).astype(np.int16) + int(shift * 255)
     return Image.merge("HSV", (Image.fromarray((turned % 256).astype(np.uint8)), s, v)).convert("RGB")
 
 
 def strengthen(image: Image.Image, names: tuple[str, ...], u: np.ndarray) -> Image.Image:
-    """The operations of `strong` that (2n,) numbers draw."""
+    """Apply the n operations of `strong` that the (2n,) uniform numbers draw."""
     for k, magnitude in zip(*(values[0].tolist() for values in draw(names, u[None])), strict=True):
         image = OPERATIONS[names[k]](image, magnitude)
     return image

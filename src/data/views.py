@@ -1,4 +1,4 @@
-"""Which recipe of views goes with which data."""
+"""Choose the views for a data set."""
 
 from functools import partial
 
@@ -32,7 +32,11 @@ CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training im
 
 
 class IdentityViews:
-    """The views of frozen features: each of them the features as they are."""
+    """Make views of frozen features: every view is the unchanged features.
+
+    Args:
+        number: V, the number of views.
+    """
 
     def __init__(self, number: int):
         self.number = number
@@ -47,12 +51,13 @@ class IdentityViews:
 def build_views(
     name: str, data: Images, settings: ViewSettings, *, reference: bool = False, compiled: bool = False
 ) -> Views:
-    """Build the views of a data set: the digits' own recipe, or for photographs the one that `--augment` names.
+    """Build the views of a data set.
 
-    Evaluation takes the central 224 of 256 pixels of a large image, and the whole of a small one.
+    The digits have a recipe of their own. For photographs, `--augment` names the recipe. The evaluation view of a large
+    image is the central 224 of 256 pixels, in proportion to the size of the views. For a small image it is the whole image.
 
     Args:
-        name: the value of `--data`.
+        name: value of `--data`.
         reference: make the views one by one with Pillow, as published.
         compiled: compile the colour jitter.
     """
@@ -73,7 +78,7 @@ def build_views(
 
 
 def photo_recipes(settings: ViewSettings) -> list[PhotoRecipe]:
-    """Return the recipe of each view, by the name that `settings.augment` gives."""
+    """Return the recipes of all views for the augmentation that `settings.augment` names."""
     recipes = {
         "dino": published_views,
         "moco_v2": uniform_views,

@@ -1,4 +1,4 @@
-"""Backbones: networks without their classifier. Each has `width`, the size F of its features."""
+"""Backbones: networks without a classifier. The attribute `width` of a backbone is F, the size of its features."""
 
 import math
 from collections.abc import Sequence
@@ -10,22 +10,28 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
-VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; depth is 12
-OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # whose parameters are not called as torchvision's
+VITS = {
+    "vit_tiny": (192, 3),
+    "vit_small": (384, 6),
+    "vit_base": (768, 12),
+}  # width, number of attention heads; the depth is 12
+OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # parameter names differ from torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
 
 def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> nn.Module:
-    """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F), F in its attribute `width`.
+    """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F). Its attribute `width` is F.
 
     Args:
         arch: "small_convnet", "cifar_resnet18", "cifar_resnet34", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny",
-            "vit_small", "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity",
-            for features of width `in_channels`.
-        image_size: side of the global views; a ViT's position embedding is made for it and interpolated for others.
+            "vit_small", "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity"
+            for data that are features of width `in_channels`.
+        image_size: side of the global views in pixels. The position embedding of a ViT has this size; for images of other
+            sizes it is interpolated.
+        patch_size: side of a ViT's patches in pixels.
 
     Raises:
-        InputError: if there is no such network, or it does not take such images.
+        InputError: if the network does not exist, is not supported, or does not accept such images.
     """
     if arch == "identity":
         return Identity(in_channels)
@@ -41,22 +47,26 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
 def _torchvision(arch: str, in_channels: int) -> nn.Module:
     from torchvision import models  # slow to import
 
-    known = models.list_models(module=models)  # without those for detection, segmentation and video
+    known = models.list_models(
+        module=models
+    )  # only networks for classification, not for detection, segmentation or video
     if arch not in (*known, *WIDE_RESNETS):
         own = ", ".join([*OWN_NAMES, *WIDE_RESNETS])
-        raise InputError(f"--arch {arch}: expected {own}, or a torchvision network such as resnet50")
+        raise InputError(f"--arch {arch} is unknown, expected {own}, or a torchvision network such as resnet50")
     if arch in ("googlenet", "inception_v3"):
-        raise InputError(f"--arch {arch}: its auxiliary classifiers are not supported; take a ResNet, for instance")
+        raise InputError(
+            f"--arch {arch} has auxiliary classifiers, which are not supported: use another network, such as resnet50"
+        )
     if in_channels != 3:
         raise InputError(
-            f"--arch {arch} takes colour images, these have {in_channels} channel: take small_convnet or cifar_resnet18"
+            f"--arch {arch} takes images of 3 channels, but these have {in_channels}: use small_convnet or cifar_resnet18"
         )
     if arch in WIDE_RESNETS:
         return WideResNet(WIDE_RESNETS[arch])
     backbone = models.get_model(arch, weights=None)
     if not isinstance(getattr(backbone, "fc", None), nn.Linear):
         raise InputError(
-            f"--arch {arch}: torchvision's network has no linear layer .fc to remove; take a ResNet, for instance"
+            f"--arch {arch} has no linear classifier named fc, which a backbone must drop: use a network such as resnet50"
         )
     backbone.width = backbone.fc.in_features
     backbone.fc = nn.Identity()
@@ -67,7 +77,9 @@ def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn
     from timm.models.vision_transformer import VisionTransformer  # slow to import
 
     if image_size % patch_size:
-        raise InputError(f"--patch-size {patch_size} does not divide --global-crops-size {image_size}")
+        raise InputError(
+            f"--patch-size {patch_size} does not divide --global-crops-size {image_size}: change one of them"
+        )
     width, heads = VITS[arch]
     backbone = VisionTransformer(
         img_size=image_size,
@@ -85,10 +97,10 @@ def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn
 
 
 class WideResNet(nn.Module):
-    """ResNet-50 with every plane `widen` times as wide, within the blocks as between them, and 2048 · widen features.
+    """ResNet-50 in which every layer has `widen` times as many channels, (B, 3, H, W) → (B, 2048 · widen).
 
-    SwAV, arXiv:2006.09882v5. Names and blocks are those of torchvision's ResNet-50, which has wide networks only of another
-    kind: wide within the blocks.
+    Source: SwAV, arXiv:2006.09882v5. Parameter names and blocks are those of torchvision's ResNet-50. torchvision's own wide
+    ResNets are different: they are wider within the blocks, but not between them.
     """
 
     def __init__(self, widen: int):
@@ -125,13 +137,17 @@ class WideResNet(nn.Module):
 
 
 def conv_bn(inputs: int, outputs: int, size: int, *, stride: int = 1) -> nn.Sequential:
+    """Build a convolution of `size` × `size` pixels without bias, followed by batch normalisation."""
     conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
 class SmallConvNet(nn.Module):
-    """Three 3×3 convolutions for images of 8×8 to 32×32 pixels, two of them of stride 2; trains in seconds on a CPU."""
+    """Three 3×3 convolutions for images of 8×8 to 32×32 pixels, (B, in_channels, H, W) → (B, 128).
+
+    The first and the last convolution have stride 2. The network trains in seconds on a CPU.
+    """
 
     def __init__(self, in_channels: int):
         super().__init__()
@@ -148,7 +164,7 @@ class SmallConvNet(nn.Module):
 
 
 class Identity(nn.Identity):
-    """Frozen features as they are, (B, F) → (B, F)."""
+    """Return frozen features unchanged, (B, F) → (B, F)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -156,7 +172,7 @@ class Identity(nn.Identity):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
+    """Two 3×3 convolutions with a shortcut. A 1×1 convolution projects the shortcut if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -171,9 +187,13 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet for 32×32 images: a 3×3 stem of stride 1 without pooling, four stages of basic blocks, 512 features.
+    """ResNet for images of 32×32 pixels, (B, in_channels, H, W) → (B, 512).
 
-    He et al., arXiv:1512.03385v1, with the stem that work on CIFAR commonly uses.
+    The stem is a 3×3 convolution of stride 1 without pooling, as is common for CIFAR. Four stages of basic blocks follow.
+    Source: He et al., arXiv:1512.03385v1.
+
+    Args:
+        blocks: number of basic blocks in each stage.
     """
 
     def __init__(self, blocks: Sequence[int], in_channels: int = 3):
@@ -195,23 +215,27 @@ class CifarResNet(nn.Module):
 
 
 def pool_windows(backbone: nn.Module, window: int, *, in_channels: int, image_size: int) -> int:
-    """Replace the mean over the whole last map by those over all windows of `window` × `window` of its places, one step
-    apart, in place: a backbone with C channels then gives (B, C · n) features, the n windows of a channel side by side.
+    """Replace the global average pooling of a backbone by average pooling over windows, in place.
 
-    SwAV's linear evaluation does so, arXiv:2006.09882: windows of 6 on the 7 × 7 map of a ResNet-50 leave 4, 8192 features.
+    The pooling averages the last feature map over all n windows of `window` × `window` positions, with stride 1. A backbone
+    with C channels then returns (B, C · n) features; the n windows of a channel are adjacent.
+
+    The linear evaluation of SwAV, arXiv:2006.09882, pools in this way: windows of 6 on the 7 × 7 map of a ResNet-50 give
+    n = 4 and 8192 features.
 
     Args:
-        image_size: side of the images that it will see.
+        window: side of a window in positions of the map.
+        image_size: side of the backbone's input images in pixels.
 
     Returns:
-        C · n.
+        C · n, the new number of features.
 
     Raises:
-        InputError: if the backbone has no such mean, or the window does not fit into its map.
+        InputError: if the backbone has no global average pooling, or if the window is larger than the map.
     """
     if not isinstance(getattr(backbone, "avgpool", None), nn.AdaptiveAvgPool2d):
         raise InputError(
-            f"--pool-window {window}: this backbone does not end in the mean of a map; a ResNet does, for instance"
+            f"--pool-window {window}: the backbone does not end in global average pooling: use a ResNet, or drop the flag"
         )
     backbone.avgpool = nn.Identity()
     with torch.no_grad():
@@ -219,12 +243,13 @@ def pool_windows(backbone: nn.Module, window: int, *, in_channels: int, image_si
     side = math.isqrt(places)
     if window > side:
         raise InputError(
-            f"--pool-window {window} does not fit into the last map, {side} × {side} for images of {image_size} pixels: "
-            "give a smaller one, or 0 for the mean of all"
+            f"--pool-window {window} is larger than the last feature map, which is {side} × {side} for images of "
+            f"{image_size} pixels: pass a smaller window, or 0 for global average pooling"
         )
     backbone.avgpool = nn.AvgPool2d(window, stride=1)
     return backbone.width * (side - window + 1) ** 2
 
 
 def count_parameters(module: nn.Module) -> int:
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
