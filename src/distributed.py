@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import InputError, RunError
+
+Value = TypeVar("Value")
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
@@ -64,7 +67,7 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
         rank, world_size, local_rank, port = (
             _number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
         )
-        return _checked(Launch(rank, world_size, local_rank, environ["MASTER_ADDR"], port))
+        return _checked(Launch(rank, world_size, local_rank, address=environ["MASTER_ADDR"], port=port))
     if _number(environ, "SLURM_NTASKS", 1) > 1 or "SLURM_PROCID" in environ:
         _require(environ, SLURM, "srun")
         rank, world_size, local_rank = (_number(environ, name) for name in SLURM)
@@ -82,7 +85,8 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
             )
         job, step = _number(environ, "SLURM_JOB_ID", 0), _number(environ, "SLURM_STEP_ID", 0)
         port = _number(environ, "MASTER_PORT", 20000 + (job * 16 + step) % 20000)
-        return _checked(Launch(rank, world_size, local_rank, environ.get("MASTER_ADDR") or first_host(hosts), port))
+        address = environ.get("MASTER_ADDR") or first_host(hosts or "")
+        return _checked(Launch(rank, world_size, local_rank, address=address, port=port))
     return None
 
 
@@ -117,7 +121,8 @@ def _require(environ: Mapping[str, str], names: tuple[str, ...], launcher: str) 
 
 def first_host(nodelist: str) -> str:
     """Return the first host of a Slurm node list: "gpu[007-010,12],login1" gives "gpu007"."""
-    first = re.match(r"(\[[^\]]*\]|[^\[,])*", nodelist)[0]  # everything before the first comma outside brackets
+    match = re.match(r"(\[[^\]]*\]|[^\[,])*", nodelist)
+    first = match[0] if match else ""  # everything before the first comma outside brackets
     return re.sub(r"\[([^-,\]]*)[^\]]*\]", r"\1", first)
 
 
@@ -170,7 +175,7 @@ def explain(error: RuntimeError) -> RuntimeError:
         A RunError that names the ranks that no longer answer, if there are any; otherwise `error` itself.
     """
     broken = isinstance(error, dist.DistError) or re.search(r"gloo|nccl", str(error), flags=re.IGNORECASE)
-    if world_size() == 1 or not broken:
+    if world_size() == 1 or _store is None or not broken:
         return error
     missing = []
     try:
@@ -186,8 +191,9 @@ def explain(error: RuntimeError) -> RuntimeError:
         return error
     first = min(set(range(world_size())) - set(missing))
     names = ", ".join(map(str, missing))
+    subject, verb = ("rank", "answers") if len(missing) == 1 else ("ranks", "answer")
     return RunError(
-        f"rank{'s' * (len(missing) > 1)} {names} of {world_size()} no longer answer{'s' * (len(missing) == 1)}: see the reason in "
+        f"{subject} {names} of {world_size()} no longer {verb}: see the reason in "
         "the output of these ranks or of the launcher; run the same command again to resume from the last checkpoint",
         speaks=rank() == first,
     )
@@ -238,14 +244,14 @@ class _SumOverRanks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         x = x.contiguous().clone()
         dist.all_reduce(x, group=group)
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad, group=ctx.group)
         return grad, None
@@ -305,7 +311,7 @@ def average_gradients(method: nn.Module) -> None:
         grad.copy_(mean.view_as(grad))
 
 
-def from_main(value):
+def from_main(value: Value) -> Value:
     """Return rank 0's value on every rank. It may be any small picklable object."""
     if world_size() == 1:
         return value
@@ -314,11 +320,11 @@ def from_main(value):
     return box[0]
 
 
-def from_all(value) -> list:
+def from_all(value: Value) -> list[Value]:
     """Return the list of all ranks' values on every rank. A value may be any small picklable object."""
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -340,6 +346,10 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     group: dist.ProcessGroup | None = None
     group_size: int = 1
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
@@ -349,7 +359,14 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(x)
         if not self.training:
             return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps
+                x,
+                self.running_mean,
+                self.running_var,
+                weight=self.weight,
+                bias=self.bias,
+                training=False,
+                momentum=self.momentum,
+                eps=self.eps,
             )
         rows = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         reduced = [axis for axis in range(x.dim()) if axis != 1]
@@ -409,7 +426,7 @@ def parallel(method: nn.Module, device: torch.device, sync_bn_group: int = 0) ->
     if size > 1:
         # Every rank must call new_group for every group, including the groups that it does not belong to.
         groups = [dist.new_group(range(first, first + size)) for first in range(0, world_size(), size)]
-        group = groups[rank() // size]
+        group = cast(dist.ProcessGroup, groups[rank() // size])
         if device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method, group)
         else:
@@ -417,7 +434,7 @@ def parallel(method: nn.Module, device: torch.device, sync_bn_group: int = 0) ->
     devices = [device.index] if device.type == "cuda" else None
     # Newer versions of torch rename the argument.
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    no_buffers = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    no_buffers: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     return DistributedDataParallel(method, device_ids=devices, **no_buffers)
 
 

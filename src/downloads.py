@@ -94,7 +94,7 @@ def _transfer(url: str, part: Path, size: int) -> None:
                 raise RunError(
                     f"{url}: the file has {total:,} bytes, expected {size:,}: it may have been replaced on the server"
                 )
-            _write(response, part, start, total)
+            _write(response, part, start=start, total=total)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the server has no more bytes: `part` is complete, or does not belong to this file
             if error.headers.get("Content-Range") != f"bytes */{have}":
@@ -112,7 +112,8 @@ def _transfer(url: str, part: Path, size: int) -> None:
         raise Interrupted(f"the connection broke ({error})") from None
 
 
-def _write(response: http.client.HTTPResponse, part: Path, start: int, total: int) -> None:
+def _write(response: http.client.HTTPResponse, part: Path, *, start: int, total: int) -> None:
+    """Write the body of a response to `part`: append to its first `start` bytes, or replace it if `start` is 0."""
     from tqdm import tqdm
 
     # The tag identifies this version of the file on the server. A weak tag (W/) must not be used to resume.

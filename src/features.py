@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import distributed, fingerprints
 from .data.datasets import Images
@@ -24,14 +25,26 @@ LAYERS = ("backbone", "head")
 VERSION = 1  # of the cached files and of the computation of their contents; it is part of the cache key
 PIECE = 1 << 26  # bytes of features that one exchange between ranks sends
 
+Batches = Iterable[tuple[Tensor, np.ndarray]]  # images on the device of the network, and their indices
+
+
+class Classifiers(Protocol):
+    """What a network needs for predicting clusters, such as `methods.base.Method` has it."""
+
+    temperature: float
+
+    def predict(self, images: Tensor) -> list[Tensor]:
+        """Return the (B, C_k) logits of each classifier k."""
+
 
 @torch.no_grad()
 def predict_clusters(
-    method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, *, autocast: torch.dtype | None = None
+    method: nn.Module, batches: Batches, num_images: int, *, autocast: torch.dtype | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Predict the cluster of every image with each of the K classifiers of a method, in evaluation mode.
 
     Args:
+        method: network with classifiers; see `Classifiers`.
         batches: this rank's images, on the device of the method, and their indices.
         num_images: N, the number of images over all ranks.
         autocast: half-precision type for the network; None: float32.
@@ -44,9 +57,10 @@ def predict_clusters(
         InputError: if the network returns probabilities that are NaN or infinite.
         ValueError: if this rank has no image.
     """
-    clusters = confidences = sums = None
+    clusters, confidences = torch.empty(0), torch.empty(0)
+    sums: list[Tensor] = []
     for probabilities, indices in _probabilities(method, batches, autocast):
-        if clusters is None:
+        if not sums:
             clusters = torch.zeros(len(probabilities), num_images, dtype=torch.long)
             confidences = torch.zeros(len(probabilities), num_images)
             sums = [torch.zeros(p.shape[1], dtype=torch.float64) for p in probabilities]
@@ -54,7 +68,7 @@ def predict_clusters(
             best = p.max(dim=1)
             clusters[k, indices], confidences[k, indices] = best.indices.cpu(), best.values.cpu()
             sums[k] += p.sum(dim=0).double().cpu()
-    if clusters is None:
+    if not sums:
         raise ValueError("this rank has no image, expected at least one per rank: start fewer ranks")
     # Only one rank has processed an image. The other ranks hold zeros for it, so the sum is its result.
     if distributed.world_size() > 1:
@@ -66,8 +80,8 @@ def predict_clusters(
 
 @torch.no_grad()
 def average_clusters(
-    method,
-    batches: Iterable[tuple[Tensor, np.ndarray]],
+    method: nn.Module,
+    batches: Batches,
     num_images: int,
     *,
     names: dict[int, np.ndarray],
@@ -76,7 +90,7 @@ def average_clusters(
     """Predict the cluster of every image from the mean probability of several classifiers with C clusters each.
 
     Args:
-        batches, num_images, autocast: as for `predict_clusters`.
+        method, batches, num_images, autocast: as for `predict_clusters`.
         names: {classifier: (C,) common number of each of its clusters}.
 
     Returns:
@@ -84,25 +98,27 @@ def average_clusters(
     """
     clusters, confidences = torch.zeros(num_images, dtype=torch.long), torch.zeros(num_images)
     for probabilities, indices in _probabilities(method, batches, autocast):
-        mean = 0
+        shares = []
         for k, name in names.items():
-            own = torch.from_numpy(np.argsort(name)).to(
-                probabilities[k].device
-            )  # the classifier's number of each common cluster
-            mean = mean + probabilities[k][:, own] / len(names)
-        best = mean.max(dim=1)
+            # The classifier's own number of each common cluster.
+            own = torch.from_numpy(np.argsort(name)).to(probabilities[k].device)
+            shares.append(probabilities[k][:, own] / len(names))
+        best = reduce(torch.add, shares).max(dim=1)
         clusters[indices], confidences[indices] = best.indices.cpu(), best.values.cpu()
     return distributed.sum_over_ranks(clusters).numpy(), distributed.sum_over_ranks(confidences).numpy()
 
 
-def _probabilities(method, batches, autocast: torch.dtype | None) -> Iterator[tuple[list[Tensor], np.ndarray]]:
+def _probabilities(
+    method: nn.Module, batches: Batches, autocast: torch.dtype | None
+) -> Iterator[tuple[list[Tensor], np.ndarray]]:
     """Yield the probabilities of the classifiers, K × (B, C_k), and the indices of each batch, in evaluation mode."""
+    classifiers = cast(Classifiers, method)
     was_training = method.training
     method.eval()
     for images, indices in batches:
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            logits = method.predict(images)
-        yield [(z.float() / method.temperature).softmax(dim=1) for z in logits], indices
+            logits = classifiers.predict(images)
+        yield [(z.float() / classifiers.temperature).softmax(dim=1) for z in logits], indices
     method.train(was_training)
 
 
@@ -112,7 +128,7 @@ def _probabilities(method, batches, autocast: torch.dtype | None) -> Iterator[tu
 
 @torch.no_grad()
 def extract(
-    method,
+    method: nn.Module,
     data: Images,
     views: Views,
     *,
@@ -145,7 +161,9 @@ def extract(
     if layer not in LAYERS:
         raise ValueError(f"layer is {layer}, expected {' or '.join(LAYERS)}")
     progress = Progress(len(data), 0, enabled=distributed.is_main())
-    file = features = None
+    file: Path | None = None
+    key: dict[str, str | int] = {}
+    features: Tensor | None = None
     try:
         if cache and distributed.is_main():
             key = cache_key(method, data, views, layer=layer, device=device, autocast=autocast)
@@ -160,7 +178,7 @@ def extract(
         features = _sum_rows(features, len(data))
         _refuse_nan(~features.isfinite().all(dim=1), "features")
         if file and not found:
-            _write(file, key, features, progress)
+            _write(file, key, features, progress=progress)
         return features
     finally:
         progress.close()
@@ -175,10 +193,16 @@ def _refuse_nan(rows: Tensor, what: str) -> None:
 
 
 def _run(
-    method, batches, num_images: int, *, layer: str, autocast: torch.dtype | None, count: Callable[[int], None]
+    method: nn.Module,
+    batches: Batches,
+    num_images: int,
+    *,
+    layer: str,
+    autocast: torch.dtype | None,
+    count: Callable[[int], None],
 ) -> Tensor | None:
     """Return the (N, F) features with the rows of this rank and zeros elsewhere, or None if this rank has no image."""
-    forward = method.backbone if layer == "backbone" else method.embed
+    forward = cast(Callable[[Tensor], Tensor], method.backbone if layer == "backbone" else method.embed)
     was_training = method.training
     method.eval()
     features = None
@@ -198,12 +222,12 @@ def _sum_rows(features: Tensor | None, num_images: int) -> Tensor:
 
     The sum proceeds in pieces, because a second copy of a large feature bank might not fit into memory.
     """
-    if distributed.world_size() == 1:
+    if distributed.world_size() == 1 and features is not None:
         return features
     width = int(distributed.max_over_ranks(torch.tensor(0 if features is None else features.shape[1])))
     if features is None:
         features = torch.zeros(num_images, width)
-    for rows in features.split(max(PIECE // (4 * width), 1)):
+    for rows in features.split(max(PIECE // max(4 * width, 1), 1)):
         rows.copy_(distributed.sum_over_ranks(rows))
     return features
 
@@ -212,13 +236,13 @@ def _sum_rows(features: Tensor | None, num_images: int) -> Tensor:
 
 
 def cache_key(
-    method, data: Images, views: Views, *, layer: str, device: torch.device, autocast: torch.dtype | None
+    method: nn.Module, data: Images, views: Views, *, layer: str, device: torch.device, autocast: torch.dtype | None
 ) -> dict[str, str | int]:
     """Return everything that the features depend on. Labels do not belong to it.
 
     The key contains fingerprints of the weights and of the images; see `fingerprints.of_images`.
     """
-    network = method.backbone if layer == "backbone" else method
+    network = cast(nn.Module, method.backbone) if layer == "backbone" else method
     return {
         "version": VERSION,
         "layer": layer,
@@ -242,7 +266,7 @@ def _open_folder(folder: Path) -> Path:
     return folder
 
 
-def _read(file: Path, key: dict, progress: Progress) -> Tensor | None:
+def _read(file: Path, key: dict[str, str | int], progress: Progress) -> Tensor | None:
     """Return the features in a cached file, or None if the file does not exist or is damaged. Report the outcome."""
     if not file.exists():
         return None
@@ -259,7 +283,7 @@ def _read(file: Path, key: dict, progress: Progress) -> Tensor | None:
     return features
 
 
-def _write(file: Path, key: dict, features: Tensor, progress: Progress) -> None:
+def _write(file: Path, key: dict[str, str | int], features: Tensor, *, progress: Progress) -> None:
     """Write features to the cache: first to a temporary file, which is then renamed.
 
     If the disk is full, the evaluation continues without a cached file.

@@ -6,7 +6,6 @@ A file that stores a fingerprint can be matched to the weights or images from wh
 import hashlib
 import os
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +56,6 @@ def of_images(data: Images) -> str:
     return digest.hexdigest()
 
 
-def of_bytes(tensor: Tensor) -> np.ndarray:
-    """Return the bytes of a tensor as an array."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+def of_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -77,7 +77,7 @@ def test_ports_of_steps_side_by_side_differ_and_are_unprivileged():
 
 @pytest.mark.parametrize("missing", TORCHRUN)
 def test_a_missing_variable_of_torchrun_is_named(missing):
-    with pytest.raises(InputError, match=rf"set but {missing} missing: start with torchrun or unset the variables$") as error:
+    with pytest.raises(InputError, match=rf"set but {missing} missing: start with torchrun, or unset the variables$") as error:
         read_launch(without(TORCHRUN, missing))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=f"set but {missing} missing"):
@@ -91,7 +91,7 @@ def test_only_a_rank_names_all_that_is_missing():
 
 @pytest.mark.parametrize("missing", ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"])
 def test_a_missing_variable_of_slurm_is_named(missing):
-    with pytest.raises(InputError, match=f"set but {missing} missing: start with srun or unset the variables"):
+    with pytest.raises(InputError, match=f"set but {missing} missing: start with srun, or unset the variables"):
         read_launch(without(SLURM, missing))
 
 
@@ -120,7 +120,7 @@ def test_what_is_no_number_is_quoted(name, value):
 
 @pytest.mark.parametrize("port", ["0", "99999"])
 def test_a_port_that_cannot_be_is_refused(port):
-    with pytest.raises(InputError, match=f"MASTER_PORT is {port}: expected 1 to 65535"):
+    with pytest.raises(InputError, match=f"MASTER_PORT is {port}, expected 1 to 65535"):
         read_launch({**TORCHRUN, "MASTER_PORT": port})
 
 
@@ -132,7 +132,7 @@ def test_what_is_no_number_in_slurm_is_quoted(name):
 
 @pytest.mark.parametrize("environ", [{**TORCHRUN, "RANK": "8"}, {**SLURM, "SLURM_PROCID": "16"}])
 def test_a_rank_outside_the_world_is_refused(environ):
-    with pytest.raises(InputError, match="is not among"):
+    with pytest.raises(InputError, match=r"^the rank is \d+, expected 0 to \d+"):
         read_launch(environ)
 
 
@@ -225,4 +225,4 @@ def test_a_rank_that_is_no_number_is_told_so(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit):
         run_script(lambda: distributed.start("cpu"))
-    assert "SLURM_PROCID is 'x': expected a number" in capsys.readouterr().err
+    assert "SLURM_PROCID is 'x', expected a number" in capsys.readouterr().err

@@ -124,7 +124,7 @@ class ImageFiles:
 
     def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> "ImageFiles":
         """Return a data set of the files at positions `rows`, with new labels and class names."""
-        return ImageFiles([self.paths[row] for row in rows], torch.from_numpy(labels), classes, self.channels)
+        return ImageFiles([self.paths[row] for row in rows], torch.from_numpy(labels), classes, channels=self.channels)
 
     def keeping(self, room: int) -> "ImageFiles":
         """Return the same data set with up to `room` bytes of memory for decoded images, each decoded only once."""
@@ -151,10 +151,11 @@ def open_data(name: str, split: str, *, root: str = "", download: bool = False, 
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test, got {split}")
+    data: Images
     if name == "digits":
         data = _digits(split)
     elif name in BUILT_IN_DATA:
-        data = _from_torchvision(name, split, root, download)
+        data = _from_torchvision(name, split, root=root, download=download)
     elif name.endswith(".npz"):
         data = open_features(name, split)
     else:
@@ -195,7 +196,8 @@ def _digits(split: str) -> MemoryImages:
     return MemoryImages(torch.from_numpy(ink)[:, None], labels, [str(digit) for digit in range(10)])
 
 
-def _from_torchvision(name: str, split: str, root: str, download: bool) -> MemoryImages:
+def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> MemoryImages:
+    """Return one split of a data set of torchvision."""
     from torchvision import datasets  # slow to import
 
     try:
@@ -323,6 +325,7 @@ def open_folder(folder: str, split: str) -> ImageFiles:
 
 
 def _class_names(folder: Path) -> list[str]:
+    """Return the names of the visible subfolders, sorted."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -357,7 +360,7 @@ def keep_classes(data: Images, subset_file: str) -> Images:
         )
         raise InputError(f"--subset-file {subset_file}: {what}")
     if len(set(wanted)) < len(wanted):
-        raise InputError(f"--subset-file {subset_file}: lists a class twice: remove the repetition")
+        raise InputError(f"--subset-file {subset_file}: a class is listed twice: remove one of the lines")
     new_label = np.full(len(data.classes) + 1, -1)  # the extra entry at the end is for label -1
     for label, name in enumerate(wanted):
         new_label[data.classes.index(name)] = label

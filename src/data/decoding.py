@@ -10,8 +10,9 @@ import math
 import mmap
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,10 +21,13 @@ from torch import Tensor
 
 from ..errors import InputError
 
+decode_jpeg: Callable[..., Any] | None = None
 try:
-    from torchcodec.decoders import decode_jpeg
+    from torchcodec import decoders
 except (ImportError, OSError, RuntimeError):  # not installed, or built for another version of torch
-    decode_jpeg = None
+    pass
+else:
+    decode_jpeg = getattr(decoders, "decode_jpeg", None)  # older versions do not have it
 
 ORIENTATION = 0x0112  # EXIF tag; the value 1 means upright
 END_OF_IMAGE = b"\xff\xd9"  # JPEG marker; these two bytes cannot occur in the code of the pixels
@@ -39,16 +43,17 @@ def decode(path: str) -> Tensor:
         OSError: if the file is damaged. Pillow also raises other errors on damaged files.
     """
     with opened(path) as file, Image.open(file) as image:
-        if decode_jpeg and _is_plain_jpeg(image):
+        if decode_jpeg is not None and _is_plain_jpeg(image):
             file.seek(0)
             with contextlib.suppress(RuntimeError):
                 return decode_jpeg(file.read())
             file.seek(0)
+        pixels: Image.Image = image
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # same colours; Pillow warns if it converts such an image to RGB directly
-        if image.mode != "RGB":
-            image = (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            pixels = image.convert("RGBA")  # same colours; Pillow warns if it converts such an image to RGB directly
+        if pixels.mode != "RGB":
+            pixels = (_eight_bits(pixels) if pixels.mode[0] in "IF" else pixels).convert("RGB")
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
 def encoded(path: str) -> Tensor:
@@ -94,7 +99,10 @@ def decode_on(device: torch.device, images: list[Tensor]) -> list[Tensor]:
         RuntimeError: if a file is damaged. The error does not identify the file.
     """
     files = [image for image in images if image.ndim == 1]
-    decoded = iter(decode_jpeg(files, device=device) if files else ())
+    decoded: Iterator[Tensor] = iter(())
+    if files:
+        assert decode_jpeg is not None, "check_decoding_on must be called first"
+        decoded = iter(decode_jpeg(files, device=device))
     return [next(decoded) if image.ndim == 1 else image.to(device, non_blocking=True) for image in images]
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import Views
 from .randomness import uniforms
 
 
@@ -28,7 +29,7 @@ class DigitRecipe:
     noise: float = 0.1  # standard deviation of the normal noise, on a scale where ink is 1
 
 
-class DigitViews:
+class DigitViews(Views):
     """Make augmented views of (B, 1, H, W) uint8 digits.
 
     The views are a list of (B, 1, size, size) floats. Ink is near 1 and paper is near -1.
@@ -53,7 +54,10 @@ class DigitViews:
             ink = F.interpolate(ink, size=self.recipes[0].size, mode="bilinear", align_corners=False)
         return 2 * ink - 1
 
-    def _view(self, images, indices, *, seed, epoch, view, recipe: DigitRecipe) -> Tensor:
+    def _view(
+        self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int, view: int, recipe: DigitRecipe
+    ) -> Tensor:
+        """Make one view of a batch, (B, 1, size, size)."""
         pixels = recipe.size**2
         draws = torch.from_numpy(uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=6 + pixels)).float()
         signed = (2 * draws[:, :6] - 1).to(images.device, non_blocking=True)

@@ -65,7 +65,8 @@ def superclasses(choice: str, folder: str | Path = "") -> Superclasses:
     place = check(folder)
     classes = {wnid for _, wnid, _ in json.loads((place / "dataset_class_info.json").read_text())}
     name_of = dict(line.split("\t") for line in (place / "node_names.txt").read_text().splitlines() if line)
-    parents, children = defaultdict(list), defaultdict(list)
+    parents: defaultdict[str, list[str]] = defaultdict(list)
+    children: defaultdict[str, list[str]] = defaultdict(list)
     for line in (place / "class_hierarchy.txt").read_text().splitlines():
         parent, child = line.split()
         parents[child].append(parent)
@@ -161,8 +162,8 @@ def check(folder: str | Path = "") -> Path:
             raise InputError(f"--hierarchy: {path}: {error.strerror}") from None
         if found != expected:
             raise InputError(
-                f"--hierarchy: {path} has SHA-256 {found[:12]}..., expected {expected[:12]}... of the published file: "
-                f"remove it and run {command} to download it again"
+                f"--hierarchy: {path} is not the published file: its SHA-256 is {found[:12]}..., expected "
+                f"{expected[:12]}...: remove it and run {command} to download it again"
             )
     return place
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .. import distributed
 from ..downloads import cache_folder
@@ -43,7 +44,8 @@ def list_images(top: Path, names: list[str]) -> list[list[str]]:
     file = cache_folder() / "listings" / f"{key}.json"
     kept = _read(file)
     if kept is None:
-        began, folders, count = time.time(), {}, _Count(top)
+        began, count = time.time(), _Count(top)
+        folders: dict[str, int] = {}  # path: modification time in nanoseconds
         kept = [[os.path.relpath(path, top) for path in count(_walk(top / name, folders))] for name in names]
         kept = [sorted(paths) for paths in kept]
         newest = max(folders.values(), default=0) / 1e9
@@ -109,7 +111,7 @@ def _read(file: Path) -> list[list[str]] | None:
         return None
 
 
-def _write(file: Path, content: dict) -> None:
+def _write(file: Path, content: dict[str, Any]) -> None:
     """Write the lists to the cache: first to a temporary file, which is then renamed.
 
     If this fails, there is no cached list and the next run lists the folder again.

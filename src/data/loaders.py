@@ -10,9 +10,9 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
 from ..errors import InputError, RunError
+from .base import Views
 from .datasets import ImageFiles, Images, MemoryImages
 from .decoding import Kept, decode_on, encoded, packed, unpacked
 
@@ -45,32 +46,8 @@ class Batch(NamedTuple):
 
 
 Companions = Callable[[np.ndarray, int], np.ndarray | None]  # maps (B,) positions and the epoch to (B, M) positions
-
-
-class Views(Protocol):
-    """The interface of views.
-
-    Images in memory need `__call__` and `single`. Image files need the other four methods, which split the work between
-    worker processes and the device.
-    """
-
-    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
-        """Return all views of images in memory, V × (B, C, H, W), ready for a network."""
-
-    def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
-        """Cut the crops of B decoded images, each (C, H, W), to V × (B, C, size, size) uint8. Runs in a worker."""
-
-    def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
-        """Apply the photometric operations to the crops of a whole batch. Runs on the device."""
-
-    def single(self, images: Tensor) -> Tensor:
-        """Return the evaluation view of images in memory."""
-
-    def single_cut(self, image: Tensor) -> Tensor:
-        """Return the evaluation crop of one decoded image, (C, size, size) uint8. Runs in a worker."""
-
-    def single_finish(self, crops: Tensor) -> Tensor:
-        """Make evaluation crops ready for a network. Runs on the device."""
+Damage = list[tuple[str, str]]  # path and reason of each damaged file
+FileBatch = tuple[Any, np.ndarray, Damage]  # see `_FileBatches.read`
 
 
 class TrainLoader:
@@ -163,7 +140,7 @@ class TrainLoader:
         files = self._open_files() if apart else self._files
         try:
             found = self._from_files(files, parts, epoch) if files else self._from_memory(parts, epoch)
-            yield from _beside_the_steps(found, self._stream) if self._stream else found
+            yield from _on_stream(found, self._stream) if self._stream else found
         finally:
             if files and apart:
                 files.close()
@@ -191,6 +168,7 @@ class TrainLoader:
             self._files.close()
 
     def _from_memory(self, parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
+        assert isinstance(self.data, MemoryImages)
         for part in parts:
             wanted = self._with_companions(part, epoch)
             indices = torch.from_numpy(wanted)
@@ -201,9 +179,9 @@ class TrainLoader:
 
     def _from_files(self, files: "_FileBatches", parts: list[np.ndarray], epoch: int) -> Iterator[Batch]:
         requests = [(epoch, self._with_companions(part, epoch)) for part in parts]
-        batches = files.read(requests, pin=self.device.type == "cuda")
+        batches: Iterator[FileBatch] = files.read(requests, pin=self.device.type == "cuda")
         if files.reader.encoded:
-            batches = (files.cut_on(self.device, *batch, epoch=epoch) for batch in batches)
+            batches = (files.cut_on(self.device, batch, epoch=epoch) for batch in batches)
         for part, (crops, read, damaged) in zip(parts, self._timed(batches), strict=True):
             for path, reason in damaged:
                 if path not in self.damaged:
@@ -218,24 +196,26 @@ class TrainLoader:
             indices = torch.from_numpy(read).to(self.device, non_blocking=True)
             yield self._batch(self.views.finish(crops, read, seed=self.seed, epoch=epoch), indices, len(part))
 
-    def _timed(self, batches: Iterator) -> Iterator:
+    def _timed(self, batches: Iterator[FileBatch]) -> Iterator[FileBatch]:
         """Yield the batches, and measure the time that this rank waits for them."""
+        stream = self._stream
         while True:
             began = time.monotonic()
             # A GPU waits only if its steps end before the batch arrives. Two events record both times on the GPU, and
             # `waited` reads them later, so that the host does not have to wait here.
-            asked = self._mark(torch.cuda.default_stream(self.device)) if self._stream else None
+            asked = self._mark(torch.cuda.default_stream(self.device)) if stream else None
             batch = next(batches, None)
             if batch is None:
                 return
-            if asked is None:
+            if asked is None or stream is None:
                 self._waited += time.monotonic() - began
             else:
-                self._waits.append((asked, self._mark(self._stream)))
+                self._waits.append((asked, self._mark(stream)))
             yield batch
 
     @staticmethod
     def _mark(stream: torch.cuda.Stream) -> torch.cuda.Event:
+        """Record an event that tells when a stream has reached this point."""
         return stream.record_event(torch.cuda.Event(enable_timing=True))
 
     @property
@@ -253,10 +233,10 @@ class TrainLoader:
         self._waits.clear()
         self._waited = seconds
 
-    def advice(self, summary: dict) -> str:
+    def advice(self, summary: dict[str, Any]) -> str:
         """Return advice on loading files faster if an epoch with this summary was data-bound, and "" otherwise."""
         share = summary.get("waited", 0.0)
-        if share <= WAITED_SHARE:
+        if share <= WAITED_SHARE or self._files is None:
             return ""
         rate = summary["images_per_second"]
         return (
@@ -266,7 +246,7 @@ class TrainLoader:
         )
 
 
-def _beside_the_steps(batches: Iterator[Batch], stream: torch.cuda.Stream) -> Iterator[Batch]:
+def _on_stream(batches: Iterator[Batch], stream: torch.cuda.Stream) -> Iterator[Batch]:
     """Yield the same batches, copied to a GPU and finished on a stream of their own.
 
     The host asks for the next batch as soon as it has queued the kernels of a step. The separate stream lets the GPU
@@ -279,8 +259,8 @@ def _beside_the_steps(batches: Iterator[Batch], stream: torch.cuda.Stream) -> It
             return
         steps = torch.cuda.current_stream(stream.device)
         steps.wait_stream(stream)
-        companions = () if batch.companions is None else (batch.companions,)
-        for tensor in (*batch.views, batch.indices, *companions):
+        companions = [] if batch.companions is None else [batch.companions]
+        for tensor in [*batch.views, batch.indices, *companions]:
             tensor.record_stream(steps)  # else its memory could be reused before the steps have read it
         yield batch
 
@@ -332,7 +312,7 @@ class _FileBatches:
         self.workers = available_workers() if workers < 0 else workers
         self.loader: DataLoader | None = None
 
-    def read(self, requests: list[tuple[int, np.ndarray]], pin: bool = False):
+    def read(self, requests: list[tuple[int, np.ndarray]], pin: bool = False) -> Iterator[FileBatch]:
         """Return an iterator over the batches of the requests, each given as (epoch, indices).
 
         Args:
@@ -353,7 +333,7 @@ class _FileBatches:
                 persistent_workers=self.workers > 0,
                 pin_memory=pin,
                 worker_init_fn=_ignore_signals,
-                collate_fn=_as_it_is,
+                collate_fn=_unchanged,
                 multiprocessing_context=Kept.fork if self.workers and self.data.kept else None,
             )
             # At exit Python sends SIGTERM to the processes that still run, and waits for them. Our workers ignore SIGTERM
@@ -362,10 +342,11 @@ class _FileBatches:
             atexit.register(_close_if_alive, weakref.ref(self))
         return iter(self.loader)
 
-    def cut_on(self, device: torch.device, images: tuple, indices: np.ndarray, damaged: list, *, epoch: int):
-        """Decode the result of `packed` on the device, cut the crops, and return a tuple like those of `read`."""
+    def cut_on(self, device: torch.device, batch: FileBatch, *, epoch: int) -> FileBatch:
+        """Decode the files of a batch on the device and cut the crops. The batch is one of `read` with `encoded`."""
+        content, indices, damaged = batch
         try:
-            decoded = decode_on(device, unpacked(*images))
+            decoded = decode_on(device, unpacked(*content))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -375,40 +356,40 @@ class _FileBatches:
             if not more and not self.refused:
                 self.refused = str(error).partition("\n")[0]
                 print(f"the device cannot decode some images ({self.refused}): the host decodes them", flush=True)
-        return (self.views.cut(decoded, indices, seed=self.seed, epoch=epoch) if decoded else []), indices, damaged
+        return (self.reader.cut(decoded, indices, epoch) if decoded else []), indices, damaged
 
     def close(self) -> None:
         """End the worker processes."""
-        if self.loader is not None and self.loader._iterator is not None:
-            workers = self.loader._iterator._workers
-            self.loader._iterator._shutdown_workers()  # waits some seconds for each worker
+        iterator: Any = None if self.loader is None else self.loader._iterator
+        if iterator is not None:
+            workers = iterator._workers
+            iterator._shutdown_workers()  # waits some seconds for each worker
             for worker in workers:
-                if (
-                    worker.is_alive()
-                ):  # for example in a read from a disk that does not respond; Python would wait for ever
+                # A worker may hang, for example in a read from a disk that does not respond. Python would wait for ever.
+                if worker.is_alive():
                     worker.kill()
 
 
-def _close_if_alive(batches: weakref.ref) -> None:
+def _close_if_alive(batches: "weakref.ref[_FileBatches]") -> None:
     if (alive := batches()) is not None:
         alive.close()
 
 
 class _Requests:
-    """A sampler for a loader that serves all epochs: it yields the requests that were set last."""
+    """Sampler for a loader that serves all epochs: it yields the requests that were set last."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.wanted: list[tuple[int, np.ndarray]] = []
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         return iter(self.wanted)
 
     def __len__(self) -> int:
         return len(self.wanted)
 
 
-class _Reader(Dataset):
-    """The data set of the worker processes: it turns a request into a batch."""
+class _Reader(Dataset[FileBatch]):
+    """Data set of the worker processes: it turns a request into a batch."""
 
     def __init__(self, data: ImageFiles, views: Views, seed: int | None, *, encoded: bool):
         self.data, self.views, self.seed, self.encoded = data, views, seed, encoded
@@ -416,13 +397,17 @@ class _Reader(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, request: tuple[int, np.ndarray]):
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> FileBatch:
         """Return one batch; see `_FileBatches.read`."""
         epoch, indices = request
+        damaged: Damage
         if self.encoded:
-            images, read, damaged = self.images(indices, lambda index: encoded(self.data.paths[index]))
-            return packed(images), read, damaged
-        read, damaged, parts, few = [], [], [], []
+            images, found, damaged = self.images(indices, lambda index: encoded(self.data.paths[index]))
+            return packed(images), found, damaged
+        damaged = []
+        read: list[int] = []
+        parts: list[list[Tensor]] = []
+        few: list[Tensor] = []  # decoded images whose views are cut in one call
         for wanted in indices.tolist():
             index, image = self._next_readable(wanted, self.data.decode, damaged)
             if image is None:
@@ -430,27 +415,28 @@ class _Reader(Dataset):
             read.append(index)
             few.append(image)
             if len(read) == len(indices) or sum(image.numel() for image in few) > TOGETHER:
-                parts.append(self._cut(few, np.array(read[-len(few) :]), epoch))
+                parts.append(self.cut(few, np.array(read[-len(few) :]), epoch))
                 few = []
         return [torch.cat(view) for view in zip(*parts, strict=True)], np.array(read), damaged
 
-    def images(self, indices: np.ndarray, read: Callable[[int], Tensor]):
+    def images(self, indices: np.ndarray, read: Callable[[int], Tensor]) -> tuple[list[Tensor], np.ndarray, Damage]:
         """Return all images of a batch as `read` returns them, with the indices and the damage.
 
         The list of images is empty if too many images are damaged.
         """
-        damaged = []
+        damaged: Damage = []
         found = [self._next_readable(wanted, read, damaged) for wanted in indices.tolist()]
         images = [image for _, image in found if image is not None]
         complete = len(images) == len(found)
         return images if complete else [], np.array([index for index, _ in found]), damaged
 
-    def _cut(self, images: list[Tensor], indices: np.ndarray, epoch: int) -> list[Tensor]:
+    def cut(self, images: list[Tensor], indices: np.ndarray, epoch: int) -> list[Tensor]:
+        """Cut the crops of decoded images for training, or for evaluation if there is no seed."""
         if self.seed is None:
             return [torch.stack([self.views.single_cut(image) for image in images])]
         return self.views.cut(images, indices, seed=self.seed, epoch=epoch)
 
-    def _next_readable(self, index: int, read: Callable[[int], Tensor], damaged: list[tuple[str, str]]):
+    def _next_readable(self, index: int, read: Callable[[int], Tensor], damaged: Damage) -> tuple[int, Tensor | None]:
         """Return position and content of an image, or of the next image that can be read.
 
         The content is None after more failures in a row than a run tolerates. Failures are added to `damaged`.
@@ -465,7 +451,7 @@ class _Reader(Dataset):
         return index, None
 
 
-def _as_it_is(batch):
+def _unchanged(batch: Any) -> Any:
     return batch  # torch's default function would convert the indices to tensors
 
 

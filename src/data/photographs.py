@@ -9,8 +9,6 @@ device, with separate random numbers for each image. Their order is flip, colour
 blur, solarise, strong operations, normalise, Cutout.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -22,23 +20,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import ViewSettings
+from .base import Views
+from .colour import (
+    NONE,
+    ORDERS,
+    change,
+    gaussian_blur,
+    grey,
+    jitter,
+    jitter_at_once,
+    normalise,
+    rgb,
+    solarize,
+)
 from .randomness import beside, uniforms
 from .strong import OPERATIONS, cutout, holes, strengthen
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SWAV_STD = (0.228, 0.224, 0.225)  # the authors' code and all weights that they released use 0.228
 # arXiv:2006.09882v5, A.2: the colour jitter of SimCLR with strength 1
-SWAV = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-PLAIN = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # only crop and flip
-SIMCLR = {"blur": 0.0}  # as in SCAN's first stage (arXiv:2005.12320): strength 1/2 and no blur
-SELA = (  # levels 0 to 3 of the authors' code of arXiv:1911.05371
+SWAV: dict[str, Any] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+PLAIN: dict[str, Any] = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # only crop and flip
+SIMCLR: dict[str, Any] = {"blur": 0.0}  # as in SCAN's first stage (arXiv:2005.12320): strength 1/2 and no blur
+SELA: tuple[dict[str, Any], ...] = (  # levels 0 to 3 of the authors' code of arXiv:1911.05371
     {**PLAIN, "crop": "central", "resize_first": True, "flip": 0.0},
     {**PLAIN, "crop": "central", "resize_first": True},
     {**PLAIN, "resize_first": True},
     {"jitter": 1.0, "hue": 0.4, "blur": 0.0, "grayscale_first": True},
 )
-GREY = (0.299, 0.587, 0.114)  # weights of RGB, ITU-R 601-2 as in Pillow
-ORDERS = np.array(list(itertools.permutations(range(4))))  # all orders of the four `ADJUSTMENTS`
 CUDA_SHRINKS = 32  # largest factor by which CUDA shrinks; torch's antialiased kernel does not support wider windows
 TRIES = 10  # random boxes per image before the central crop is used, as in torchvision
 
@@ -99,7 +108,7 @@ def published_views(settings: ViewSettings) -> list[PhotoRecipe]:
     return [first, *[other] * (settings.global_crops_number - 1), *[local] * settings.local_crops_number]
 
 
-def uniform_views(settings: ViewSettings, **changes: Any) -> list[PhotoRecipe]:
+def uniform_views(settings: ViewSettings, /, **changes: Any) -> list[PhotoRecipe]:
     """Return one recipe for all views: that of the first generation, which is MoCo v2's, with `changes`.
 
     The authors flip last. This makes no difference, because every other operation treats left and right alike. The blur
@@ -117,13 +126,13 @@ def scan_views(settings: ViewSettings, *, central: int = 0) -> list[PhotoRecipe]
     The crops are windows without resizing, so the scales have no effect. As in the authors' settings, the longest side of
     the hole is 16 pixels in a view of 32 pixels, 32 in a view of 96, and 75 in a view of 224.
     """
-    strong = {"crop": "random", "resize_first": True, "operations": tuple(OPERATIONS), "drawn": 4}
+    strong: dict[str, Any] = {"crop": "random", "resize_first": True, "operations": tuple(OPERATIONS), "drawn": 4}
     views = uniform_views(settings, **PLAIN, **strong)
     views = [replace(view, cutout=round(view.size / (2 if view.size <= 64 else 3))) for view in views]
     return [replace(view, crop="central", flip=0.0, drawn=0, cutout=0) for view in views[:central]] + views[central:]
 
 
-class PhotoViews:
+class PhotoViews(Views):
     """Make augmented views and evaluation views of photographs in memory or in files.
 
     The evaluation view is the central crop of the resized image, with the size of the first recipe.
@@ -143,9 +152,9 @@ class PhotoViews:
         self,
         recipes: list[PhotoRecipe],
         eval_resize: int,
+        *,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        *,
         compiled: bool = False,
     ):
         self.recipes, self.eval_resize = recipes, eval_resize
@@ -296,7 +305,7 @@ def crop_boxes(
         for share, room in ((y, height - h), (x, width - w))
     )
     boxes = np.stack([*places, h, w], axis=1).astype(int)
-    for row in np.flatnonzero(~fitting):
+    for row in np.flatnonzero(~fitting).tolist():
         boxes[row] = _central_box(recipes[row % len(recipes)].ratio, int(height[row]), int(width[row]))
     return boxes
 
@@ -322,11 +331,9 @@ def crop_resize(images: Tensor, boxes: np.ndarray, size: int, *, bicubic: bool =
         boxes: (B, 4) int, top, left, height, width.
         bicubic: interpolation; False: bilinear.
     """
-    boxes = beside(images, boxes)
-    rows = _resize_weights(boxes[:, 0], boxes[:, 2], side=images.shape[-2], size=size, bicubic=bicubic)  # (B, size, H)
-    columns = _resize_weights(
-        boxes[:, 1], boxes[:, 3], side=images.shape[-1], size=size, bicubic=bicubic
-    )  # (B, size, W)
+    top, left, height, width = beside(images, boxes).T
+    rows = _resize_weights(top, height, side=images.shape[-2], size=size, bicubic=bicubic)  # (B, size, H)
+    columns = _resize_weights(left, width, side=images.shape[-1], size=size, bicubic=bicubic)  # (B, size, W)
     with torch.autocast(images.device.type, enabled=False):
         across = (images.float() @ columns[:, None].mT).round_().clamp_(0, 255)  # Pillow rounds between the passes
         return (rows[:, None] @ across).round_().clamp_(0, 255)
@@ -358,7 +365,7 @@ def _resize_weights(first: Tensor, length: Tensor, *, side: int, size: int, bicu
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# colour; grey levels 0 to 255 throughout
+# photometric operations
 
 
 def photometric(crops: Tensor, recipe: PhotoRecipe, u: np.ndarray, *, compiled: bool = False) -> Tensor:
@@ -388,145 +395,13 @@ def photometric(crops: Tensor, recipe: PhotoRecipe, u: np.ndarray, *, compiled: 
     if not recipe.grayscale_first:
         change(x, greyed, grey)
     low, high = recipe.blur_radius
-    change(x, u[:, BLUR] < recipe.blur, partial(gaussian_blur, largest=high), low + (high - low) * u[:, RADIUS])
+    change(
+        x, u[:, BLUR] < recipe.blur, partial(gaussian_blur, largest=high), parameters=low + (high - low) * u[:, RADIUS]
+    )
     change(x, u[:, SOLARIZE] < recipe.solarize, solarize)
-    return x
-
-
-def change(x: Tensor, which: np.ndarray, operation: Callable[..., Tensor], *parameters: np.ndarray) -> None:
-    """Apply an operation to some images in place, with separate parameters for each image."""
-    rows = np.flatnonzero(which)
-    if len(rows):
-        at = beside(x, rows)
-        x[at] = operation(x[at], *(beside(x, values[rows]) for values in parameters))
-
-
-def jitter(x: Tensor, order: np.ndarray, factors: np.ndarray) -> None:
-    """Adjust the colours of each image in place, with its own order and factors.
-
-    Args:
-        x: (B, 3, s, s) grey levels from 0 to 255.
-        order: (B, 4) positions in `ADJUSTMENTS`, from first to last, or `NONE` for no adjustment.
-        factors: (B, 4) parameters, in the order of `ADJUSTMENTS`.
-    """
-    for place in range(4):
-        for k, adjust in enumerate(ADJUSTMENTS):
-            change(x, order[:, place] == k, adjust, factors[:, k])
-
-
-def jitter_at_once(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
-    """Return the result of `jitter` as one expression, which can be compiled.
-
-    At each of the four places, the expression applies all adjustments to every image and keeps the one that the image drew.
-    This takes four times the arithmetic, but in registers: it reads and writes the pixels only once for each place.
-    """
-    for place in range(4):
-        kept = x
-        for k, adjust in enumerate(ADJUSTMENTS):
-            kept = torch.where(_each(order[:, place] == k), adjust(x, factors[:, k]), kept)
-        x = kept
     return x
 
 
 @cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=True)  # dynamic: one compilation for all sizes of views and batches
-
-
-def _each(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
-
-
-def grey(x: Tensor) -> Tensor:
-    """Return the luminance, (B, 1, s, s)."""
-    r, g, b = x.split(1, dim=1)
-    return (GREY[0] * r).add_(g, alpha=GREY[1]).add_(b, alpha=GREY[2])
-
-
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiply each image by its factor (B,)."""
-    return (x * _each(factor)).clamp_(0, 255)
-
-
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the distance of each image from its mean luminance, which is rounded to a grey level as in Pillow."""
-    mean = grey(x).mean(dim=(1, 2, 3), keepdim=True).round_()
-    return (x * _each(factor)).add_(mean * (1 - _each(factor))).clamp_(0, 255)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale the distance of each pixel from its luminance."""
-    return (x * _each(factor)).add_(grey(x).mul_(1 - _each(factor))).clamp_(0, 255)
-
-
-def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue in HSV by `shift`, a share of the full circle between -1/2 and 1/2.
-
-    Choices for each pixel use sign and lerp. On a CPU, torch.where and the remainder take ten times as long.
-    """
-    r, g, b = x.split(1, dim=1)
-    warm = torch.maximum(r, g)
-    high, low = torch.maximum(warm, b), torch.minimum(torch.minimum(r, g), b)
-    chroma = high - low
-    sector = torch.lerp(g - b, 2 * chroma + b - r, (warm - r).sign_())  # highest channel: red or green
-    sector = torch.lerp(sector, 4 * chroma + r - g, (high - warm).sign_())  # highest channel: blue
-    turned = sector.div_((6 * chroma).clamp_(min=1e-6)).add_(_each(shift))
-    # Convert (hue, chroma, value) to RGB: each channel is the value minus a share of the chroma that depends on the hue.
-    offsets = torch.arange(11, 5, -2, device=x.device).view(1, 3, 1, 1) / 6
-    place = (turned + offsets).frac_()
-    return torch.minimum(place, 4 / 6 - place).mul_(6).clamp_(0, 1).mul_(chroma).neg_().add_(high)
-
-
-ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-NONE = len(ADJUSTMENTS)
-
-
-def gaussian_blur(x: Tensor, radius: Tensor, largest: float) -> Tensor:
-    """Blur each image with a Gaussian of its own standard deviation.
-
-    The pixels at the edge are repeated outwards. Blurring is linear: it multiplies each image by its own band matrix from the
-    left and from the right.
-
-    Args:
-        x: (B, C, s, s).
-        radius: (B,) standard deviations in pixels.
-        largest: largest possible radius in pixels. All kernels reach three times as far, so that the result for an image
-            does not depend on the rest of the batch.
-    """
-    side, reach = x.shape[-1], max(1, math.ceil(3 * largest))
-    taps = torch.arange(-reach, reach + 1, device=x.device)
-    kernel = torch.exp(-0.5 * (taps / radius[:, None]).square())
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    reached = (torch.arange(side, device=x.device)[:, None] + taps).clamp_(0, side - 1)  # (s, taps)
-    band = x.new_zeros(len(x), side, side)
-    band.scatter_add_(2, reached.expand(len(x), -1, -1), kernel[:, None].expand(-1, side, -1))
-    with torch.autocast(x.device.type, enabled=False):
-        return _band_product(band, _band_product(band, x, reach).mT, reach).mT
-
-
-def _band_product(band: Tensor, x: Tensor, reach: int, *, block: int = 64) -> Tensor:
-    """Multiply band matrices (B, s, s) by images (B, C, s, s).
-
-    The product goes through blocks of rows and skips the columns in which the band of a block is zero.
-    """
-    products = []
-    for row in range(0, x.shape[-2], block):
-        near = slice(max(row - reach, 0), row + block + reach)
-        products.append(band[:, None, row : row + block, near] @ x[..., near, :])
-    return torch.cat(products, dim=-2)
-
-
-def solarize(x: Tensor) -> Tensor:
-    """Invert the grey levels from 128 up: the result is the darker of a level and its inverse."""
-    return torch.minimum(x, 255 - x)
-
-
-def rgb(x: Tensor) -> Tensor:
-    """Expand (B, 1, H, W) to three channels, and return images of three channels unchanged."""
-    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-
-
-def normalise(x: Tensor, mean, std) -> Tensor:
-    """Normalise (B, 3, H, W) grey levels from 0 to 255 by mean and standard deviation of RGB in [0, 1]."""
-    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (mean, std))
-    return (x * beside(x, 1 / (255 * std))).sub_(beside(x, mean / std))

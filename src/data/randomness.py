@@ -47,7 +47,7 @@ def beside(x: Tensor, values: np.ndarray) -> Tensor:
     The host does not wait for a GPU during such a small copy, but would wait in `x.new_tensor`. A batch takes hundreds of these
     copies while the GPU still computes the previous step.
     """
-    values = torch.from_numpy(values)
-    if values.is_floating_point():
-        values = values.to(x.dtype)
-    return values.to(x.device, non_blocking=True)
+    numbers = torch.from_numpy(values)
+    if numbers.is_floating_point():
+        numbers = numbers.to(x.dtype)
+    return numbers.to(x.device, non_blocking=True)

@@ -4,13 +4,14 @@ It is slow and serves to check `photographs`. It uses the boxes and parameters t
 each image can be compared. As in torchvision, the hue is rotated in Pillow's HSV, which has 8 bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
+from .colour import ORDERS, normalise, rgb
 from .photographs import (
     BLUR,
     FACTORS,
@@ -19,15 +20,12 @@ from .photographs import (
     HOLE,
     JITTER,
     ORDER,
-    ORDERS,
     RADIUS,
     SOLARIZE,
     STRONG,
     PhotoRecipe,
     PhotoViews,
     crop_boxes,
-    normalise,
-    rgb,
 )
 from .randomness import uniforms
 from .strong import draw, holes
@@ -40,29 +38,32 @@ class ReferenceViews(PhotoViews):
     """
 
     def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
-        return self.finish(self.cut(rgb(images), indices, seed=seed, epoch=epoch), indices, seed=seed, epoch=epoch)
+        return self.finish(
+            self.cut(list(rgb(images)), indices, seed=seed, epoch=epoch), indices, seed=seed, epoch=epoch
+        )
 
     def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         """Make the views of B decoded images, each (3, H, W), before normalisation: V × (B, 3, size, size) uint8."""
-        rows = [self._views(image, index, seed, epoch) for image, index in zip(images, indices, strict=True)]
+        rows = [self._views(image, index, seed=seed, epoch=epoch) for image, index in zip(images, indices, strict=True)]
         return [torch.from_numpy(np.stack(view)).to(images[0].device) for view in zip(*rows, strict=True)]
 
-    def _views(self, pixels: Tensor, index: int, seed: int, epoch: int) -> list[np.ndarray]:
+    def _views(self, pixels: Tensor, index: int, *, seed: int, epoch: int) -> list[np.ndarray]:
+        """Make the views of one image, each (3, size, size) uint8."""
         image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
         if self.resize_first:
             height, width = self._resized_sides(image.height, image.width)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
-        each, index = np.arange(len(self.recipes)), np.full(len(self.recipes), index)
+        numbers, indices = np.arange(len(self.recipes)), np.full(len(self.recipes), index)
         boxes = crop_boxes(
-            self.recipes, seed=seed, epoch=epoch, indices=index, view=each, height=image.height, width=image.width
+            self.recipes, seed=seed, epoch=epoch, indices=indices, view=numbers, height=image.height, width=image.width
         )
         draws = uniforms(
-            seed=seed, epoch=epoch, indices=index, view=each, count=max(recipe.draws for recipe in self.recipes)
+            seed=seed, epoch=epoch, indices=indices, view=numbers, count=max(recipe.draws for recipe in self.recipes)
         )
         views = []
         for recipe, (top, left, height, width), u in zip(self.recipes, boxes.tolist(), draws, strict=True):
-            filter = Image.Resampling.BICUBIC if recipe.bicubic else Image.Resampling.BILINEAR
-            crop = image.crop((left, top, left + width, top + height)).resize((recipe.size, recipe.size), filter)
+            interpolation = Image.Resampling.BICUBIC if recipe.bicubic else Image.Resampling.BILINEAR
+            crop = image.crop((left, top, left + width, top + height)).resize((recipe.size, recipe.size), interpolation)
             crop = photometric(crop, recipe, u)
             if recipe.drawn:
                 crop = strengthen(crop, recipe.operations, u[STRONG : recipe.draws])
@@ -131,23 +132,28 @@ def strengthen(image: Image.Image, names: tuple[str, ...], u: np.ndarray) -> Ima
     return image
 
 
-def affine(image: Image.Image, *coefficients: float) -> Image.Image:
+def affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    """Transform an image: the pixel at (x, y) takes its value from (ax + by + c, dx + ey + f).
+
+    Args:
+        coefficients: a, b, c, d, e, f.
+    """
     return image.transform(image.size, Image.Transform.AFFINE, coefficients)
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "identity": lambda image, _: image,
     "autocontrast": lambda image, _: ImageOps.autocontrast(image),
     "equalize": lambda image, _: ImageOps.equalize(image),
     "rotate": lambda image, degrees: image.rotate(degrees),
-    "solarize": lambda image, threshold: ImageOps.solarize(image, threshold),
+    "solarize": lambda image, threshold: ImageOps.solarize(image, threshold),  # type: ignore[arg-type]  # floats work too
     "color": saturation,
     "contrast": contrast,
     "brightness": brightness,
     "sharpness": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
-    "shear_x": lambda image, share: affine(image, 1, share, 0, 0, 1, 0),
-    "translate_x": lambda image, share: affine(image, 1, 0, share * image.width, 0, 1, 0),
-    "translate_y": lambda image, share: affine(image, 1, 0, 0, 0, 1, share * image.height),
+    "shear_x": lambda image, share: affine(image, (1, share, 0, 0, 1, 0)),
+    "translate_x": lambda image, share: affine(image, (1, 0, share * image.width, 0, 1, 0)),
+    "translate_y": lambda image, share: affine(image, (1, 0, 0, 0, 1, share * image.height)),
     "posterize": lambda image, bits: ImageOps.posterize(image, int(bits)),
-    "shear_y": lambda image, share: affine(image, 1, 0, 0, share, 1, 0),
+    "shear_y": lambda image, share: affine(image, (1, 0, 0, share, 1, 0)),
 }

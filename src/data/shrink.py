@@ -71,7 +71,7 @@ def _smaller(image: Image.Image, short_side: int, quality: int) -> bytes:
     return content.getvalue()
 
 
-def _note(target: Path, settings: dict) -> None:
+def _note(target: Path, settings: dict[str, int]) -> None:
     """Record the settings in the folder of the copy.
 
     Raises:

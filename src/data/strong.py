@@ -53,11 +53,12 @@ def draw(names: tuple[str, ...], u: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Turn (B, 2n) uniform numbers into (B, n) positions in `names` and (B, n) magnitudes."""
     which, share = np.split(u, 2, axis=1)
     which = (which * len(names)).astype(int)
-    low, high = np.array([OPERATIONS[name][1:] for name in names]).T
+    low, high = np.array([(OPERATIONS[name].low, OPERATIONS[name].high) for name in names]).T
     return which, low[which] + (high - low)[which] * share
 
 
-def _each(values: np.ndarray, x: Tensor) -> Tensor:
+def _per_image(values: np.ndarray, x: Tensor) -> Tensor:
+    """Shape (B,) numbers so that they broadcast over the images `x`, on the device of `x`."""
     return beside(x, values).view(-1, 1, 1, 1)
 
 
@@ -96,12 +97,12 @@ def equalize(x: Tensor, _: np.ndarray) -> Tensor:
 def solarize(x: Tensor, threshold: np.ndarray) -> Tensor:
     """Invert the grey levels that are at or above the threshold."""
     # The absolute value of x - 255 is 255 - x; the other levels do not change.
-    return x.sub((x >= _each(threshold, x)).to(x.dtype), alpha=255).abs_()
+    return x.sub((x >= _per_image(threshold, x)).to(x.dtype), alpha=255).abs_()
 
 
 def posterize(x: Tensor, bits: np.ndarray) -> Tensor:
     """Keep the highest bits of each grey level. A fractional number of bits is rounded down."""
-    step = _each(2.0 ** (8 - bits.astype(int)), x)
+    step = _per_image(2.0 ** (8 - bits.astype(int)), x)
     return (x / step).floor_().mul_(step)
 
 
@@ -118,7 +119,7 @@ def contrast(x: Tensor, factor: np.ndarray) -> Tensor:
 
 def brightness(x: Tensor, factor: np.ndarray) -> Tensor:
     """Multiply each image by its factor."""
-    return (x * _each(factor, x)).floor_()
+    return (x * _per_image(factor, x)).floor_()
 
 
 def sharpness(x: Tensor, factor: np.ndarray) -> Tensor:
@@ -142,7 +143,7 @@ def _grey(x: Tensor) -> Tensor:
 
 def _blend(start: Tensor, x: Tensor, factor: np.ndarray) -> Tensor:
     """Interpolate from `start` (factor 0) to the image (factor 1). Like Pillow, round down."""
-    return (x - start).mul_(_each(factor, x)).add_(start).floor_()
+    return (x - start).mul_(_per_image(factor, x)).add_(start).floor_()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -175,7 +176,16 @@ def translate_y(x: Tensor, share: np.ndarray) -> Tensor:
     return _affine(x, f=share * x.shape[-2])
 
 
-def _affine(x: Tensor, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0) -> Tensor:
+def _affine(
+    x: Tensor,
+    *,
+    a: float | np.ndarray = 1.0,
+    b: float | np.ndarray = 0.0,
+    c: float | np.ndarray = 0.0,
+    d: float | np.ndarray = 0.0,
+    e: float | np.ndarray = 1.0,
+    f: float | np.ndarray = 0.0,
+) -> Tensor:
     """Apply an affine transformation with the nearest pixel.
 
     As in Pillow, the coordinates are fixed-point numbers with 16 fractional bits, so every device selects the same pixels.
@@ -183,16 +193,17 @@ def _affine(x: Tensor, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0) -> Tensor:
     side = x.shape[-1]
     coefficients = np.broadcast_arrays(a, b, c + (a + b) / 2, d, e, f + (d + e) / 2)
     fixed = np.floor(np.stack(coefficients) * 2**16 + 0.5).astype(np.int32).reshape(6, -1, 1, 1)
-    a, b, c, d, e, f = beside(x, fixed)
+    column_x, column_y, column_start, row_x, row_y, row_start = beside(x, fixed)
     across = torch.arange(side, dtype=torch.int32, device=x.device)
     down = across[:, None]
-    column, row = (a * across + b * down).add_(c) >> 16, (d * across + e * down).add_(f) >> 16  # (B, s, s)
+    column = (column_x * across + column_y * down).add_(column_start) >> 16  # (B, s, s)
+    row = (row_x * across + row_y * down).add_(row_start) >> 16
     at = column.clamp(-1, side).add_(1).add_(row.clamp(-1, side).add_(1), alpha=side + 2)
     framed = F.pad(x, (1, 1, 1, 1)).flatten(2)
     return framed.gather(2, at.flatten(1)[:, None].long().expand(-1, 3, -1)).view_as(x)
 
 
-OPERATIONS = {
+OPERATIONS: dict[str, Operation] = {
     "identity": Operation(identity),
     "autocontrast": Operation(autocontrast),
     "equalize": Operation(equalize),

@@ -71,12 +71,12 @@ def read_list(data: Images, file: str, flag: str) -> np.ndarray:
             f"{len(data)} images of the training split: correct the list or --data"
         )
     for line, found in zip(lines, rows, strict=True):
-        if len(found) > 1:
+        if len(found) > 1 and isinstance(data, ImageFiles):
             raise InputError(
                 f"{flag} {file}: {line} is the name of {len(found)} images: add the folder to the name, as in "
                 f"{os.path.basename(os.path.dirname(data.paths[found[0]]))}/{line}"
             )
-    chosen = np.sort([found[0] for found in rows])
+    chosen = np.sort(np.array([found[0] for found in rows]))
     if (twice := chosen[1:] == chosen[:-1]).any():
         line = lines[[found[0] for found in rows].index(chosen[1:][twice][0])]
         raise InputError(f"{flag} {file}: {line} is listed twice: remove one of the lines")

@@ -79,9 +79,9 @@ class TrainingData:
                 device=self._loader.device,
                 workers=self._loader.workers,
             )
-            for images, positions in batches:
+            for images, batch_indices in batches:
                 values.append(function([images]))
-                indices.append(torch.from_numpy(positions))
+                indices.append(torch.from_numpy(batch_indices))
         else:
             for batch in self.batches(epoch):
                 values.append(function(batch.views))

@@ -1,14 +1,15 @@
 """Choose the views for a data set."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
 from ..config import ViewSettings
+from .base import Views
 from .datasets import FeatureRows, Images, MemoryImages
 from .digits import DigitRecipe, DigitViews
-from .loaders import Views
 from .photographs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -31,7 +32,7 @@ CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training im
 }
 
 
-class IdentityViews:
+class IdentityViews(Views):
     """Make views of frozen features: every view is the unchanged features.
 
     Args:
@@ -73,13 +74,13 @@ def build_views(
     mean, std = CIFAR_STATISTICS.get(name, (IMAGENET_MEAN, SWAV_STD if settings.augment == "swav" else IMAGENET_STD))
     eval_resize = size if is_small else round(size * 256 / 224)
     if reference:
-        return ReferenceViews(recipes, eval_resize, mean, std)
-    return PhotoViews(recipes, eval_resize, mean, std, compiled=compiled)
+        return ReferenceViews(recipes, eval_resize, mean=mean, std=std)
+    return PhotoViews(recipes, eval_resize, mean=mean, std=std, compiled=compiled)
 
 
 def photo_recipes(settings: ViewSettings) -> list[PhotoRecipe]:
     """Return the recipes of all views for the augmentation that `settings.augment` names."""
-    recipes = {
+    recipes: dict[str, Callable[[ViewSettings], list[PhotoRecipe]]] = {
         "dino": published_views,
         "moco_v2": uniform_views,
         "swav": partial(uniform_views, **SWAV),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,17 @@ OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # parameter na
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
 
-def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> nn.Module:
+class Backbone(nn.Module):
+    """A network without a classifier, (B, C, H, W) → (B, F).
+
+    Attributes:
+        width: F, the size of the features.
+    """
+
+    width: int
+
+
+def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> Backbone:
     """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F). Its attribute `width` is F.
 
     Args:
@@ -44,7 +55,8 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
     return _torchvision(arch, in_channels)
 
 
-def _torchvision(arch: str, in_channels: int) -> nn.Module:
+def _torchvision(arch: str, in_channels: int) -> Backbone:
+    """Build one of torchvision's networks, or a ResNet-50 that is wider than theirs, without its classifier."""
     from torchvision import models  # slow to import
 
     known = models.list_models(
@@ -63,17 +75,19 @@ def _torchvision(arch: str, in_channels: int) -> nn.Module:
         )
     if arch in WIDE_RESNETS:
         return WideResNet(WIDE_RESNETS[arch])
-    backbone = models.get_model(arch, weights=None)
-    if not isinstance(getattr(backbone, "fc", None), nn.Linear):
+    backbone = cast(Backbone, models.get_model(arch, weights=None))  # it gets the attribute below
+    classifier = getattr(backbone, "fc", None)
+    if not isinstance(classifier, nn.Linear):
         raise InputError(
             f"--arch {arch} has no linear classifier named fc, which a backbone must drop: use a network such as resnet50"
         )
-    backbone.width = backbone.fc.in_features
+    backbone.width = classifier.in_features
     backbone.fc = nn.Identity()
     return backbone
 
 
-def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn.Module:
+def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> Backbone:
+    """Build a vision transformer of timm with depth 12 whose features are the class token."""
     from timm.models.vision_transformer import VisionTransformer  # slow to import
 
     if image_size % patch_size:
@@ -81,7 +95,7 @@ def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn
             f"--patch-size {patch_size} does not divide --global-crops-size {image_size}: change one of them"
         )
     width, heads = VITS[arch]
-    backbone = VisionTransformer(
+    network = VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,
         in_chans=in_channels,
@@ -92,16 +106,22 @@ def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn
         num_heads=heads,
         dynamic_img_size=True,
     )
+    backbone = cast(Backbone, network)
     backbone.width = width
     return backbone
 
 
-class WideResNet(nn.Module):
+class WideResNet(Backbone):
     """ResNet-50 in which every layer has `widen` times as many channels, (B, 3, H, W) → (B, 2048 · widen).
 
     Source: SwAV, arXiv:2006.09882v5. Parameter names and blocks are those of torchvision's ResNet-50. torchvision's own wide
     ResNets are different: they are wider within the blocks, but not between them.
     """
+
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
 
     def __init__(self, widen: int):
         from torchvision.models.resnet import Bottleneck  # slow to import
@@ -116,8 +136,8 @@ class WideResNet(nn.Module):
         for i, number in enumerate((3, 4, 6, 3)):
             planes, stride = 64 * widen * 2**i, 1 if i == 0 else 2
             outputs = planes * Bottleneck.expansion
-            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-            blocks = [Bottleneck(inputs, planes, stride, shortcut)]
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+            blocks = [Bottleneck(inputs, planes, stride=stride, downsample=shortcut)]
             blocks += [Bottleneck(outputs, planes) for _ in range(number - 1)]
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
             inputs = outputs
@@ -138,12 +158,12 @@ class WideResNet(nn.Module):
 
 def conv_bn(inputs: int, outputs: int, size: int, *, stride: int = 1) -> nn.Sequential:
     """Build a convolution of `size` × `size` pixels without bias, followed by batch normalisation."""
-    conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
-class SmallConvNet(nn.Module):
+class SmallConvNet(Backbone):
     """Three 3×3 convolutions for images of 8×8 to 32×32 pixels, (B, in_channels, H, W) → (B, 128).
 
     The first and the last convolution have stride 2. The network trains in seconds on a CPU.
@@ -152,9 +172,12 @@ class SmallConvNet(nn.Module):
     def __init__(self, in_channels: int):
         super().__init__()
         self.layers = nn.Sequential(
-            *(conv_bn(in_channels, 32, 3, stride=2), nn.ReLU()),
-            *(conv_bn(32, 64, 3), nn.ReLU()),
-            *(conv_bn(64, 128, 3, stride=2), nn.ReLU()),
+            conv_bn(in_channels, 32, 3, stride=2),
+            nn.ReLU(),
+            conv_bn(32, 64, 3),
+            nn.ReLU(),
+            conv_bn(64, 128, 3, stride=2),
+            nn.ReLU(),
         )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.width = 128
@@ -163,7 +186,7 @@ class SmallConvNet(nn.Module):
         return self.avgpool(self.layers(images)).flatten(1)
 
 
-class Identity(nn.Identity):
+class Identity(nn.Identity, Backbone):
     """Return frozen features unchanged, (B, F) → (B, F)."""
 
     def __init__(self, width: int):
@@ -186,7 +209,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.residual(x) + self.shortcut(x))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Backbone):
     """ResNet for images of 32×32 pixels, (B, in_channels, H, W) → (B, 512).
 
     The stem is a 3×3 convolution of stride 1 without pooling, as is common for CIFAR. Four stages of basic blocks follow.
@@ -237,9 +260,10 @@ def pool_windows(backbone: nn.Module, window: int, *, in_channels: int, image_si
         raise InputError(
             f"--pool-window {window}: the backbone does not end in global average pooling: use a ResNet, or drop the flag"
         )
+    channels = cast(Backbone, backbone).width
     backbone.avgpool = nn.Identity()
     with torch.no_grad():
-        places = backbone.eval()(torch.zeros(1, in_channels, image_size, image_size)).shape[1] // backbone.width
+        places = backbone.eval()(torch.zeros(1, in_channels, image_size, image_size)).shape[1] // channels
     side = math.isqrt(places)
     if window > side:
         raise InputError(
@@ -247,7 +271,7 @@ def pool_windows(backbone: nn.Module, window: int, *, in_channels: int, image_si
             f"{image_size} pixels: pass a smaller window, or 0 for global average pooling"
         )
     backbone.avgpool = nn.AvgPool2d(window, stride=1)
-    return backbone.width * (side - window + 1) ** 2
+    return channels * (side - window + 1) ** 2
 
 
 def count_parameters(module: nn.Module) -> int:

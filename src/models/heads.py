@@ -1,10 +1,12 @@
 """Networks on top of a backbone: projection head and classifiers."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
 
 
 class ProjectionHead(nn.Module):
@@ -39,15 +41,16 @@ class ProjectionHead(nn.Module):
     ):
         super().__init__()
         self.eps = eps
-        modules = []
+        modules: list[nn.Module] = []
         for i in range(layers):
             last = i == layers - 1
             modules.append(nn.Linear(hidden_dim if i else width, dim if last else hidden_dim))
             if not last:
-                modules += [nn.BatchNorm1d(hidden_dim)] if bn else []
+                if bn:
+                    modules.append(nn.BatchNorm1d(hidden_dim))
                 modules.append(ACTIVATIONS[activation](inplace=True))
         # A single layer has no index in its parameter names, as in the authors' checkpoints.
-        self.mlp = modules[0] if layers == 1 else nn.Sequential(*modules)
+        self.mlp: nn.Module = modules[0] if layers == 1 else nn.Sequential(*modules)
         for module in self.mlp.modules():
             if isinstance(module, nn.Linear) and std is not None:
                 nn.init.trunc_normal_(module.weight, std=std)
@@ -143,7 +146,7 @@ class LinearClassifiers(nn.Module):
 
     temperature = 1.0
 
-    def __init__(self, backbone: nn.Module, classifiers: list[nn.Module]):
+    def __init__(self, backbone: nn.Module, classifiers: Sequence[nn.Linear]):
         super().__init__()
         self.backbone, self.classifiers = backbone, nn.ModuleList(classifiers)
         self.classes = [classifier.out_features for classifier in classifiers]

@@ -1,7 +1,7 @@
 """Activation checkpointing: save memory by computing parts of a network a second time."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 from torch import nn
@@ -59,5 +59,6 @@ def checkpoint_activations(backbone: nn.Module) -> int:
     return len(blocks)
 
 
-def _first_and_second_run(block: nn.Module):
+def _first_and_second_run(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the forward pass and of its repetition in backward, for `checkpoint`."""
     return nullcontext(), statistics_kept(block)
