@@ -65,12 +65,12 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
     if any(name in environ for name in TORCHRUN[:3]):
         _require(environ, TORCHRUN, "torchrun")
         rank, world_size, local_rank, port = (
-            _number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+            _read_number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
         )
-        return _checked(Launch(rank, world_size, local_rank, address=environ["MASTER_ADDR"], port=port))
-    if _number(environ, "SLURM_NTASKS", 1) > 1 or "SLURM_PROCID" in environ:
+        return _validated(Launch(rank, world_size, local_rank, address=environ["MASTER_ADDR"], port=port))
+    if _read_number(environ, "SLURM_NTASKS", 1) > 1 or "SLURM_PROCID" in environ:
         _require(environ, SLURM, "srun")
-        rank, world_size, local_rank = (_number(environ, name) for name in SLURM)
+        rank, world_size, local_rank = (_read_number(environ, name) for name in SLURM)
         if world_size == 1:
             return None
         if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ:
@@ -83,14 +83,14 @@ def read_launch(environ: Mapping[str, str]) -> Launch | None:
             raise InputError(
                 "MASTER_ADDR and SLURM_STEP_NODELIST are unset, expected one of them to name the host of rank 0: set MASTER_ADDR"
             )
-        job, step = _number(environ, "SLURM_JOB_ID", 0), _number(environ, "SLURM_STEP_ID", 0)
-        port = _number(environ, "MASTER_PORT", 20000 + (job * 16 + step) % 20000)
+        job, step = _read_number(environ, "SLURM_JOB_ID", 0), _read_number(environ, "SLURM_STEP_ID", 0)
+        port = _read_number(environ, "MASTER_PORT", 20000 + (job * 16 + step) % 20000)
         address = environ.get("MASTER_ADDR") or first_host(hosts or "")
-        return _checked(Launch(rank, world_size, local_rank, address=address, port=port))
+        return _validated(Launch(rank, world_size, local_rank, address=address, port=port))
     return None
 
 
-def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+def _read_number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
     if default is not None and name not in environ:
         return default
     if not re.fullmatch("[0-9]+", environ[name]):
@@ -100,7 +100,7 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
     return int(environ[name])
 
 
-def _checked(launch: Launch) -> Launch:
+def _validated(launch: Launch) -> Launch:
     if not 0 < launch.port < 2**16:
         raise InputError(f"MASTER_PORT is {launch.port}, expected 1 to 65535: set another port")
     if launch.rank >= launch.world_size:
@@ -321,7 +321,7 @@ def from_main(value: Value) -> Value:
 
 
 def from_all(value: Value) -> list[Value]:
-    """Return the list of all ranks' values on every rank. A value may be any small picklable object."""
+    """Return the values of all ranks, in rank order, on every rank. A value may be any small picklable object."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -353,7 +353,7 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
-            raise ValueError(f"expected at least 2 dimensions, got {x.dim()}")
+            raise ValueError(f"the input has {x.dim()} dimensions, expected at least 2")
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)

@@ -50,10 +50,10 @@ def download(url: str, target: Path, *, size: int = 0, md5: str = "", sha256: st
             time.sleep(attempt)
     if difference := _difference(part, size, {"md5": md5, "sha256": sha256}):
         part.unlink()
-        _tag_of(part).unlink(missing_ok=True)
+        _tag_file(part).unlink(missing_ok=True)
         raise RunError(f"{url}: {difference}: the file was removed; it may be damaged or replaced on the server")
     os.replace(part, target)
-    _tag_of(part).unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
 
 
 def _difference(part: Path, size: int, digests: dict[str, str]) -> str:
@@ -75,7 +75,7 @@ def _transfer(url: str, part: Path, size: int) -> None:
         Interrupted: if another attempt may succeed.
         RunError: if the server or the network refuses the request.
     """
-    have, tag = _size(part), _tag_of(part)
+    have, tag = _size(part), _tag_file(part)
     headers = {"User-Agent": "self-classifier"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -120,8 +120,8 @@ def _write(response: http.client.HTTPResponse, part: Path, *, start: int, total:
     tags = [response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")]
     tag = next((tag for tag in tags if tag and not tag.startswith("W/")), "")
     bar = tqdm(total=total or None, initial=start, unit="B", unit_scale=True, desc=part.name[1:-5], disable=None)
-    with bar, _room_for(part, total):
-        _tag_of(part).write_text(tag) if tag else _tag_of(part).unlink(missing_ok=True)
+    with bar, _disk_errors(part, total):
+        _tag_file(part).write_text(tag) if tag else _tag_file(part).unlink(missing_ok=True)
         with open(part, "ab" if start else "wb") as file:
             while chunk := _receive(response):
                 file.write(chunk)
@@ -140,7 +140,7 @@ def _receive(response: http.client.HTTPResponse) -> bytes:
 
 
 @contextlib.contextmanager
-def _room_for(part: Path, total: int) -> Iterator[None]:
+def _disk_errors(part: Path, total: int) -> Iterator[None]:
     """Turn a full disk or missing permission to write into a RunError."""
     try:
         yield
@@ -157,7 +157,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _tag_of(part: Path) -> Path:
+def _tag_file(part: Path) -> Path:
     return part.with_name(f"{part.name}.tag")
 
 

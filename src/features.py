@@ -29,7 +29,7 @@ Batches = Iterable[tuple[Tensor, np.ndarray]]  # images on the device of the net
 
 
 class Classifiers(Protocol):
-    """What a network needs for predicting clusters, such as `methods.base.Method` has it."""
+    """Interface of a network that predicts clusters, such as `methods.base.Method`."""
 
     temperature: float
 
@@ -100,7 +100,7 @@ def average_clusters(
     for probabilities, indices in _probabilities(method, batches, autocast):
         shares = []
         for k, name in names.items():
-            # The classifier's own number of each common cluster.
+            # `own` lists the classifier's own number of each common cluster.
             own = torch.from_numpy(np.argsort(name)).to(probabilities[k].device)
             shares.append(probabilities[k][:, own] / len(names))
         best = reduce(torch.add, shares).max(dim=1)

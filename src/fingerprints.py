@@ -1,6 +1,6 @@
 """Fingerprints of weights and images.
 
-A file that stores a fingerprint can be matched to the weights or images from which it was computed.
+A stored fingerprint tells whether a file belongs to given weights or images.
 """
 
 import hashlib

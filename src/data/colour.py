@@ -50,7 +50,7 @@ def jitter_at_once(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
     """Return the result of `jitter` as one expression, which can be compiled.
 
     At each of the four places, the expression applies all adjustments to every image and keeps the one that the image drew.
-    This takes four times the arithmetic, but in registers: it reads and writes the pixels only once for each place.
+    This takes four times the arithmetic, but it reads and writes the pixels only once for each place.
     """
     for place in range(4):
         kept = x
@@ -96,8 +96,8 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     warm = torch.maximum(r, g)
     high, low = torch.maximum(warm, b), torch.minimum(torch.minimum(r, g), b)
     chroma = high - low
-    sector = torch.lerp(g - b, 2 * chroma + b - r, (warm - r).sign_())  # highest channel: red or green
-    sector = torch.lerp(sector, 4 * chroma + r - g, (high - warm).sign_())  # highest channel: blue
+    sector = torch.lerp(g - b, 2 * chroma + b - r, (warm - r).sign_())  # if red or green is the highest channel
+    sector = torch.lerp(sector, 4 * chroma + r - g, (high - warm).sign_())  # if blue is the highest channel
     turned = sector.div_((6 * chroma).clamp_(min=1e-6)).add_(_per_image(shift))
     # Convert (hue, chroma, value) to RGB: each channel is the value minus a share of the chroma that depends on the hue.
     offsets = torch.arange(11, 5, -2, device=x.device).view(1, 3, 1, 1) / 6

@@ -150,7 +150,7 @@ def open_data(name: str, split: str, *, root: str = "", download: bool = False, 
         InputError: if the data set cannot be opened, or if `subset_file` lists a class that does not exist.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split must be train or test, got {split}")
+        raise ValueError(f"split is {split}, expected train or test")
     data: Images
     if name == "digits":
         data = _digits(split)
@@ -254,11 +254,13 @@ def open_features(file: str, split: str) -> FeatureRows:
     if not np.isfinite(features).all():
         raise InputError(f"--data {file}: {split}_features holds NaN or infinity, expected finite numbers")
     labels = found.get(f"{split}_labels", np.full(len(features), -1))
-    if labels.shape != (len(features),) or labels.dtype.kind not in "iu" or labels.min() < -1:
+    if labels.shape != (len(features),) or labels.dtype.kind not in "iu":
         raise InputError(
             f"--data {file}: {split}_labels has shape {labels.shape} and type {labels.dtype}, "
-            f"expected {len(features)} integers that are at least -1"
+            f"expected {len(features)} integers"
         )
+    if labels.min() < -1:
+        raise InputError(f"--data {file}: {split}_labels holds {labels.min()}, expected -1 (unknown class) or more")
     known = [found[name] for name in ("train_labels", "test_labels") if name in found and found[name].size]
     count = max((int(each.max()) + 1 for each in known), default=0)
     classes = [str(name) for name in found.get("classes", range(count))]
@@ -342,7 +344,9 @@ def keep_classes(data: Images, subset_file: str) -> Images:
     try:
         lines = Path(subset_file).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"--subset-file {subset_file}: {error.strerror}") from None
+        raise InputError(
+            f"--subset-file {subset_file}: {error.strerror}, expected a text file with one class name per line"
+        ) from None
     except UnicodeDecodeError:
         raise InputError(f"--subset-file {subset_file}: not a text file, expected one class name per line") from None
     if not data.classes:
@@ -354,7 +358,7 @@ def keep_classes(data: Images, subset_file: str) -> Images:
     unknown = [name for name in wanted if name not in data.classes]
     if not wanted or unknown:
         what = (
-            f"class {unknown[0]} is not among the {len(data.classes)} classes of the data set"
+            f"class {unknown[0]} is not among the {len(data.classes)} classes of the data set: correct the name"
             if unknown
             else "lists no class, expected one class name per line"
         )

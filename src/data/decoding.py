@@ -147,12 +147,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     pixels of 32 bits whose values fit into eight bits keep their values.
 
     Raises:
-        OSError: if the pixels are floating-point numbers or do not fit into 16 bits. Their black and white are unknown.
+        OSError: if the pixels are floating-point numbers or do not fit into 16 bits. The file does not tell which of these
+            values are black and white.
     """
     grey = np.asarray(image)
     if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
         kind = "floating-point pixels" if image.mode == "F" else "pixels with values outside 16 bits"
-        raise OSError(f"{kind}, whose black and white are unknown: convert the image to 8 or 16 bits")
+        raise OSError(f"{kind}, expected 8 or 16 bits: convert the image")
     wide = image.mode == "I" and grey.max() < 256
     return Image.fromarray((grey if wide else grey >> 8).astype(np.uint8))
 
@@ -202,6 +203,5 @@ class Kept:
             self.used.value += image.numel()
         self.pixels[start : start + image.numel()] = image.permute(1, 2, 0).reshape(-1).numpy()
         self.places[index, :2] = start, image.shape[1]
-        self.places[index, 2] = image.shape[
-            2
-        ]  # written last: `get` takes a width above 0 as the sign that the image is complete
+        # The width is written last: `get` takes a width above 0 as the sign that the image is complete.
+        self.places[index, 2] = image.shape[2]

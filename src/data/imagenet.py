@@ -49,10 +49,10 @@ class Superclasses:
 def superclasses(choice: str, folder: str | Path = "") -> Superclasses:
     """Return the superclasses of one level of the hierarchy, or of one of BREEDS' sets.
 
-    The level of a node is the length of the longest path from the root, which has level 0. Each node of the chosen level is
-    a superclass of all classes below it; a node that is itself a class is its own superclass. One of BREEDS' sets keeps
-    only the nodes of its level that lie below a given ancestor and have a minimum number of classes. The superclasses are
-    numbered in the order of their WordNet ids.
+    The level of a node is the length of the longest path from the root to it. Each node of the chosen level is a superclass
+    of all classes below it. A node that is itself a class is its own superclass. A set of BREEDS keeps only the nodes of its
+    level that lie below a given ancestor and have a minimum number of classes. The superclasses are numbered in the order
+    of their WordNet ids.
 
     Args:
         choice: a level from "2" to "6", or "entity13", "entity30", "living17", "nonliving26".
@@ -76,8 +76,8 @@ def superclasses(choice: str, folder: str | Path = "") -> Superclasses:
     def depth(node: str) -> int:
         return 1 + max(map(depth, parents[node])) if parents[node] else 0
 
-    nodes = [node for node in sorted(_reached({ancestor}, children)) if depth(node) == level]
-    members = {node: classes & _reached({node}, children) for node in nodes}
+    nodes = [node for node in sorted(_descendants({ancestor}, children)) if depth(node) == level]
+    members = {node: classes & _descendants({node}, children) for node in nodes}
     chosen = {node: below for node, below in members.items() if len(below) >= at_least}
     return Superclasses(
         [name_of.get(node, node) for node in chosen],
@@ -85,7 +85,7 @@ def superclasses(choice: str, folder: str | Path = "") -> Superclasses:
     )
 
 
-def _reached(start: set[str], children: dict[str, list[str]]) -> set[str]:
+def _descendants(start: set[str], children: dict[str, list[str]]) -> set[str]:
     """Return the given nodes and all nodes below them."""
     found, new = set(start), list(start)
     while new:
@@ -112,14 +112,11 @@ def class_to_superclass(
     """
     other = [name for name in class_names if not re.fullmatch(r"n\d{8}", name)]
     if other or not class_names:
+        problem = "the data set has no classes"
+        if other:
+            problem = f"{len(other)} of the {len(class_names)} class names are not WordNet ids, such as {other[0]}"
         raise InputError(
-            f"--superclass {choice}: "
-            + (
-                f"{len(other)} of the {len(class_names)} class names are not WordNet ids, such as {other[0]}"
-                if other
-                else "the data set has no classes"
-            )
-            + ", expected ImageNet's class names such as n01440764: drop the flag"
+            f"--superclass {choice}: {problem}, expected ImageNet's class names such as n01440764: drop the flag"
         )
     found = superclasses(choice, folder)
     mapping = {i: found.of_class[name] for i, name in enumerate(class_names) if name in found.of_class}

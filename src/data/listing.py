@@ -57,21 +57,19 @@ def list_images(top: Path, names: list[str]) -> list[list[str]]:
 def _walk(folder: Path, folders: dict[str, int]) -> Iterator[str]:
     """Yield the paths of the images below a folder, and record the modification time of each folder in `folders`."""
     visited = set()
-    for parent, inside, names in os.walk(folder, followlinks=True, onerror=_refuse):
+    for parent, inside, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
         status = os.stat(parent)
-        if (
-            status.st_dev,
-            status.st_ino,
-        ) in visited:  # a link to a folder that was visited already: following it may never end
+        identity = (status.st_dev, status.st_ino)
+        if identity in visited:  # a link to a folder that was visited already: following it may never end
             inside.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
+        visited.add(identity)
         folders[os.path.abspath(parent)] = status.st_mtime_ns
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in names if _is_image(name))
 
 
-def _refuse(error: OSError) -> None:
+def _raise_unreadable(error: OSError) -> None:
     raise InputError(f"{error.filename}: the folder cannot be read ({error.strerror}): check its permissions")
 
 
@@ -101,13 +99,8 @@ def _read(file: Path) -> list[list[str]] | None:
         content = json.loads(file.read_text())
         current = all(os.stat(folder).st_mtime_ns == changed for folder, changed in content["folders"].items())
         return content["images"] if current else None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ):  # no file, a damaged file, or a folder that no longer exists
+    # There is no file, or it is damaged, or a folder no longer exists.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

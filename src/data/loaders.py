@@ -56,8 +56,8 @@ class TrainLoader:
     Args:
         batch_size: images per step over all ranks.
         workers: processes that decode image files; -1: one per core available to this rank (see `available_workers`).
-        keep_last: keep the last partial batch of an epoch and split it as evenly as possible. It is dropped by default, and
-            also if some rank would get no image of it.
+        keep_last: keep the last partial batch of an epoch and split it as evenly as possible, if every rank gets at least
+            one image of it. By default this batch is dropped.
         equal_shares: with `keep_last`, drop images of the last batch until all ranks get the same number.
         decode_on_device: decode JPEG files and cut the crops on the device; the workers only read the files.
 
@@ -70,7 +70,7 @@ class TrainLoader:
             in which the GPU had nothing to compute counts.
 
     Raises:
-        InputError: if the batch is larger than the data set, or if the number of ranks does not divide it.
+        InputError: if the batch is larger than the data set, or if the number of ranks does not divide the batch.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class TrainLoader:
         self._files = self._open_files()
 
     def _open_files(self) -> "_FileBatches | None":
+        """Return a new reader of the image files, or None if the images are in memory."""
         if not isinstance(self.data, ImageFiles):
             return None
         return _FileBatches(self.data, self.views, self.seed, workers=self.workers, encoded=self._decode_on_device)
@@ -289,7 +290,7 @@ def single_views(
         try:
             for crops, part, damaged in files.read([(0, part) for part in parts], pin=device.type == "cuda"):
                 for path, reason in damaged:
-                    raise InputError(f"{path}: the image cannot be decoded ({reason}): repair or remove the file")
+                    raise InputError(f"{path}: cannot be decoded ({reason}): repair or remove the file")
                 yield views.single_finish(crops[0].to(device, non_blocking=True)), part
         finally:
             files.close()
@@ -343,7 +344,7 @@ class _FileBatches:
         return iter(self.loader)
 
     def cut_on(self, device: torch.device, batch: FileBatch, *, epoch: int) -> FileBatch:
-        """Decode the files of a batch on the device and cut the crops. The batch is one of `read` with `encoded`."""
+        """Decode the files of a batch on the device and cut the crops. The batch must come from `read` with `encoded`."""
         content, indices, damaged = batch
         try:
             decoded = decode_on(device, unpacked(*content))

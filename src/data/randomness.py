@@ -16,7 +16,7 @@ GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment: 2^64 / g
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """Finaliser of splitmix64: every input bit changes every output bit with probability about one half."""
+    """Apply the finaliser of splitmix64: each input bit changes each output bit with a probability of about one half."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -71,11 +71,11 @@ def _smaller(image: Image.Image, short_side: int, quality: int) -> bytes:
     return content.getvalue()
 
 
-def _note(target: Path, settings: dict[str, int]) -> None:
+def _record_settings(target: Path, settings: dict[str, int]) -> None:
     """Record the settings in the folder of the copy.
 
     Raises:
-        InputError: if the folder was made with other settings, or if it cannot be written.
+        InputError: if the folder was made with other settings, or if it cannot be written or read.
     """
     note = target / ".shrink.json"
     try:
@@ -84,12 +84,12 @@ def _note(target: Path, settings: dict[str, int]) -> None:
             note.write_text(json.dumps(settings))
         before = json.loads(note.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{target}: the folder cannot be written ({error}): pass another folder") from None
+        raise InputError(f"{target}: the folder cannot be used ({error}): pass another folder") from None
     if before != settings:
         raise InputError(f"{target} was made with {before}, but the settings are now {settings}: pass another folder")
 
 
-def _job(pair: tuple[Path, Path], *, short_side: int, quality: int) -> str:
+def _shrink_pair(pair: tuple[Path, Path], *, short_side: int, quality: int) -> str:
     source, target = pair
     return shrink(source, target, short_side=short_side, quality=quality)
 
@@ -113,8 +113,8 @@ def main() -> None:
         raise InputError(f"{options.source}: no such folder, expected a folder of photographs")
     if options.short_side < 1 or not 1 <= options.quality <= 95 or options.workers < 1:
         raise InputError(
-            f"--short-side {options.short_side}, --quality {options.quality}, --workers {options.workers}: expected --short-side and "
-            "--workers of at least 1 and --quality from 1 to 95"
+            f"--short-side {options.short_side} --quality {options.quality} --workers {options.workers}: expected --short-side "
+            "and --workers of at least 1 and --quality from 1 to 95"
         )
     inside = options.target.resolve()
     if inside == options.source.resolve() or options.source.resolve() in inside.parents:
@@ -125,8 +125,8 @@ def main() -> None:
     if not files:
         raise InputError(f"{options.source}: no images in this folder, expected photographs")
     pairs = [(Path(path), options.target / os.path.relpath(path, options.source)) for path in files]
-    _note(options.target, {"short_side": options.short_side, "quality": options.quality})
-    job = partial(_job, short_side=options.short_side, quality=options.quality)
+    _record_settings(options.target, {"short_side": options.short_side, "quality": options.quality})
+    job = partial(_shrink_pair, short_side=options.short_side, quality=options.quality)
     damaged = 0
     with ProcessPoolExecutor(options.workers) as pool:
         done = pool.map(job, pairs, chunksize=16)

@@ -3,8 +3,8 @@
 Source: arXiv:2005.12320; in the authors' code it is the strategy `ours`.
 
 Every operation takes images, (B, 3, s, s) floats with whole grey levels from 0 to 255, and a magnitude for each image, (B,)
-float64. It returns images of the same kind. The grey levels are those that Pillow computes, except for rare ties. The result for
-an image does not depend on the other images in the batch.
+float64. It returns images of the same kind. The grey levels are those that Pillow computes, except for rare ties. The result
+for an image does not depend on the other images in the batch.
 
 The authors also flip the sign of a geometric magnitude in half of the cases. This changes nothing, because the ranges of
 these magnitudes are symmetric.
@@ -186,7 +186,7 @@ def _affine(
     e: float | np.ndarray = 1.0,
     f: float | np.ndarray = 0.0,
 ) -> Tensor:
-    """Apply an affine transformation with the nearest pixel.
+    """Apply an affine transformation. Each pixel takes the value of the input pixel that contains its source point.
 
     As in Pillow, the coordinates are fixed-point numbers with 16 fractional bits, so every device selects the same pixels.
     """

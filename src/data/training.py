@@ -116,5 +116,5 @@ class TrainingData:
         counts = distributed.sum_over_ranks(counts)
         indices = counts.nonzero().flatten()
         # Two ranks may have read the same image in place of damaged images. Its row is the mean of theirs.
-        twice = counts[indices].clamp(min=1).view(-1, *[1] * len(shape))
-        return Rows(values[indices] / twice if (twice > 1).any() else values[indices], indices)
+        copies = counts[indices].clamp(min=1).view(-1, *[1] * len(shape))
+        return Rows(values[indices] / copies if (copies > 1).any() else values[indices], indices)

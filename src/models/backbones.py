@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
-VITS = {
-    "vit_tiny": (192, 3),
-    "vit_small": (384, 6),
-    "vit_base": (768, 12),
-}  # width, number of attention heads; the depth is 12
+VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; the depth is 12
 OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # parameter names differ from torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
@@ -59,9 +55,8 @@ def _torchvision(arch: str, in_channels: int) -> Backbone:
     """Build one of torchvision's networks, or a ResNet-50 that is wider than theirs, without its classifier."""
     from torchvision import models  # slow to import
 
-    known = models.list_models(
-        module=models
-    )  # only networks for classification, not for detection, segmentation or video
+    # This module has only networks for classification, not for detection, segmentation or video.
+    known = models.list_models(module=models)
     if arch not in (*known, *WIDE_RESNETS):
         own = ", ".join([*OWN_NAMES, *WIDE_RESNETS])
         raise InputError(f"--arch {arch} is unknown, expected {own}, or a torchvision network such as resnet50")
