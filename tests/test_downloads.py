@@ -91,7 +91,9 @@ def test_a_broken_connection_is_continued_within_one_command(server, tmp_path):
 
 def test_an_interrupted_transfer_is_continued_by_the_next_command(server, tmp_path):
     server.cuts = [1000, 2000, 3000]
-    with pytest.raises(RunError, match=r"broke at 6,000 of 1,048,576 bytes: run the same command again to resume from 6,000 bytes"):
+    with pytest.raises(
+        RunError, match=r"broke at 6,000 of 1,048,576 bytes: run the same command again to resume from 6,000 bytes"
+    ):
         downloads.download(server.url, tmp_path / "m.pt")
     assert left(tmp_path) == [".m.pt.part", ".m.pt.part.tag"]
     downloads.download(server.url, tmp_path / "m.pt")

@@ -77,7 +77,9 @@ def test_ports_of_steps_side_by_side_differ_and_are_unprivileged():
 
 @pytest.mark.parametrize("missing", TORCHRUN)
 def test_a_missing_variable_of_torchrun_is_named(missing):
-    with pytest.raises(InputError, match=rf"set but {missing} missing: start with torchrun, or unset the variables$") as error:
+    with pytest.raises(
+        InputError, match=rf"set but {missing} missing: start with torchrun, or unset the variables$"
+    ) as error:
         read_launch(without(TORCHRUN, missing))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match=f"set but {missing} missing"):

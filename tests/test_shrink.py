@@ -56,7 +56,10 @@ def test_shorter_sides_are_cut_down_and_the_rest_is_copied(folder, tmp_path, run
     assert (tmp_path / "copy/b/tall.jpeg").read_bytes() == b"there"  # what is there is not done again
     other = run_program("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "20")
     assert other.returncode == 2
-    assert "was made with {'short_side': 40, 'quality': 92}, but the settings are now {'short_side': 20, 'quality': 92}" in other.stderr
+    assert (
+        "was made with {'short_side': 40, 'quality': 92}, but the settings are now {'short_side': 20, 'quality': 92}"
+        in other.stderr
+    )
 
 
 def test_odd_files_of_the_source_are_left_out_by_name(folder, tmp_path, run_program):
