@@ -98,7 +98,7 @@ def confusion_matrix(
             axes.set_yticks([])
         if write_counts:
             _write_counts(axes, counts, share)
-        _add_scale(figure, axes, image, height)
+        _add_scale(figure, axes, image, height=height)
 
 
 def _cells(
@@ -150,7 +150,7 @@ def _write_counts(axes: "Axes", counts: NDArray, share: NDArray) -> None:
         axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color=color, fontsize=8)
 
 
-def _add_scale(figure: "Figure", axes: "Axes", image: "AxesImage", height: float) -> None:
+def _add_scale(figure: "Figure", axes: "Axes", image: "AxesImage", *, height: float) -> None:
     """Add the colour scale at the right of axes that are `height` inches high."""
     shrink = min(2.2 / height, 0.9)
     bar = figure.colorbar(image, ax=axes, shrink=shrink, aspect=shrink * height / 0.14, pad=0.02)

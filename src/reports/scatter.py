@@ -65,7 +65,7 @@ def scatter(
         axes.scatter(x, y, s=size, c=colours[group][order], linewidths=0, rasterized=many)
         axes.set_title(title)
         if numbered:
-            _write_numbers(axes, points, group, classes)
+            _write_numbers(axes, points, group=group, classes=classes)
 
 
 def _lay_out(
@@ -140,7 +140,7 @@ def _legend(figure: "Figure", names: Sequence[str], colours: NDArray, *, size: f
     )
 
 
-def _write_numbers(axes: "Axes", points: NDArray, group: NDArray, classes: NDArray) -> None:
+def _write_numbers(axes: "Axes", points: NDArray, *, group: NDArray, classes: NDArray) -> None:
     """Write the number of each class at the median of its points, or at a point near it if another number is there.
 
     Large classes come first. A number that finds no free place is left out.
