@@ -188,13 +188,15 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError:
-        raise RunError(f"another process is downloading to {folder}: wait until it has finished") from None
+        file = open(folder / ".lock", "w")  # noqa: SIM115  closed below
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{folder}: {error.strerror}: set SELF_CLASSIFIER_CACHE to another folder") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is downloading to {folder}: wait until it has finished") from None
+        yield
 
 
 def recorded(folder: Path) -> dict[str, dict]:

@@ -10,7 +10,6 @@ Views from the copy are a little softer where a small crop of a large photograph
 twice. For this reason the published recipes use the original images.
 """
 
-import argparse
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from ..config import OneLineParser
 from ..errors import InputError, RunError, run_script
 from .decoding import opened
 from .listing import list_images
@@ -95,7 +95,7 @@ def _shrink_pair(pair: tuple[Path, Path], *, short_side: int, quality: int) -> s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m src.data.shrink", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m src.data.shrink", description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, help="Folder of photographs.")
     parser.add_argument("target", type=Path, help="Folder for the copy.")
     parser.add_argument(
