@@ -266,9 +266,9 @@ def test_weights_that_are_no_numbers_are_refused(trained, run, tmp_path):
         key: torch.full_like(v, torch.nan) if v.is_floating_point() else v for key, v in state["model"].items()
     }
     checkpoint.save(tmp_path / "nan.pt", {key: state[key] for key in ("config", "history", "epoch", "model")})
-    with pytest.raises(InputError, match="probabilities that are not numbers for 360 of 360 images"):
+    with pytest.raises(InputError, match="probabilities that are NaN or infinite for 360 of 360 images"):
         run("--checkpoint", tmp_path / "nan.pt")
-    with pytest.raises(InputError, match="features that are not numbers for 360 of 360 images"):
+    with pytest.raises(InputError, match="features that are NaN or infinite for 360 of 360 images"):
         run("--checkpoint", tmp_path / "nan.pt", "--kmeans", "3")
     assert not (tmp_path / "out").exists()
 

@@ -57,11 +57,13 @@ def test_authors_numbers(golden):
             rows = [x.to(dtype) if x.is_floating_point() else x for x in tensors]
             found = knn_top(*rows, ks, float(data[f"knn{i}_tau"]))
             for k, line in zip(ks, expected, strict=True):
-                assert found[k][0] == pytest.approx(line[column], abs=1e-6)
+                # the rounding of float32 products may decide a vote differently for one query
+                slack = 1e-6 + (dtype is torch.float32) / len(rows[2])
+                assert found[k][0] == pytest.approx(line[column], abs=slack)
                 lowest, highest = line[5:7]  # theirs leaves the order of classes without votes to chance
-                assert lowest - 1e-6 <= found[k][1] <= highest + 1e-6
+                assert lowest - slack <= found[k][1] <= highest + slack
                 if lowest == highest:
-                    assert found[k][1] == pytest.approx(line[column + 1], abs=1e-6)
+                    assert found[k][1] == pytest.approx(line[column + 1], abs=slack)
 
 
 @pytest.mark.parametrize("tau", [0.02, 0.1, 5.0])
