@@ -489,8 +489,8 @@ MUTATIONS = [
         ),
         (
             "scores of the views mixed up",
-            "prototypes(stacked).unflatten(0, (len(embeddings), -1))",
-            "prototypes(stacked).unflatten(0, (-1, len(embeddings))).transpose(0, 1)",
+            "head(stacked).unflatten(0, (len(embeddings), -1))",
+            "head(stacked).unflatten(0, (-1, len(embeddings))).transpose(0, 1)",
         ),
     ),
     *mistakes(
@@ -622,7 +622,11 @@ MUTATIONS = [
             "self.config.epsilon, 3)",
         ),
         ("codes of the queue instead of the batch", "[-len(embeddings) :]", "[: len(embeddings)]"),
-        ("one queue for all assigned views", "past = self.queues[i].embeddings", "past = self.queues[0].embeddings"),
+        (
+            "one queue for all assigned views",
+            "cast(EmbeddingQueue, self.queues[i])",
+            "cast(EmbeddingQueue, self.queues[0])",
+        ),
         (
             "a loaded method does not know that its queues have started",
             "        self._started = bool(self.queue_started)\n",
@@ -630,8 +634,8 @@ MUTATIONS = [
         ),
         (
             "push precedes the look at the queue",
-            "            if self.queues[i].full:\n",
-            "            self.queues[i].push(embeddings)\n            if self.queues[i].full:\n",
+            "            if queue.full:\n",
+            "            queue.push(embeddings)\n            if queue.full:\n",
         ),
     ),
     *mistakes(
@@ -639,8 +643,8 @@ MUTATIONS = [
         (RANKS,),
         (
             "every rank brings the whole queue",
-            "past = self.queues[i].embeddings.tensor_split(distributed.world_size())[distributed.rank()]",
-            "past = self.queues[i].embeddings",
+            "past = queue.embeddings.tensor_split(distributed.world_size())[distributed.rank()]",
+            "past = queue.embeddings",
         ),
         ranks=True,
     ),
@@ -679,8 +683,8 @@ MUTATIONS = [
         ("heads summed, not averaged", "return Step(terms.mean(),", "return Step(terms.sum(),"),
         (
             "prototypes are the initial centroids",
-            "self.classifiers[head].weight.copy_(centroids)",
-            "self.classifiers[head].weight.copy_(start)",
+            "self.heads[head].weight.copy_(centroids)",
+            "self.heads[head].weight.copy_(start)",
         ),
         (
             "number of k-means iterations ignored",
@@ -704,8 +708,8 @@ MUTATIONS = [
         ("transport of a sharpness of its own", "lam=self.config.lam", "lam=25.0"),
         (
             "SeLa-v2's prototypes do not learn",
-            "self.classifiers.requires_grad_(True)",
-            "self.classifiers.requires_grad_(False)",
+            "        self.freeze_prototypes = config.freeze_prototypes\n",
+            "        self.classifiers.requires_grad_(False)\n",
         ),
     ),
     # ---- clustering scores ---------------------------------------------------------------------------------------------
