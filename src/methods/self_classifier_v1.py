@@ -35,7 +35,7 @@ class Config:
     learnable: bool = False  # train the classifiers
     tau: float = 0.1  # temperature of both softmaxes
     normalize_targets: bool = False  # give all images the same weight; if off, all classes have the same weight
-    softmax_group: int = 256  # images per column softmax, as on one of the authors' GPUs (0: the batch of all ranks)
+    softmax_group: int = 256  # images per column softmax; the authors' GPUs hold 256 (0: the batch of all ranks)
     dim: int = 128  # size of an embedding
     hidden_dim: int = 4096  # width of the hidden layers of the projection head
     head_layers: int = 3  # linear layers in the projection head (0: the backbone's features are the embedding)
