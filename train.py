@@ -97,6 +97,7 @@ def main() -> None:
         epochs=options.epochs,
         steps_per_epoch=len(loader),
     )
+    autocast = None if options.precision == "float32" else getattr(torch, options.precision)
     trainer = Trainer(
         method,
         optimizer,
@@ -104,7 +105,7 @@ def main() -> None:
         loader=loader,
         device=device,
         labels=data.labels,
-        autocast=None if options.precision == "float32" else getattr(torch, options.precision),
+        autocast=autocast,
         accumulate=options.accumulate,
         clip_grad=options.clip_grad,
         sync_bn_group=options.sync_bn_group,
@@ -121,14 +122,9 @@ def main() -> None:
     def score(summary: dict) -> dict:
         if held_out is None or (trainer.epoch % options.eval_every and trainer.epoch < options.epochs):
             return {}
+        k = summary["classifier"]
         return evaluate(
-            method,
-            held_out,
-            views,
-            batch_size=options.batch_size,
-            device=device,
-            classifier=summary["classifier"],
-            autocast=trainer.autocast,
+            method, held_out, views, batch_size=options.batch_size, device=device, classifier=k, autocast=autocast
         )
 
     run.train(trainer, options.epochs, progress, score=score)
