@@ -86,21 +86,29 @@ RELEASES = {
 
 
 def resolve(name: str | Path) -> Path:
-    """Return the file of a path, of a run folder (its checkpoint.pt), or of a downloaded name in `RELEASES`.
+    """Return the checkpoint file that a name stands for. Nothing is downloaded.
 
-    NAME/FILE names one file of a released folder. Nothing is downloaded: a job on many machines, perhaps without a
-    network, should not begin with a download.
+    A job on many machines, perhaps without a network, should not begin with a download.
+
+    Args:
+        name: a file, a run folder that holds checkpoint.pt, a released model of `RELEASES`, or NAME/FILE for one file of a
+            released folder.
 
     Raises:
-        InputError: saying how to get it.
+        InputError: if there is no such file; the message says how to get it.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        if not (path / "checkpoint.pt").is_file():
-            raise InputError(f"{name}: a folder without checkpoint.pt; expected a run folder of train.py, or a file")
-        return path / "checkpoint.pt"
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            if not (path / "checkpoint.pt").is_file():
+                raise InputError(
+                    f"{name}: a folder without checkpoint.pt; expected a run folder of train.py, or a file"
+                )
+            return path / "checkpoint.pt"
+    except OSError as error:  # a name that is too long, or a folder without permission
+        raise InputError(f"{name}: cannot be opened ({error.strerror}); give another file") from None
     release, _, file = str(name).partition("/")
     if release not in RELEASES:
         near = difflib.get_close_matches(release, RELEASES, n=1)

@@ -178,10 +178,10 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(trained, tmp_pat
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "goes on from there" in output
+    assert "continues from there" in output
     done = subprocess.run(words, capture_output=True, timeout=240, **settings)
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
+    assert "resuming from step" in done.stdout
     expected, resumed = (checkpoint.load(path / "checkpoint.pt")["model"] for path in (folder, tmp_path / "r"))
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 

@@ -417,7 +417,7 @@ def test_a_run_of_digits_stops_in_mid_epoch_goes_on_bit_for_bit_and_is_scored(ru
     assert first.returncode == 128 + 15, first.stderr
     again = run_python(*words, "--output-dir", tmp_path / "cut")
     assert again.returncode == 0, again.stderr
-    assert "going on from step 39 " in again.stdout + again.stderr
+    assert "resuming from step 39 " in again.stdout + again.stderr
     one, two = (torch.load(tmp_path / each / "checkpoint.pt") for each in ("whole", "cut"))
     assert one["model"].keys() == two["model"].keys()
     assert all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
@@ -438,7 +438,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(run_python, tmp_path
     assert memory
     again = run_python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words)
     assert again.returncode == 0, again.stderr
-    assert "going on from step 39 " in again.stdout + again.stderr
+    assert "resuming from step 39 " in again.stdout + again.stderr
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 5
     assert losses[4] < losses[2]
