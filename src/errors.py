@@ -87,7 +87,7 @@ def _explain(error: Exception) -> Exception:
     if isinstance(error, OSError):
         if error.errno not in DISK_IS_FULL:
             return error
-        return RunError(f"{error.filename or 'a file'} cannot be written ({error.strerror}): free some space")
+        return RunError(f"{error.filename or 'a file or standard output'} cannot be written ({error.strerror}): free some space")
     distributed = sys.modules.get(
         "src.distributed"
     )  # imported here, it would import torch; ranks that met have done so

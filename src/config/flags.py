@@ -142,6 +142,9 @@ def as_plain(options: Any) -> dict[str, Any]:
 class OneLineParser(argparse.ArgumentParser):
     """A parser that prints errors as one line. The usage of forty flags would hide the message."""
 
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse would ignore that the output is closed
+
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
