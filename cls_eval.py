@@ -1,4 +1,4 @@
-"""Score clusters against labels that training never saw: ACC, NMI, AMI and ARI, figures, and a list of all images' clusters.
+"""Score clusters against labels that training never saw. Writes ACC, NMI, AMI, ARI, figures, and the cluster of every image.
 
     python cls_eval.py --checkpoint runs/digits
     python cls_eval.py --checkpoint checkpoint.pt --data ~/pictures --output-dir what-is-in-it

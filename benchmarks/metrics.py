@@ -51,7 +51,7 @@ def with_sum(sizes, N):
 
 
 def labels_and_clusters(rng, class_sizes, cluster_sizes, agreement=0.4):
-    """Draw classes and clusters of exactly these sizes. About the share `agreement` of a cluster is in its own class."""
+    """Draw clusters of exactly these sizes. About the share `agreement` of a cluster has the class of the cluster."""
     agreeing = (agreement * np.minimum(class_sizes, cluster_sizes)).astype(int)
     ids = np.arange(len(class_sizes))
     labels = np.concatenate([ids.repeat(agreeing), ids.repeat(class_sizes - agreeing)])

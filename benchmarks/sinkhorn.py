@@ -33,7 +33,7 @@ def cosines(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 
 def plain(scores: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Compute the published formula, on K × B scores whose sum is 1."""
+    """Compute the published formula. Q is K × B, and its sum is 1."""
     Q = torch.exp(scores / epsilon).T
     Q /= Q.sum()
     K, B = Q.shape

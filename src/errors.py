@@ -87,10 +87,10 @@ def _explain(error: Exception) -> Exception:
     if isinstance(error, OSError):
         if error.errno not in DISK_IS_FULL:
             return error
-        return RunError(f"{error.filename or 'a file or standard output'} cannot be written ({error.strerror}): free some space")
-    distributed = sys.modules.get(
-        "src.distributed"
-    )  # imported here, it would import torch; ranks that met have done so
+        return RunError(
+            f"{error.filename or 'a file or standard output'} cannot be written ({error.strerror}): free some space"
+        )
+    distributed = sys.modules.get("src.distributed")  # looked up, because an import here would import torch
     return distributed.explain(error) if distributed else error
 
 
@@ -130,8 +130,8 @@ def _launched_as() -> tuple[str, str]:
 def _handle_signals() -> dict[int, Any]:
     """End the program with one line at SIGINT and SIGTERM, and return the handlers that this replaces.
 
-    Signals that the caller ignores, as a shell does for its background jobs, stay ignored. Training replaces these
-    handlers by those of `stopping.StopRequest`, data-loading workers by their own.
+    A signal that the caller ignores stays ignored: a shell ignores SIGINT for its background jobs. Training replaces these
+    handlers by those of `stopping.StopRequest`, and data-loading workers ignore both signals.
     """
     process = os.getpid()
 
@@ -152,7 +152,7 @@ def _handle_signals() -> dict[int, Any]:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Return True if the code of this frame runs because a module is being imported."""
+    """Return True if this frame or one of its callers imports a module."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -164,7 +164,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _replace_closed_streams() -> None:
-    """Open the null device for each standard stream that is closed; otherwise the first file opened would take its place."""
+    """Open the null device for each closed standard stream. Otherwise the first file that is opened would take its number."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  for the whole program
@@ -178,7 +178,7 @@ def _reader_is_gone() -> bool:
 
 
 def _flush_output() -> OSError | None:
-    """Flush standard output. If that fails, drop what it holds and return the error."""
+    """Flush standard output. If that fails, discard its buffer and return the error."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -188,7 +188,7 @@ def _flush_output() -> OSError | None:
 
 
 def drop_output() -> None:
-    """Send to the null device what standard output still holds and what is printed from now on."""
+    """Send the buffer of standard output, and everything that is printed from now on, to the null device."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)

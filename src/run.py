@@ -28,7 +28,7 @@ def choose_folder(output_dir: str, *, fresh: bool, name: str) -> Path:
 
     Args:
         output_dir: the folder; "": a new dated folder in `runs/`.
-        fresh: take the first free name beside `output_dir` instead.
+        fresh: return the first unused name beside `output_dir` instead.
         name: last part of the name of a dated folder.
 
     Raises:

@@ -81,7 +81,7 @@ class Trainer:
     ):
         if loader.per_rank % accumulate:
             raise InputError(
-                f"--accumulate {accumulate} does not divide the {loader.per_rank} images per rank and step"
+                f"--accumulate {accumulate} does not divide the {loader.per_rank} images per rank and step: give a divisor"
             )
         loader.companions = method.companions
         self.method, self.optimizer, self.lr, self.loader = method, optimizer, lr, loader

@@ -56,7 +56,7 @@ def require_at_least(config: object, **bounds: float) -> None:
 
 
 def require_sizes(config: object, name: str) -> None:
-    """Raise InputError unless the field holds one number of classes or clusters of at least 2 per classifier."""
+    """Raise InputError unless the field holds sizes of at least 2, one for each classifier."""
     sizes = getattr(config, name)
     if not sizes or min(sizes) < 2:
         raise InputError(f"{flag(name)} is {' '.join(map(str, sizes))}: expected sizes of at least 2")

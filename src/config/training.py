@@ -308,7 +308,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, A
     elif known.preset and "--lr" not in given:
         _check_lr_fits(values.batch_size, published, known.preset)
     if 0 < values.lr < values.warmup_start and "--warmup-start" not in given:
-        # the share that the preset has, and at most 1, because a warm-up does not lower the rate
+        # the ratio that the preset has, but at most 1: a warm-up does not lower the rate
         values.warmup_start = values.lr * min(published["warmup_start"] / published["lr"], 1.0)
     options, knobs = flags.collect(TrainOptions, values), flags.collect(method.config, values)
     flags.refuse_unused(given, options.unused())

@@ -336,8 +336,8 @@ def describe(job: Job, found: Clustering) -> dict[str, Any]:
 def judge_without_labels(found: Clustering, features: Tensor | None, others: dict[str, np.ndarray]) -> dict[str, Any]:
     """Compute the numbers that need no labels.
 
-    They are the number of clusters with images, the balance of their sizes, the agreement of the classifiers with each other
-    and with other checkpoints, and with features the RankMe of the features and the silhouette of the clusters.
+    They are the number of clusters with images, the balance of their sizes, and the agreement of the classifiers with each
+    other and with other checkpoints. If there are features, their RankMe and the silhouette of the clusters are added.
     """
     own = found.clusters[found.chosen]
     quality: dict[str, Any] = {"used": len(np.unique(own)), **found.balances(found.chosen)}

@@ -20,10 +20,9 @@ from .. import distributed
 
 CHUNK = 1 << 22  # largest number of entries of a rows × centroids or rows × features matrix in memory
 GROUP = 50  # number of centroids that share a lower bound
-# Above this share of pairs of a row and a group that the bounds do not exclude, comparing all pairs at once is faster.
-MOST = 0.4
-# The same, before the upper bounds are tightened: above this share, tightening them would exclude few pairs.
-LOOSE = 0.9
+# A pair of a row and a group is open if the bounds do not exclude it.
+MOST = 0.4  # share of open pairs above which comparing all pairs at once is faster
+LOOSE = 0.9  # the same before the upper bounds are tightened; above this share, tightening would close few pairs
 
 
 class Fit(NamedTuple):
@@ -278,7 +277,9 @@ def _chunks(rows: int, width: int) -> list[slice]:
 
 
 class _Search:
-    """Finds the nearest centroids of all rows in every iteration, and uses that centroids move little between iterations.
+    """Finds the nearest centroids of all rows again in every iteration.
+
+    It skips most distances, because centroids move little between iterations.
 
     Each row has an upper bound on the distance to its own centroid, and for each group a lower bound on the distances to the
     other centroids of the group. When centroids move, the bounds grow or shrink by the distance of the move and stay valid.
@@ -342,7 +343,7 @@ class _Search:
         return self.owner
 
     def _open(self) -> float:
-        """Return the share of pairs of a row and a group that the bounds do not exclude."""
+        """Return the share of open pairs of a row and a group."""
         return (self.upper > self.lower).float().mean().item()
 
     def _compare_all(self, part: slice, small: Tensor, offset: Tensor) -> None:
@@ -360,7 +361,7 @@ class _Search:
         self.lower[:, part] = _distances(nearest, self.squares[part])
 
     def _compare(self, rows: Tensor, small: Tensor, offset: Tensor, *, group: int) -> None:
-        """Compare rows with the centroids of a group that the bounds do not exclude for them."""
+        """Compare rows with the centroids of a group that is open for them."""
         scores = torch.addmm(offset[:, None], small, self.features.index_select(0, rows).T, alpha=-2)  # (M, B)
         squares, before, own = self.squares[rows], self.upper[rows], self.place[self.owner[rows]]
         mine = (own // self.size == group).nonzero()[:, 0]

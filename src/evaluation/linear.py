@@ -96,7 +96,7 @@ def open_job(options: LinclsEvalOptions) -> Job:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# fits
+# the two ways of fitting
 
 
 def fit_fast(job: Job) -> dict[str, Any]:

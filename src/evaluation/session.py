@@ -124,7 +124,7 @@ def open_session(
     The function finds every mistake in the options before it reads an image.
 
     Args:
-        part: the part of the network that the evaluation needs: the backbone alone, the embedding too, or classifiers too.
+        part: what the evaluation needs: "backbone", "head" (backbone and embedding) or "classifiers" (all of them).
         splits: names of the splits to open.
         labelled: keep only images with a label, and require the same classes in all splits.
         below: subfolder of the folder of the checkpoint for the results, unless `--output-dir` is given.
