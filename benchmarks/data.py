@@ -20,11 +20,12 @@ from PIL import Image, ImageFilter, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
+from src.config import ViewSettings
 from src.data.datasets import open_folder
 from src.data.photographs import IMAGENET_MEAN, IMAGENET_STD, PhotoViews, published_views
 from src.data.shrink import shrink
 
-GLOBAL, LOCAL = ((224, (0.4, 1.0)), (96, (0.05, 0.4)))
+GLOBAL, LOCAL = ((224, (0.4, 1.0)), (96, (0.05, 0.4)))  # the defaults of ViewSettings
 SHORT_SIDE = 320
 
 
@@ -85,7 +86,7 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
         for i in range(len(data)):
             in_memory.decode(i)
         published = Published(2, 6)
-        recipes = published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1])
+        recipes = published_views(ViewSettings())
         views, compiled = PhotoViews(recipes, 256), PhotoViews(recipes, 256, compiled=True)
         indices = np.arange(len(data))
         kept: list = []
@@ -119,7 +120,8 @@ def from_memory(count: int, turns: int) -> list[tuple[str, list[float], int]]:
     """Time four views of images of 32 × 32 pixels, one by one with Pillow and in whole batches on the CPU."""
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     published = Published(2, 2, (32, 16))
-    views = PhotoViews(published_views(2, 2, 32, 16, GLOBAL[1], LOCAL[1]), 32)
+    settings = ViewSettings(global_crops_size=32, local_crops_number=2, local_crops_size=16)
+    views = PhotoViews(published_views(settings), 32)
     sides = {
         "32², 4 views: published": lambda: [published(Image.fromarray(x.permute(1, 2, 0).numpy())) for x in images],
         "32², 4 views: ours": lambda: [
@@ -131,7 +133,7 @@ def from_memory(count: int, turns: int) -> list[tuple[str, list[float], int]]:
 
 def on_gpu(turns: int) -> list[tuple[str, list[float], int]]:
     """Time the device part of our pipeline on the GPU, with batches of 256 photographs."""
-    recipes = published_views(2, 6, GLOBAL[0], LOCAL[0], GLOBAL[1], LOCAL[1])
+    recipes = published_views(ViewSettings())
     views, compiled = PhotoViews(recipes, 256), PhotoViews(recipes, 256, compiled=True)
     sizes = [GLOBAL[0]] * 2 + [LOCAL[0]] * 6
     crops = [torch.randint(0, 256, (256, 3, size, size), dtype=torch.uint8, device="cuda") for size in sizes]

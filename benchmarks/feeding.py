@@ -18,6 +18,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
 from benchmarks.step import Ours
+from src.config import ViewSettings
 from src.data.datasets import open_folder
 from src.data.decoding import check_decoding_on
 from src.data.loaders import Batch, TrainLoader, available_workers
@@ -52,7 +53,7 @@ def main():
     files = open_folder(arguments.folder, "test")
     rows = np.resize(np.arange(len(files)), steps * batch_size)
     data = files.keep(rows, files.labels.numpy()[rows], files.classes)
-    recipes = published_views(2, 6, *sides, (0.4, 1.0), (0.05, 0.4))
+    recipes = published_views(ViewSettings(global_crops_size=sides[0], local_crops_size=sides[1]))
     views = PhotoViews(recipes, round(sides[0] * 256 / 224), compiled=arguments.compile)
     workers = available_workers() if arguments.workers < 0 else arguments.workers
     loader = TrainLoader(

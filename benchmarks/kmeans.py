@@ -135,8 +135,8 @@ def main():
     )
     results = []
     for measure in (
-        lambda: lloyd(rows, start, max_iterations=turns, tolerance=None),
-        lambda: lloyd(rows, start, max_iterations=turns, tolerance=FIXED),
+        lambda: lloyd(rows, start, turns, None),
+        lambda: lloyd(rows, start, turns, FIXED),
         lambda: plus_plus(rows, K, turns),
     ):
         results.append(measure())

@@ -26,6 +26,7 @@ from src.data.loaders import Batch
 from src.methods.self_classifier import Config, SelfClassifier
 from src.models.backbones import build_backbone
 from src.optim import build_optimizer, parameter_groups
+from src.trainer import TrainingStep
 
 
 class PlainLoop:
@@ -36,7 +37,7 @@ class PlainLoop:
         self.optimizer = PerTensor(list(self.method.parameters()))
 
     def step(self):
-        method, (views, indices) = self.method, self.batch
+        method, views, indices = self.method, self.batch.views, self.batch.indices
         large = method.backbone(torch.cat([view for view in views if view.shape[-1] == views[0].shape[-1]]))
         small = method.backbone(torch.cat([view for view in views if view.shape[-1] != views[0].shape[-1]]))
         embeddings = list(method.projection_head(torch.cat([large, small])).chunk(len(views)))
@@ -61,14 +62,15 @@ class Ours:
             self.batch = Batch([v.to(memory_format=torch.channels_last) for v in batch.views], batch.indices)
         if compiled:
             self.method.backbone.compile(dynamic=False)
-        self.optimizer = build_optimizer("lars", parameter_groups(self.method, 1e-6), lr=3.2)
+        self.forward = TrainingStep(self.method)
+        self.optimizer = build_optimizer("lars", parameter_groups(self.method, 1e-6), lr=3.2, momentum=0.9)
 
     def autocast(self):
         return torch.autocast(self.batch.indices.device.type, self.precision, enabled=self.precision is not None)
 
     def step(self, batch=None):
         with self.autocast():
-            loss = self.method(batch or self.batch).loss
+            loss = self.forward(batch or self.batch).loss
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,64 +14,164 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import Forked, environment, finish_ranks, run_words, start_ranks
+
+from src.config import ViewSettings
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT.parent / "shared" / "golden"
+GOLDEN = ROOT.parent / "shared" / "golden"  # the whole collection; tests/golden holds a selection of it
 
 torch.set_num_threads(1)  # small tensors; and processes started by tests run beside this one
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "ranks: starts several processes (set here, on tests that use run_ranks)")
+
+
 def pytest_collection_modifyitems(items):
     """Files with many slow tests first: each goes to one process whole, and the last should not be the longest."""
+    for item in items:
+        if "run_ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker("ranks")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
 
+def find_golden(name: str, *arrays: str) -> Path | None:
+    """Return the first golden file of this name that holds these arrays, or None.
+
+    tests/golden comes first. The collection beside the repository, which is not public, comes second.
+    """
+    for path in (ROOT / "tests" / "golden" / name, GOLDEN / name):
+        if path.exists():
+            with np.load(path) as data:
+                if set(arrays) <= set(data.files):
+                    return path
+    return None
+
+
 @pytest.fixture
 def golden():
-    """Load a file of golden numbers, or skip: they are not part of the repository."""
+    """Load a file of golden numbers that holds these arrays, or skip the test."""
 
-    def load(name: str):
-        path = GOLDEN / name
-        if not path.exists():
-            pytest.skip(f"the authors' numbers are not here: {path.name} is looked for beside the repository")
+    def load(name: str, *arrays: str):
+        path = find_golden(name, *arrays)
+        if path is None:
+            wanted = f"{', '.join(arrays)} of {name}" if arrays else name
+            pytest.skip(
+                f"the authors' numbers are missing: {wanted} is neither in tests/golden nor in ../shared/golden"
+            )
         return np.load(path)
 
     return load
 
 
+@pytest.fixture(autouse=True)
+def same_start():
+    """Give every test the same random numbers, and undo what it has changed in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    folder, environ, threads, dtype = os.getcwd(), dict(os.environ), torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  libraries may use it
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    os.chdir(folder)
+    if os.environ != environ:
+        os.environ.clear()
+        os.environ.update(environ)
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+
+
+def run_as_user(*words: str | Path, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess:
+    """Run one of the programs as a user would; returns its exit status, output and errors."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=environment(**environ),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
 @pytest.fixture
 def run_python():
-    """Run one of the programs as a user would; returns its exit status, output and errors."""
+    """Run one of the programs as a user would. `run_program` is faster where the start does not matter."""
+    return run_as_user
+
+
+@pytest.fixture
+def start_program(request):
+    """Start one of the programs beside this process, without the seconds that the import of torch takes."""
+    started = []
+
+    def start(*words: str, **environ: str) -> Forked:
+        started.append(Forked(run_words, *map(str, words), environ=environment(**environ)))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.close()
+
+
+@pytest.fixture
+def run_program(start_program):
+    """Do what `run_python` does without the seconds that the import of torch takes."""
 
     def run(*words: str, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *map(str, words)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        return start_program(*words, **environ).finish(timeout)
 
     return run
 
 
 @pytest.fixture
-def run_ranks(tmp_path, run_python):
-    """Run code in W gloo processes under torchrun; each may save to `out / f"{rank}.pt"`; returns what they saved."""
+def run_ranks(tmp_path):
+    """Run code in W gloo processes; each may save to `out / f"{rank}.pt"`; returns what they saved."""
 
     def run(world_size: int, code: str) -> list:
         script = tmp_path / "ranks.py"
-        head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch\ntorch.set_num_threads(1)\n"
-        head += "from pathlib import Path\nfrom src import distributed\n"
+        head = "import sys\nfrom pathlib import Path\nimport torch\nfrom src import distributed\n"
         head += f"out = Path({str(tmp_path)!r})\ndistributed.start('cpu')\nrank = distributed.rank()\n"
         script.write_text(head + textwrap.dedent(code) + "\ndistributed.stop()\n")
-        done = run_python("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}", script)
-        assert done.returncode == 0, done.stderr[-3000:]
+        for rank in finish_ranks(start_ranks(world_size, run_words, str(script))):
+            assert rank.returncode == 0, rank.stderr[-3000:]
         return [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
 
     return run
+
+
+# settings of a run from which `build_method` makes a small network for grey images of 8 pixels
+SMALL = {
+    "arch": "small_convnet",
+    "channels": 1,
+    "global_crops_size": 8,
+    "patch_size": 16,
+    "global_crops_number": 2,
+}
+
+
+def view_settings(
+    num_global: int,
+    num_local: int,
+    global_size: int,
+    local_size: int,
+    global_scale: tuple[float, float] = (0.4, 1.0),
+    local_scale: tuple[float, float] = (0.05, 0.4),
+    augment: str = "dino",
+) -> ViewSettings:
+    """Return the settings of views in the order in which the tests name them."""
+    return ViewSettings(
+        global_crops_number=num_global,
+        global_crops_size=global_size,
+        global_crops_scale=global_scale,
+        local_crops_number=num_local,
+        local_crops_size=local_size,
+        local_crops_scale=local_scale,
+        augment=augment,
+    )
 
 
 def save_untrained(path, *words, seed=0, channels=1, history=()):
@@ -80,9 +182,8 @@ def save_untrained(path, *words, seed=0, channels=1, history=()):
 
     options, name, knobs = parse_train(["--data", "digits", *words])
     torch.manual_seed(seed)
-    size, crops = options.global_crops_size, options.global_crops_number
-    method = build_method(name, knobs, options.arch, channels, size, options.patch_size, crops)
     settings = {"method": name, "channels": channels, **as_plain(options), **as_plain(knobs)}
+    method = build_method(name, knobs, settings)
     checkpoint.save(path, {"config": settings, "history": list(history), "epoch": 0, "model": method.state_dict()})
     return path
 

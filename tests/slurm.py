@@ -127,7 +127,7 @@ class SlurmCluster:
         key.chmod(0o600)
         # Ranks meet at a port made of the job's number: a random one keeps two clusters on a host apart.
         text = CONFIGURATION.format(
-            folder=self.folder, ports=_free_ports(3), nodes=NODES, first_job=random.randrange(1, 10**6)
+            folder=self.folder, ports=_free_ports(3), nodes=NODES, first_job=random.SystemRandom().randrange(1, 10**6)
         )
         (self.folder / "slurm.conf").write_text(text + self.extra)
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")

@@ -176,7 +176,7 @@ def test_from_the_command_to_the_loss_in_four_files(name):
     assert callers == ["src/trainer.py"]
     if name != "base":
         source = (SRC / "methods" / f"{name}.py").read_text()
-        inherits = "class SeLaV2(DeepClusterV2)" in source
+        inherits = "class SeLaV2(MemoryBankMethod" in source
         assert "from ..losses import" in source or inherits
 
 

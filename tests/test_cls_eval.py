@@ -208,7 +208,7 @@ def test_heads_of_scan_and_sela_are_scored(run, pictures, tmp_path):
     assert (result["classifier"], result["cluster_sizes"]) == (0, np.bincount(expected[2], minlength=4).tolist())
 
     torch.save({"model": resnet50_named(scan), "head": 1}, tmp_path / "wide.pth")
-    found = r"classifiers\.0\.weight is of shape \(5, 512\), the backbone resnet50 has 2048"
+    found = r"classifiers\.0\.weight has the shape \(5, 512\), but the backbone resnet50 has 2048"
     with pytest.raises(InputError, match=found):
         run("--checkpoint", tmp_path / "wide.pth", "--data", pictures, "--workers", "0")
 

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from conftest import view_settings
 from PIL import Image
 
 from src.config import parse_train
@@ -116,7 +117,7 @@ def folder(tmp_path):
 
 
 def batches(data, workers, epochs=2, **how):
-    views = build_views("x", data, 2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4))
+    views = build_views("x", data, view_settings(2, 0, 16, 8))
     loader = TrainLoader(data, views, batch_size=4, seed=0, device=torch.device("cpu"), workers=workers, **how)
     try:
         return [batch.views for epoch in range(epochs) for batch in loader.epoch(epoch)]
@@ -194,7 +195,7 @@ def test_damage_found_behind_the_workers_is_replaced_and_counted(tmp_path, capsy
     data = open_folder(str(tmp_path), "train")
     made = []
     for on_device in (False, True):
-        views = build_views("x", data, 2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4))
+        views = build_views("x", data, view_settings(2, 0, 16, 8))
         loader = TrainLoader(
             data, views, batch_size=20, seed=0, device=torch.device("cpu"), workers=0, decode_on_device=on_device
         )

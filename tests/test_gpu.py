@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SMALL, view_settings
 from PIL import Image
 
 from src.assignments import balanced_labels, sinkhorn
@@ -29,7 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here"),
 ]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-LAYOUT = (2, 2, 32, 16, (0.4, 1.0), (0.05, 0.4))
+LAYOUT = (2, 2, 32, 16)  # numbers and sizes of views
 
 
 CONFIGS = {
@@ -60,12 +61,12 @@ def exact():
 def never_waiting():
     """Calls what it is given, and fails where the host waits for the GPU."""
 
-    def call(function, *words):
+    def call(function, *words, **named):
         torch.cuda.synchronize()
         try:
             with warnings.catch_warnings(action="ignore"):  # that the mode is a prototype
                 torch.cuda.set_sync_debug_mode("error")
-            return function(*words)
+            return function(*words, **named)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -77,10 +78,10 @@ def make_trainer(device, name="self_classifier", precision=None, images=96):
     data = open_data("digits", "train")
     data = data.keep(np.arange(images), data.labels.numpy()[:images], data.classes)
     loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), batch_size=24, seed=0, device=device)
-    method = build_method(name, METHODS[name].Config(**CONFIGS[name]), "small_convnet", 1, 8, 16, 2).to(device)
-    optimizer = build_optimizer("lars", parameter_groups(method, 1e-4), lr=0.5)
+    method = build_method(name, METHODS[name].Config(**CONFIGS[name]), SMALL).to(device)
+    optimizer = build_optimizer("lars", parameter_groups(method, 1e-4), lr=0.5, momentum=0.9)
     lr = warmup_cosine(0.5, 0.001, warmup_start=0.1, warmup_epochs=1, epochs=4, steps_per_epoch=len(loader))
-    return Trainer(method, optimizer, lr, loader, data.labels, device, precision)
+    return Trainer(method, optimizer, lr, loader=loader, device=device, labels=data.labels, autocast=precision)
 
 
 def epochs(trainer, number):
@@ -108,7 +109,7 @@ def test_an_update_does_not_wait(name, exact, never_waiting):
     found = []
     for device in (CPU, GPU):
         network = torch.nn.ParameterList([torch.nn.Parameter(values.to(device)) for values in start])
-        optimizer = build_optimizer(name, parameter_groups(network, 1e-4), lr=0.5)
+        optimizer = build_optimizer(name, parameter_groups(network, 1e-4), lr=0.5, momentum=0.9)
         for _ in range(3):
             for parameter, grad in zip(network, grads, strict=True):
                 parameter.grad = grad.to(device)
@@ -120,13 +121,13 @@ def test_an_update_does_not_wait(name, exact, never_waiting):
 @pytest.mark.parametrize("name", ["dino", "swav", "scan_strong", "sela_3"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_views_are_those_of_the_cpu_and_made_without_waiting(name, compiled, exact, never_waiting):
-    recipes = photo_recipes(name)(*LAYOUT)
+    recipes = photo_recipes(view_settings(*LAYOUT, augment=name))
     rng = np.random.default_rng(0)
     crops = [torch.from_numpy(rng.integers(0, 256, (16, 3, r.size, r.size), dtype=np.uint8)) for r in recipes]
     expected = PhotoViews(recipes, 32).finish(crops, np.arange(16), seed=0, epoch=1)
     views, there = PhotoViews(recipes, 32, compiled=compiled), [crop.to(GPU) for crop in crops]
     views.finish(there, np.arange(16), seed=0, epoch=0)  # what is done once: compiling, choosing kernels
-    made = never_waiting(views.finish, there, np.arange(16), 0, 1)
+    made = never_waiting(views.finish, there, np.arange(16), seed=0, epoch=1)
     for here, there in zip(expected, made, strict=True):
         apart = (here - there.cpu()).abs()
         assert apart.mean() < 1e-3
@@ -143,7 +144,12 @@ def test_batches_beside_the_steps_are_those_of_the_cpu(workers, exact, tmp_path)
     batches = []
     for device in (CPU, GPU):
         loader = TrainLoader(
-            data, PhotoViews(published_views(*LAYOUT), 32), batch_size=8, seed=0, device=device, workers=workers
+            data,
+            PhotoViews(published_views(view_settings(*LAYOUT)), 32),
+            batch_size=8,
+            seed=0,
+            device=device,
+            workers=workers,
         )
         made = []
         for batch in loader.epoch(1):
@@ -159,7 +165,7 @@ def test_batches_beside_the_steps_are_those_of_the_cpu(workers, exact, tmp_path)
 def test_a_box_too_large_for_torchs_kernel_is_resized_all_the_same():
     noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
     pixels = torch.from_numpy(np.array(Image.fromarray(noise).resize((2000, 1600)))).permute(2, 0, 1)
-    views = PhotoViews(photo_recipes("crop_flip")(1, 0, 20, 8, (1.0, 1.0), (1.0, 1.0)), 32)
+    views = PhotoViews(photo_recipes(view_settings(1, 0, 20, 8, (1.0, 1.0), augment="crop_flip")), 32)
     (here,), (there,) = (views.cut([pixels.to(device)], np.arange(1), seed=0, epoch=0) for device in (CPU, GPU))
     assert (here.float() - there.cpu().float()).abs().max() <= 1
 
@@ -173,7 +179,7 @@ def test_files_decoded_on_the_gpu_are_nearly_those_of_the_cpu(tmp_path):
     data = open_data(str(tmp_path), "train")
     made = []
     for on_device in (False, True):
-        views = PhotoViews(photo_recipes("crop_flip")(*LAYOUT), 32)
+        views = PhotoViews(photo_recipes(view_settings(*LAYOUT, augment="crop_flip")), 32)
         loader = TrainLoader(data, views, batch_size=8, seed=0, device=GPU, workers=2, decode_on_device=on_device)
         made.append([batch for epoch in (0, 1) for batch in loader.epoch(epoch)])
         loader.close()
@@ -193,7 +199,7 @@ def test_a_step_waits_only_where_it_looks(name, never_waiting):
         trainer.optimizer.zero_grad(set_to_none=True)
         backward()
         trainer.optimizer.step()
-        trainer._add(result.loss, result.numbers, result.neighbors, batch.indices)
+        trainer._add(result, batch.indices)
 
     never_waiting(step)
 
@@ -236,10 +242,10 @@ def test_assignments_neighbours_and_kmeans(exact):
     owner = torch.arange(2000) % 20
     rows = F.normalize(centres[owner] + 0.1 * torch.randn(2000, 16), dim=1)
     scores = rows @ centres.T
-    codes = [sinkhorn(scores.to(device), 0.05).cpu() for device in (CPU, GPU)]
+    codes = [sinkhorn(scores.to(device), 0.05, 3).cpu() for device in (CPU, GPU)]
     assert torch.allclose(*codes, atol=1e-5)
     logs = (scores / 0.1).log_softmax(dim=1)
-    labels = [balanced_labels(logs.to(device)).cpu() for device in (CPU, GPU)]
+    labels = [balanced_labels(logs.to(device), 25.0, 0.1, max_iterations=1000).cpu() for device in (CPU, GPU)]
     assert (labels[0] == labels[1]).float().mean() > 0.999
     hits = [
         count_hits(

@@ -1,14 +1,10 @@
 """How a process learns its place: from torchrun's variables, from Slurm's, or from none."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import textwrap
 
 import pytest
-from conftest import ROOT
+from processes import run_words, start_ranks
 
 from src import distributed
 from src.distributed import Launch, first_host, read_launch
@@ -183,28 +179,15 @@ def test_a_half_set_environment_stops_a_program_with_one_line(monkeypatch, capsy
 def run_without_launcher(folder, world_size: int, body: str) -> tuple[list[int], list[str]]:
     """Statuses and standard errors of ranks.py, whose ranks meet and do `body`; nobody ends them when one of them ends."""
     script = folder / "ranks.py"
-    head = f"import os, signal, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport torch\nfrom src import config, distributed\n"
+    head = "import os, signal\nfrom datetime import timedelta\nimport torch\nfrom src import distributed\n"
+    head += "from src.errors import InputError, run_script\n"
+    head += "distributed.ROLL_CALL = timedelta(seconds=2)\n"
     body = textwrap.indent('distributed.start("cpu")\n' + textwrap.dedent(body), "    ")
     script.write_text(f"{head}def main():\n{body}\nrun_script(main)\n")
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    ranks = []
-    for rank in range(world_size):
-        place = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        ranks.append(subprocess.Popen([sys.executable, script], env={**os.environ, **place}, **pipes))
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], said
+    ended = [rank.finish(120) for rank in start_ranks(world_size, run_words, str(script))]
+    return [rank.returncode for rank in ended], [rank.stderr for rank in ended]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("dead", "speaker"), [(1, 0), (0, 1)])
 def test_a_dead_rank_is_named_by_the_first_that_is_left(tmp_path, dead, speaker):
     """Without a launcher that ends the others: they end by themselves, at once, with one line."""
@@ -222,7 +205,6 @@ def test_a_dead_rank_is_named_by_the_first_that_is_left(tmp_path, dead, speaker)
     assert f"rank {dead} of 3 no longer answers; " in said[speaker]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("wrong", "speaker"), [([0, 1, 2], 0), ([2], 2)])
 def test_what_is_wrong_is_said_once_and_by_a_rank_that_knows(tmp_path, wrong, speaker):
     """As where a folder is missing on all hosts, or on one."""

@@ -586,7 +586,7 @@ def test_few_labels_fine_tuned(untrained, lincls, tmp_path, capsys):
     lincls("--checkpoint", given, "--fast", "--output-dir", tmp_path / "again")
     assert read(tmp_path / "again")["backbone_sha256"] != result["backbone_sha256"]
     lincls("--checkpoint", untrained, "--epochs", "1")
-    with pytest.raises(InputError, match="no backbone in it"):
+    with pytest.raises(InputError, match="contains no backbone"):
         lincls("--checkpoint", untrained.parent / linear.BEST, "--output-dir", tmp_path / "never")
 
 

@@ -13,11 +13,11 @@ from src.config import (
     LinclsEvalOptions,
     TrainOptions,
     as_plain,
-    expand_presets,
     flag,
     parse_train,
     read_method,
 )
+from src.config.flags import expand_presets
 from src.errors import InputError
 
 ROOT = Path(__file__).parents[1]

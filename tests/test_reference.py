@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import view_settings
 from PIL import Image
 
 from src.config import parse_train
@@ -77,7 +78,7 @@ def test_every_operation_is_pillows(changes, bound):
     ],
 )
 def test_whole_recipes_are_pillows(augment, mean, highest):
-    theirs, ours = both(photo_recipes(augment)(3, 0, 64, 32, (0.2, 1.0), (0.05, 0.4)), count=40)
+    theirs, ours = both(photo_recipes(view_settings(3, 0, 64, 32, (0.2, 1.0), augment=augment)), count=40)
     each = (theirs - ours).abs().mean(dim=(2, 3, 4))
     assert each.mean() < mean
     assert each.max() < highest
@@ -89,7 +90,10 @@ def test_both_take_the_same_parameters_in_any_order():
     flat = [Image.new("RGB", (20, 20), (200, 90, 40)) for _ in range(200)]
     theirs, ours = (
         kind([recipe], 8, (0.0, 0.0, 0.0), (1 / 255,) * 3)(
-            torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in flat]), np.arange(200), 0, 0
+            torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in flat]),
+            np.arange(200),
+            seed=0,
+            epoch=0,
         )[0]
         for kind in (ReferenceViews, PhotoViews)
     )
@@ -107,7 +111,7 @@ def test_hue_of_a_whole_turn_is_none():
 
 
 def test_the_flag_chooses_them(tmp_path):
-    assert isinstance(build_views("x", None, 2, 0, 32, 8, (0.2, 1.0), (0.05, 0.4), reference=True), ReferenceViews)
+    assert isinstance(build_views("x", None, view_settings(2, 0, 32, 8), reference=True), ReferenceViews)
     options, _, _ = parse_train(["--data", str(tmp_path), "--reference-views"])
     assert options.reference_views
     with pytest.raises(InputError, match="--reference-views is for photographs"):

@@ -1,20 +1,17 @@
 """The first generation: its loss by the fact sheet and by loops, its frozen classifiers, and the method as a whole."""
 
-import json
 import math
-from collections import namedtuple
 
 import pytest
 import torch
 from torch import nn
 
+from src.data.loaders import Batch
 from src.errors import InputError
 from src.losses import self_classifier_v1, self_classifier_v1_terms
 from src.methods.self_classifier_v1 import Config, SelfClassifierV1
 from src.models.heads import CosineClassifier
-
-Batch = namedtuple("Batch", "views indices")
-
+from src.trainer import TrainingStep
 
 # ---- loss -----------------------------------------------------------------------------------------------------------
 
@@ -43,16 +40,11 @@ def by_loops(logits, tau, normalize_targets, eps=1e-12):
 
 @pytest.mark.parametrize(("normalize_targets", "loss"), [(False, 9.1205025), (True, 12.5725346)])
 def test_loss_of_the_fact_sheet(normalize_targets, loss):
-    # printed from the authors' float32, whose numbers lie 1e-6 apart there
-    assert self_classifier_v1([wave()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
-        loss, abs=2e-6
-    )
-    assert self_classifier_v1([wave()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
-        by_loops([wave()], 0.1, normalize_targets), rel=1e-12
-    )
-    assert self_classifier_v1([wave().float()], 0.1, normalize_targets=normalize_targets).item() == pytest.approx(
-        loss, rel=1e-5
-    )
+    value = self_classifier_v1([wave()], 0.1, normalize_targets=normalize_targets).item()
+    assert value == pytest.approx(loss, abs=2e-6)  # printed from the authors' float32, whose numbers lie 1e-6 apart
+    assert value == pytest.approx(by_loops([wave()], 0.1, normalize_targets), rel=1e-12)
+    in_float32 = self_classifier_v1([wave().float()], 0.1, normalize_targets=normalize_targets).item()
+    assert in_float32 == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.parametrize(("normalize_targets", "loss"), [(False, 7 / 20 * math.log(7)), (True, math.log(7))])
@@ -83,11 +75,17 @@ def test_gradient_is_the_slope(normalize_targets, group):
 
 def test_groups_are_batches_of_their_own():
     torch.manual_seed(0)
-    logits = torch.randn(2, 2, 12, 5)
-    alone = [self_classifier_v1_terms(logits[:, :, first : first + 4], 0.2) for first in (0, 4, 8)]
-    assert torch.allclose(self_classifier_v1_terms(logits, 0.2, group=4), torch.stack(alone).mean(dim=0))
-    assert torch.allclose(self_classifier_v1_terms(logits, 0.2, group=12), self_classifier_v1_terms(logits, 0.2))
-    assert not torch.allclose(self_classifier_v1_terms(logits, 0.2, group=4), self_classifier_v1_terms(logits, 0.2))
+    logits = torch.randn(2, 2, 12, 5).double()
+    alone = [
+        self_classifier_v1_terms(logits[:, :, first : first + 4], 0.2, normalize_targets=False, group=0)
+        for first in (0, 4, 8)
+    ]
+    whole, of_4, of_12 = (
+        self_classifier_v1_terms(logits, 0.2, normalize_targets=False, group=group) for group in (0, 4, 12)
+    )
+    assert torch.allclose(of_4, torch.stack(alone).mean(dim=0))
+    assert torch.allclose(of_12, whole)
+    assert not torch.allclose(of_4, whole)
 
 
 def test_half_precision_is_raised():
@@ -110,8 +108,8 @@ def test_views_may_be_swapped_and_classes_renamed():
     ("logits", "settings", "message"),
     [
         (torch.zeros(1, 2, 6, 3), {"tau": 0}, "tau=0"),
-        (torch.zeros(1, 3, 6, 3), {"tau": 0.1}, "two views, got 3"),
-        (torch.zeros(1, 2, 6, 3), {"tau": 0.1, "group": 4}, "group of 4 does not divide the 6 rows"),
+        (torch.zeros(1, 3, 6, 3), {"tau": 0.1}, "3 views: expected two"),
+        (torch.zeros(1, 2, 6, 3), {"tau": 0.1, "group": 4}, "group=4 does not divide the 6 rows"),
     ],
 )
 def test_loss_refuses_what_it_is_not_defined_for(logits, settings, message):
@@ -128,10 +126,10 @@ def test_classifiers_start_orthonormal_and_give_cosines(num_classes, dim):
     classifier = CosineClassifier(dim, num_classes)
     weight = classifier.weight.detach().double()
     gram = weight @ weight.T if num_classes <= dim else weight.T @ weight
-    assert torch.allclose(gram, torch.eye(min(num_classes, dim)).double(), atol=1e-6)
+    assert torch.allclose(gram, torch.eye(min(num_classes, dim)).double(), atol=1e-5)
     x = nn.functional.normalize(torch.randn(30, dim), dim=1)
     expected = nn.functional.cosine_similarity(x[:, None], classifier.weight[None], dim=-1)
-    assert torch.allclose(classifier(x), expected, atol=1e-6)
+    assert torch.allclose(classifier(x), expected, atol=1e-5)
     assert not torch.equal(classifier.weight, CosineClassifier(dim, num_classes).weight)
 
 
@@ -168,7 +166,7 @@ def test_classifiers_stay_as_they_start_unless_learnable(learnable):
     backbone = method.backbone.linear.weight.clone()
     for _ in range(3):
         optimizer.zero_grad()
-        method(batch()).loss.backward()
+        TrainingStep(method)(batch()).loss.backward()
         optimizer.step()
     moved = [not torch.equal(a, c.weight) for a, c in zip(before, method.classifiers, strict=True)]
     assert moved == [learnable] * 3
@@ -199,16 +197,16 @@ def test_the_head_starts_as_linear_layers_do():
 
 
 def test_a_step_is_the_loss_of_the_two_views_one_after_the_other():
-    method, images = small(normalize_targets=True, tau=0.2), batch()
-    twin = small(normalize_targets=True, tau=0.2)
+    method, twin = (small(normalize_targets=True, tau=0.2).double() for _ in range(2))
+    images = Batch([view.double() for view in batch().views], batch().indices)
     # batch statistics are those of a view alone
     embeddings = [twin.projection_head(twin.backbone(view)) for view in images.views]
     logits = [[e @ nn.functional.normalize(c.weight, dim=1).T for e in embeddings] for c in twin.classifiers]
-    step = method(images)
-    assert step.loss.item() == pytest.approx(self_classifier_v1(logits, 0.2, normalize_targets=True).item(), rel=1e-6)
+    step = TrainingStep(method)(images)
+    assert step.loss.item() == pytest.approx(self_classifier_v1(logits, 0.2, normalize_targets=True).item(), rel=1e-10)
     assert step.numbers["terms"].shape == (3,)
     same = [(a.argmax(1) == b.argmax(1)).float().mean().item() for a, b in logits]
-    assert step.numbers["agreement"].tolist() == pytest.approx(same)
+    assert step.numbers["agreement"].tolist() == pytest.approx(same, rel=1e-5)
 
 
 def test_named_is_the_classifier_with_the_lowest_loss():
@@ -233,7 +231,7 @@ def test_collapse_is_recognised_by_its_price(settings, loss):
     method = small(**settings)
     for parameter in method.projection_head.parameters():
         nn.init.zeros_(parameter)  # every embedding is zero, every prediction uniform
-    assert method(batch(8)).loss.item() == pytest.approx(loss, rel=1e-6)
+    assert TrainingStep(method)(batch(8)).loss.item() == pytest.approx(loss, rel=1e-5)
     assert "collapsed" in method.diagnose([{"classifier": 0, "loss_0": loss, "used_0": 5}] * 5)
     assert method.diagnose([{"classifier": 0, "loss_0": 0.8 * loss, "used_0": 5}] * 5) is None
 
@@ -256,40 +254,20 @@ def test_views_and_groups_that_do_not_fit_are_refused():
     SelfClassifierV1.check_data(Config(softmax_group=32), batch_size=64, num_images=1000, num_views=2)
 
 
-def train(method, first, last):
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    for seed in range(first, last):
-        torch.manual_seed(seed)
-        optimizer.zero_grad()
-        method(Batch([torch.randn(8, 3, 2, 2) for _ in range(2)], torch.arange(8))).loss.backward()
-        optimizer.step()
-    return method.state_dict()
-
-
-def test_stopping_and_going_on_changes_nothing():
-    whole, first = train(small(), 0, 4), train(small(), 0, 2)
-    other = small()
-    for classifier in other.classifiers:
-        nn.init.zeros_(classifier.weight)  # the fixed matrices come from the state, not from the seed
-    other.load_state_dict(first)
-    resumed = train(other, 2, 4)
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-
-
 RANKS = """
     from src.methods.self_classifier_v1 import Config, SelfClassifierV1
+    from src.data.loaders import Batch
     from src.models.backbones import SmallConvNet
-    from collections import namedtuple
-    Batch = namedtuple("Batch", "views indices")
+    from src.trainer import TrainingStep
     results = []
     for group, normalize_targets in ((0, False), (0, True), (4, False)):
         torch.manual_seed(0)
         config = Config(num_classifiers=3, num_classes=6, dim=8, hidden_dim=16, tau=0.2, softmax_group=group,
                         normalize_targets=normalize_targets, learnable=True)
-        method = SelfClassifierV1(SmallConvNet(3), config)
-        wrapped = distributed.parallel(method, torch.device("cpu"))
+        method = SelfClassifierV1(SmallConvNet(3), config).double()
+        wrapped = distributed.parallel(TrainingStep(method), torch.device("cpu"))
         torch.manual_seed(1)
-        whole = [torch.randn(16, 3, 12, 12) for _ in range(2)]
+        whole = [torch.randn(16, 3, 12, 12).double() for _ in range(2)]
         part = lambda x: x.chunk(distributed.world_size())[rank]
         step = wrapped(Batch([part(view) for view in whole], part(torch.arange(16))))
         step.loss.backward()
@@ -299,42 +277,13 @@ RANKS = """
 """
 
 
-def test_two_ranks_equal_one_process(run_ranks):
-    """With column statistics over all ranks and over groups of images, in float32."""
+def test_column_softmaxes_over_ranks_and_over_groups_are_those_of_one_process(run_ranks):
+    """One step in float64, with every kind of target and learnable classifiers."""
     (one,) = run_ranks(1, RANKS)
     for rank, two in enumerate(run_ranks(2, RANKS)):
         for (loss, gradients, group), (loss_, gradients_, group_) in zip(one, two, strict=True):
-            assert loss_.item() == pytest.approx(loss.item(), rel=1e-5), rank
+            assert loss_.item() == pytest.approx(loss.item(), rel=1e-9), rank
             assert group_ == group
             scale = max(gradient.norm() for gradient in gradients.values())
             for name in gradients:
-                assert (gradients_[name] - gradients[name]).norm() <= 1e-5 * scale, name
-
-
-# ---- command line ---------------------------------------------------------------------------------------------------
-
-WORDS = ("train.py", "--method", "self_classifier_v1", "--num-classifiers", "4", "--eval-every", "2")
-
-
-@pytest.mark.slow
-def test_digits_are_learned_and_scored_on_one_rank_or_two(run_python, tmp_path):
-    whole, two_ranks = tmp_path / "whole", tmp_path / "two"
-    done = run_python(*WORDS, "--epochs", "4", "--output-dir", whole)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    assert lines[-1]["agreement"] > lines[0]["agreement"]
-    assert lines[-1]["acc"] > 0.25
-
-    done = run_python("cls_eval.py", "--checkpoint", whole / "checkpoint.pt", "--tsne", "1", "--tsne-classes", "3")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((whole / "cls_eval.json").read_text())
-    assert result["acc"] == pytest.approx(lines[-1]["acc"], abs=0.01)
-    assert {"tsne_0.png", "gallery.png", "confusion.png"} <= {path.name for path in whole.iterdir()}
-
-    words = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *WORDS)
-    done = run_python(*words, "--epochs", "4", "--output-dir", two_ranks)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = [json.loads(line) for line in (two_ranks / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in lines], rel=0.02)
-    assert two[0]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-3)
+                assert (gradients_[name] - gradients[name]).norm() <= 1e-9 * scale, name

@@ -34,7 +34,7 @@ def folder(tmp_path):
     return source
 
 
-def test_shorter_sides_are_cut_down_and_the_rest_is_copied(folder, tmp_path, run_python):
+def test_shorter_sides_are_cut_down_and_the_rest_is_copied(folder, tmp_path, run_python, run_program):
     done = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "40", "--workers", "2")
     assert done.returncode == 0, done.stderr
     sizes = {str(path.relative_to(tmp_path / "copy")): size_of(path) for path in (tmp_path / "copy").rglob("[!.]*.*")}
@@ -50,21 +50,21 @@ def test_shorter_sides_are_cut_down_and_the_rest_is_copied(folder, tmp_path, run
     assert "4 images in " in done.stdout
     (tmp_path / "copy/a/wide.jpg").unlink()
     (tmp_path / "copy/b/tall.jpeg").write_bytes(b"there")
-    again = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "40")
+    again = run_program("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "40")
     assert again.returncode == 0
     assert size_of(tmp_path / "copy/a/wide.jpg") == (60, 40)
     assert (tmp_path / "copy/b/tall.jpeg").read_bytes() == b"there"  # what is there is not done again
-    other = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "20")
+    other = run_program("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "20")
     assert other.returncode == 2
     assert "was made with {'short_side': 40, 'quality': 92}, now {'short_side': 20, 'quality': 92}" in other.stderr
 
 
-def test_odd_files_of_the_source_are_left_out_by_name(folder, tmp_path, run_python):
+def test_odd_files_of_the_source_are_left_out_by_name(folder, tmp_path, run_program):
     os.mkfifo(folder / "a" / "pipe.jpg")
     (folder / "a" / "gone.jpg").symlink_to(folder / "nowhere")
     (folder / "a" / "round").symlink_to(folder)
     os.symlink(folder / "b" / "broken.jpg", os.fsencode(folder) + b"/b/\xff.jpg")
-    done = run_python("-m", "src.data.shrink", folder, tmp_path / "copy", "--workers", "1", timeout=60)
+    done = run_program("-m", "src.data.shrink", folder, tmp_path / "copy", "--workers", "1", timeout=60)
     assert done.returncode == 0, done.stderr
     left_out = [line for line in done.stdout.splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 4
@@ -104,10 +104,10 @@ def test_a_copy_is_whole_or_not_there(folder, tmp_path, monkeypatch):
         (("photographs", "copy", "--quality", "0"), "--quality from 1 to 95"),
     ],
 )
-def test_wrong_input_is_one_line(folder, tmp_path, run_python, words, complaint):
+def test_wrong_input_is_one_line(folder, tmp_path, run_program, words, complaint):
     (tmp_path / "empty").mkdir()
     paths = [tmp_path / word for word in words[:2]]
-    done = run_python("-m", "src.data.shrink", *paths, *words[2:])
+    done = run_program("-m", "src.data.shrink", *paths, *words[2:])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert complaint in done.stderr

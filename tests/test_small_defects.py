@@ -17,7 +17,7 @@ from src import checkpoint, distributed
 from src.config import method_names, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train, read_method
 from src.errors import InputError, run_script
 from src.logs import Progress
-from src.pretrained import resolve
+from src.releases import resolve
 from src.run import choose_folder, make_folder, results_folder
 from src.stopping import StopRequest
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import view_settings
 from PIL import Image
 
 from src.data import reference
@@ -97,7 +98,7 @@ def test_operations_follow_one_another_as_drawn():
     ("size", "longest", "mean", "largest"), [(32, 16, 6.9, 25), (96, 32, 3.3, 11.1), (224, 75, 3.3, 10.9)]
 )
 def test_the_hole_is_as_large_as_published(size, longest, mean, largest):
-    recipes = photo_recipes("scan_strong")(2, 0, size, 8, (0.2, 1.0), (0.05, 0.4))
+    recipes = photo_recipes(view_settings(2, 0, size, 8, augment="scan_strong"))
     assert {recipe.cutout for recipe in recipes} == {longest}
     top, bottom, left, right = holes(
         uniforms(seed=0, epoch=0, indices=np.arange(40000), view=0, count=3), size, longest
@@ -123,7 +124,7 @@ def images_in_memory(count, size=32):
 
 
 def test_the_hole_comes_behind_normalisation():
-    views = build_views("cifar10", None, 2, 0, 32, 8, (0.2, 1.0), (0.05, 0.4), "scan_strong")
+    views = build_views("cifar10", None, view_settings(2, 0, 32, 8, augment="scan_strong"))
     indices = np.arange(50)
     for number, view in enumerate(views(images_in_memory(50), indices, seed=3, epoch=2)):
         u = uniforms(seed=3, epoch=2, indices=indices, view=number, count=STRONG)[:, HOLE]
@@ -134,7 +135,7 @@ def test_the_hole_comes_behind_normalisation():
 
 @pytest.mark.parametrize("augment", ["scan_strong", "scan_self_label"])
 def test_a_view_is_the_same_bit_for_bit_in_any_batch(augment):
-    views = build_views("cifar10", None, 2, 1, 32, 18, (0.2, 1.0), (0.05, 0.4), augment)
+    views = build_views("cifar10", None, view_settings(2, 1, 32, 18, augment=augment))
     images, indices = images_in_memory(60), np.arange(100, 160)
     whole = views(images, indices, seed=0, epoch=1)
     for part in np.split(np.random.default_rng(0).permutation(60), [1, 3, 10]):
@@ -147,7 +148,7 @@ def test_a_view_is_the_same_bit_for_bit_in_any_batch(augment):
 def test_self_labelling_sees_the_first_view_as_evaluation_does():
     """Fact sheet of SCAN, section 4.1: targets come from the image as it is, the loss from the strong view."""
     for size, stored in ((32, 32), (48, 60)):
-        views = build_views("somewhere", None, 3, 0, size, 8, (0.2, 1.0), (0.05, 0.4), "scan_self_label")
+        views = build_views("somewhere", None, view_settings(3, 0, size, 8, augment="scan_self_label"))
         images = images_in_memory(20, stored)
         weak, strong, other = views(images, np.arange(20), seed=0, epoch=0)
         assert (weak - views.single(images)).abs().max() < 0.5 / 255 / 0.22  # half a grey level: rounded, like Pillow

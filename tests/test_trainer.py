@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, view_settings
 from PIL import Image
 
 from src.data.datasets import MemoryImages, open_data
@@ -30,17 +31,10 @@ def make_trainer(name="self_classifier", optimizer="lars", epochs=3, autocast=No
     digits = open_data("digits", "train")
     data = MemoryImages(digits.images[:100], digits.labels[:100], digits.classes)
     loader = TrainLoader(data, DigitViews([DigitRecipe()] * 3), batch_size=24, seed=0, device=CPU)
-    method = build_method(name, config, "small_convnet", 1, 8, 16, 2)
+    method = build_method(name, config, SMALL)
     lr = warmup_cosine(0.5, 0.001, warmup_start=0.1, warmup_epochs=1, epochs=epochs, steps_per_epoch=len(loader))
-    return Trainer(
-        method,
-        build_optimizer(optimizer, parameter_groups(method, 1e-4), lr=0.5),
-        lr,
-        loader,
-        data.labels,
-        CPU,
-        autocast,
-    )
+    optimizer = build_optimizer(optimizer, parameter_groups(method, 1e-4), lr=0.5, momentum=0.9)
+    return Trainer(method, optimizer, lr, loader=loader, device=CPU, labels=data.labels, autocast=autocast)
 
 
 def quiet():
@@ -154,11 +148,10 @@ def pictures(tmp_path):
 
 
 def file_loader(data, workers, seed=0, batch_size=20):
-    views = PhotoViews(published_views(2, 2, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
+    views = PhotoViews(published_views(view_settings(2, 2, 16, 8)), 16)
     return TrainLoader(data, views, batch_size=batch_size, seed=seed, device=CPU, workers=workers)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")  # more than cores, perhaps
 def test_workers_do_not_change_a_bit_nor_does_starting_in_the_middle(pictures):
     data = pictures(60)
@@ -173,7 +166,6 @@ def test_workers_do_not_change_a_bit_nor_does_starting_in_the_middle(pictures):
     assert not torch.equal(other.indices, here[0].indices)
 
 
-@pytest.mark.slow
 def test_a_program_that_forgets_to_close_its_workers_still_ends(pictures, run_python):
     data = pictures(20)
     code = f"""
@@ -181,9 +173,11 @@ import gc, torch
 gc.disable()
 from src.data.datasets import open_data
 from src.data.loaders import TrainLoader
+from src.config import ViewSettings
 from src.data.photographs import PhotoViews, published_views
-views = PhotoViews(published_views(2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
-loader = TrainLoader(open_data({str(Path(data.paths[0]).parent)!r}, "train"), views, 10, 0, torch.device("cpu"), workers=2)
+views = PhotoViews(published_views(ViewSettings(global_crops_size=16, local_crops_number=0)), 16)
+data = open_data({str(Path(data.paths[0]).parent)!r}, "train")
+loader = TrainLoader(data, views, batch_size=10, seed=0, device=torch.device("cpu"), workers=2)
 loader.cycle = loader
 next(loader.epoch(0))
 """
@@ -230,7 +224,6 @@ def test_views_cut_in_several_goes_are_those_of_one(pictures, monkeypatch):
         assert all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
 
 
-@pytest.mark.slow
 def test_workers_that_live_on_read_the_next_epoch(pictures):
     data = pictures(60)
     lasting = file_loader(data, workers=1)
@@ -241,20 +234,22 @@ def test_workers_that_live_on_read_the_next_epoch(pictures):
     lasting.close()
 
 
-@pytest.mark.slow
 def test_a_worker_that_hangs_does_not_keep_the_program(pictures, run_python):
     """As on a network disk that no longer answers; workers take no signal but the last."""
     data = pictures(20)
     code = f"""
 import time, torch
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5  # seconds that a worker gets to end
 from src.data import datasets
 from src.data.datasets import open_data
 from src.data.loaders import TrainLoader
+from src.config import ViewSettings
 from src.data.photographs import PhotoViews, published_views
 decode, read = datasets.decode, []
 datasets.decode = lambda path: time.sleep(10**6) if len(read) == 3 else (read.append(path), decode(path))[1]
-views = PhotoViews(published_views(2, 0, 16, 8, (0.4, 1.0), (0.05, 0.4)), 16)
-loader = TrainLoader(open_data({str(Path(data.paths[0]).parent)!r}, "train"), views, 2, 0, torch.device("cpu"), workers=1)
+views = PhotoViews(published_views(ViewSettings(global_crops_size=16, local_crops_number=0)), 16)
+data = open_data({str(Path(data.paths[0]).parent)!r}, "train")
+loader = TrainLoader(data, views, batch_size=2, seed=0, device=torch.device("cpu"), workers=1)
 next(loader.epoch(0))
 raise KeyboardInterrupt
 """

@@ -8,13 +8,14 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN
 
 from src.checkpoint import load_into, load_weights
 from src.data.loaders import Batch
 from src.methods.self_classifier import Config, SelfClassifier
 from src.models.backbones import build_backbone
 from src.optim import build_optimizer, parameter_groups, warmup_cosine
-from tests.conftest import GOLDEN
+from src.trainer import TrainingStep
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
@@ -48,8 +49,12 @@ def run(golden):
         groups = parameter_groups(method, settings["decay"])
         optimizer = build_optimizer("lars", groups, lr=settings["lr"], momentum=settings["momentum"])
         lr = warmup_cosine(
-            *(settings[name] for name in ("lr", "final", "start")),
-            *(int(settings[name]) for name in ("warmup", "epochs", "steps")),
+            settings["lr"],
+            settings["final"],
+            warmup_start=settings["start"],
+            warmup_epochs=int(settings["warmup"]),
+            epochs=int(settings["epochs"]),
+            steps_per_epoch=int(settings["steps"]),
         )
         found = {"loss": [], "lr": [], "neighbors": []}
         for step in range(20):
@@ -58,7 +63,7 @@ def run(golden):
             assert digest == data["batch_sha256"][step]
             optimizer.param_groups[0]["lr"] = lr(step)
             batch = Batch([view.float().to(dtype) for view in halves], torch.from_numpy(data["indices"][step]))
-            loss, _, neighbors = method(batch)
+            loss, _, neighbors, _ = TrainingStep(method)(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
