@@ -96,7 +96,9 @@ def resolve(name: str | Path) -> Path:
             return path
         if path.is_dir():
             if not (path / "checkpoint.pt").is_file():
-                raise InputError(f"{name}: a folder without checkpoint.pt; expected a run folder of train.py, or a file")
+                raise InputError(
+                    f"{name}: a folder without checkpoint.pt; expected a run folder of train.py, or a file"
+                )
             return path / "checkpoint.pt"
     except OSError as error:  # a name that is too long, or a folder without permission
         raise InputError(f"{name}: cannot be opened ({error.strerror}); give another file") from None

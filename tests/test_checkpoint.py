@@ -350,7 +350,7 @@ def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys, start_progra
     monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 60.0)
     monkeypatch.setattr(run.time, "sleep", lambda _: other.kill())  # it leaves meanwhile
     run.Run(tmp_path, {}, None).log.close()
-    assert f"waiting for the run that is writing there (process {other.pid} on " in capsys.readouterr().out
+    assert f"waiting for another run to end (process {other.pid} on " in capsys.readouterr().out
     assert (tmp_path / "config.json").exists()
 
 

@@ -165,7 +165,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(trained, start_p
     process.send_signal(signal.SIGTERM)
     done = process.finish(120)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert "goes on from there" in done.stdout
+    assert "continues from there" in done.stdout
     done = start_program(*words).finish(240)
     assert done.returncode == 0, done.stderr
     assert "resuming from step" in done.stdout

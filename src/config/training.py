@@ -292,9 +292,7 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, A
     method = read_method(known.method)
     preset = known.preset or (known.data if known.data in method.presets else "published")
     if preset not in method.presets:
-        raise InputError(
-            f"--preset {preset}: expected one of {', '.join(method.presets)}, the presets of {known.method}"
-        )
+        raise InputError(f"--preset {preset}: {known.method} has {', '.join(method.presets)}; choose one of them")
 
     changed = method.presets[preset]
     parser = _parser(first, known.method, method=method, preset=preset)

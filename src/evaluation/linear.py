@@ -24,10 +24,11 @@ from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
 from ..errors import InputError
 from ..logs import Progress, percent, table, write_json
+from ..methods import feature_width
 from ..models.backbones import pool_windows
 from ..run import Run, find_checkpoint, make_folder
 from ..trainer import Trainer
-from .probe import LinearProbe, build_probe_optimizer, feature_width, rate_factor
+from .probe import LinearProbe, build_probe_optimizer, rate_factor
 from .search import search, top_hits
 from .session import Session, open_session
 

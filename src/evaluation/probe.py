@@ -5,7 +5,7 @@ Legend: B images on this rank, F features, C classes.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import distributed
 from ..errors import RunError
 from ..fingerprints import of_weights
-from ..methods.base import Method, Step
+from ..methods.base import Method, Step, feature_width
 from ..optim import build_optimizer
-
-
-def feature_width(backbone: nn.Module) -> int:
-    """Return the number of features F of a backbone."""
-    return cast(int, backbone.width)
 
 
 class LinearProbe(Method):
