@@ -158,12 +158,12 @@ def test_wrong_flags(trained, run, words, message, tmp_path):
 def test_what_does_not_fit_is_refused_before_any_image_is_read(trained, run, tmp_path, monkeypatch):
     monkeypatch.setattr("src.evaluation.classification.predict_clusters", lambda *_: pytest.fail("images were read"))
     colour = save(tmp_path / "rgb.pt", "--global-crops-size", "16", channels=3)
-    with pytest.raises(InputError, match=r"rgb\.pt: takes images with 3 channels, --data digits has 1"):
+    with pytest.raises(InputError, match=r"rgb\.pt: the network takes images with 3 channels, but --data digits has 1"):
         run("--checkpoint", trained, "--compare", colour)
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(folder / "a.png")
-    with pytest.raises(InputError, match="--grids shows clusters by their accuracy"):
+    with pytest.raises(InputError, match="--grids sorts clusters by accuracy"):
         run("--checkpoint", colour, "--data", folder, "--workers", "0", "--grids", "2")
     assert not (tmp_path / "out").exists()
 
@@ -293,5 +293,5 @@ def test_a_history_that_names_no_classifier_or_one_too_many(run, tmp_path):
     result, _ = run("--checkpoint", save_untrained(tmp_path / "a.pt", "--classes", "10", history=[{"loss": 1.0}]))
     assert result["classifier_chosen_by"] == "being the first"
     path = save_untrained(tmp_path / "b.pt", "--classes", "10", history=[{"classifier": 9}])
-    with pytest.raises(InputError, match="the checkpoint names classifier 9: this checkpoint has classifiers 0 to 0"):
+    with pytest.raises(InputError, match="the checkpoint names classifier 9: this checkpoint has the classifiers 0 to 0"):
         run("--checkpoint", path)

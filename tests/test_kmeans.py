@@ -330,7 +330,7 @@ def test_what_is_wrong_is_said_before_any_work(trained, run, folder, moco, monke
         ((*digits, "1438"), r"--kmeans 1438 is larger than the 1437 images it is fitted on, of 1437 training images"),
         (
             (*digits, "200", "--fit-share", "0.1"),
-            r"--kmeans 200 is larger than the 142 images .*\(10 % of each class's\)",
+            r"--kmeans 200 is larger than the 142 images .*\(10 % of each class\)",
         ),
         ((*digits, "5", "--fit-list", tmp_path / "list.txt"), r"--fit-list .*1 of the 2 listed images, such as 1437"),
         ((*digits, "5", "--data", folder), r"images have 3 channels, but the network takes 1"),

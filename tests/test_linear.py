@@ -493,7 +493,7 @@ def test_a_stopped_probe_goes_on_bit_for_bit(untrained, lincls, tmp_path, monkey
     capsys.readouterr()
 
     lincls(*words, "--output-dir", tmp_path / "stopped")
-    assert "going on from epoch 2, step 3" in capsys.readouterr().out
+    assert "resuming from epoch 2, step 3" in capsys.readouterr().out
     whole, resumed = (checkpoint.load(tmp_path / name / linear.LAST) for name in ("whole", "stopped"))
     assert all(torch.equal(value, resumed["model"][name]) for name, value in whole["model"].items())
     for one, two in zip(whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True):
@@ -502,7 +502,7 @@ def test_a_stopped_probe_goes_on_bit_for_bit(untrained, lincls, tmp_path, monkey
 
     # finished: the same command repeats the result, other options begin anew
     lincls(*words, "--output-dir", tmp_path / "stopped")
-    assert "finished before" in capsys.readouterr().out
+    assert "the probe is already finished" in capsys.readouterr().out
     lincls(*words, "--output-dir", tmp_path / "stopped", "--epochs", "1")
     assert len(read(tmp_path / "stopped")["history"]) == 1
 

@@ -191,7 +191,7 @@ def test_k_means_has_a_balance_of_sizes_and_one_pass(trained, run, monkeypatch):
 def test_wrong_flags(trained, run):
     with pytest.raises(InputError, match="--ensemble: classifier 2 is the only one with 20 classes"):
         run("--checkpoint", trained, "--classifier", "2", "--ensemble")
-    with pytest.raises(InputError, match="--ensemble puts classifiers together, --kmeans"):
+    with pytest.raises(InputError, match="--ensemble averages classifiers, but --kmeans"):
         parse_cls_eval(["--checkpoint", "x", "--kmeans", "3", "--ensemble"])
 
 
