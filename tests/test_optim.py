@@ -176,9 +176,7 @@ def test_frozen_parts_are_named_by_how_they_begin():
     frozen = [name for name, p in method.named_parameters() if not p.requires_grad]
     assert frozen == ["backbone.0.weight", "backbone.0.bias", "classifiers.0.weight_g"]
     assert not set(frozen) & grouped_names(method)
-    with pytest.raises(
-        InputError, match=r"--freeze back: no parameter has .*; expected .* backbone, projection_head"
-    ):
+    with pytest.raises(InputError, match=r"--freeze back: no parameter has .*; expected .* backbone, projection_head"):
         freeze(method, ("back",))
     with pytest.raises(InputError, match="no parameter is left"):
         freeze(method, ("backbone", "projection_head", "classifiers"))
