@@ -53,7 +53,9 @@ def test_a_wide_resnet_of_width_one_is_torchvisions():
     ours.load_state_dict(theirs.state_dict())
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(ours(images), theirs(images), rtol=1e-4, atol=1e-4)  # in training mode, which changes statistics
+        assert torch.allclose(
+            ours(images), theirs(images), rtol=1e-4, atol=1e-4
+        )  # in training mode, which changes statistics
         assert torch.allclose(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-4)
 
 

@@ -333,7 +333,9 @@ def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, differe
 
 
 def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys, start_program):
-    hold = "import sys, time; from pathlib import Path; from src import run; run._hold(Path(sys.argv[1])); time.sleep(100)"
+    hold = (
+        "import sys, time; from pathlib import Path; from src import run; run._hold(Path(sys.argv[1])); time.sleep(100)"
+    )
     other = start_program("-c", hold, tmp_path)
     while not (tmp_path / ".lock").exists() or not (tmp_path / ".lock").read_text():
         assert other.poll() is None, other.stderr

@@ -144,7 +144,12 @@ def test_batches_beside_the_steps_are_those_of_the_cpu(workers, exact, tmp_path)
     batches = []
     for device in (CPU, GPU):
         loader = TrainLoader(
-            data, PhotoViews(published_views(view_settings(*LAYOUT)), 32), batch_size=8, seed=0, device=device, workers=workers
+            data,
+            PhotoViews(published_views(view_settings(*LAYOUT)), 32),
+            batch_size=8,
+            seed=0,
+            device=device,
+            workers=workers,
         )
         made = []
         for batch in loader.epoch(1):

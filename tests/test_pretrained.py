@@ -287,14 +287,49 @@ HEADS_OF_THREE = {f"module.prototypes.prototypes{k}.weight": [3000, 128] for k i
     ("heads", "name", "knobs", "said"),
     [
         # SwAV's layout with three heads is that of DeepCluster-v2 and SeLa-v2
-        (HEADS_OF_THREE, "sela_v2", {}, "loaded backbone (318), projection_head (9), classifiers (3); left out nothing"),
-        (HEADS_OF_THREE, "deepcluster_v2", {}, "loaded backbone (318), projection_head (9), classifiers (3); left out n"),
-        (HEADS_OF_THREE, "swav", {}, "loaded backbone (318), projection_head (9); left out classifiers (3); initial values"),
-        (None, "swav", {}, "loaded backbone (318), projection_head (9), classifiers (1); left out nothing; initial values"),
-        (None, "sela_v2", {}, "loaded backbone (318), projection_head (9); left out classifiers (1); initial values for cl"),
+        (
+            HEADS_OF_THREE,
+            "sela_v2",
+            {},
+            "loaded backbone (318), projection_head (9), classifiers (3); left out nothing",
+        ),
+        (
+            HEADS_OF_THREE,
+            "deepcluster_v2",
+            {},
+            "loaded backbone (318), projection_head (9), classifiers (3); left out n",
+        ),
+        (
+            HEADS_OF_THREE,
+            "swav",
+            {},
+            "loaded backbone (318), projection_head (9); left out classifiers (3); initial values",
+        ),
+        (
+            None,
+            "swav",
+            {},
+            "loaded backbone (318), projection_head (9), classifiers (1); left out nothing; initial values",
+        ),
+        (
+            None,
+            "sela_v2",
+            {},
+            "loaded backbone (318), projection_head (9); left out classifiers (1); initial values for cl",
+        ),
         (None, "sela_v2", {"prototypes": (3000,)}, "loaded backbone (318), projection_head (9), classifiers (1); left"),
-        (None, "deepcluster_v2", {"hidden_dim": 64}, "loaded backbone (318); left out projection_head (9), classifiers"),
-        (None, "self_classifier", {}, "loaded backbone (318); left out projection_head (9), classifiers (1); initial va"),
+        (
+            None,
+            "deepcluster_v2",
+            {"hidden_dim": 64},
+            "loaded backbone (318); left out projection_head (9), classifiers",
+        ),
+        (
+            None,
+            "self_classifier",
+            {},
+            "loaded backbone (318); left out projection_head (9), classifiers (1); initial va",
+        ),
     ],
 )
 def test_networks_with_prototypes_start_from_each_others_files(tmp_path, heads, name, knobs, said):
