@@ -193,7 +193,10 @@ def test_ranks_share_the_queries(run_ranks):
         import sys; sys.path.insert(0, "tests")
         from test_knn import case
         from src.evaluation.knn import knn_scores
-        torch.save([knn_scores(*case(queries=n), (1, 9), 0.1, torch.device("cpu")) for n in (40, 2)], out / f"{rank}.pt")
+        names = ("bank", "bank_labels", "queries", "query_labels")
+        cases = [dict(zip(names, case(queries=n))) for n in (40, 2)]
+        found = [knn_scores(**data, ks=(1, 9), tau=0.1, device=torch.device("cpu")) for data in cases]
+        torch.save(found, out / f"{rank}.pt")
     """
     expected = []
     for n in (40, 2):
