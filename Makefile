@@ -1,7 +1,4 @@
-# make demo        train on handwritten digits without labels, score the result, draw it
-# make demo-seeds  the same for five seeds, with mean and standard deviation
-# make test        the test suite
-# make lint        the linter
+# `make help` lists the targets.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +6,14 @@ BIN := .venv/bin
 # The demo's tensors are small: a second thread gains little, and on a busy machine threads wait for each other.
 DEMO := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: demo demo-seeds test lint clean
+# The tests run in one process per core, at most four; files with slow tests start first. `make test SEED=1` shuffles them.
+ORDER := $(if $(SEED),--randomly-seed=$(SEED),-p no:randomly)
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ORDER)
+
+.PHONY: help demo demo-seeds test test-all lint mutations clean
+
+help:                  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
 # uv installs in half a minute what pip installs in a few; the result is the same.
 .venv/installed: requirements.txt
@@ -18,22 +22,29 @@ DEMO := OMP_NUM_THREADS=1 $(BIN)/python
 	else $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt; fi
 	@touch $@
 
-demo: .venv/installed
+demo: .venv/installed  ## train on handwritten digits without labels, score the result, draw it
 	$(DEMO) train.py --output-dir runs/demo --eval-every 10
-	$(DEMO) cls_eval.py --checkpoint runs/demo/checkpoint.pt --pixel-kmeans
+	$(DEMO) cls_eval.py --checkpoint runs/demo --pixel-kmeans
 
-demo-seeds: .venv/installed
+demo-seeds: .venv/installed  ## the same for five seeds, with mean and standard deviation
 	@for seed in 0 1 2 3 4; do \
 		$(DEMO) train.py --seed $$seed --output-dir runs/demo-seeds/$$seed && \
-		$(DEMO) cls_eval.py --checkpoint runs/demo-seeds/$$seed/checkpoint.pt || exit 1; done
+		$(DEMO) cls_eval.py --checkpoint runs/demo-seeds/$$seed || exit 1; done
 	$(BIN)/python -m src.results table runs/demo-seeds/*
 
-test: .venv/installed
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: .venv/installed  ## run the fast tests, a few minutes
+	$(TESTS) -m "not slow"
 
-lint: .venv/installed
+test-all: .venv/installed  ## run all tests, the slow ones (several ranks, Slurm, compilers) too
+	$(TESTS)
+
+lint: .venv/installed  ## run the linter, the formatter's check and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-clean:
+mutations: .venv/installed  ## break the code on purpose in many places and see that a test notices
+	$(BIN)/python -m tests.mutations
+
+clean:                 ## remove the environment and the runs
 	rm -rf .venv runs

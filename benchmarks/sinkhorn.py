@@ -23,6 +23,7 @@ from benchmarks.common import in_words, machine, parse, parser, peak_memory, sec
 from src.assignments import balanced_labels, balanced_prototype_labels, sinkhorn
 
 ITERATIONS, LABEL_ITERATIONS, DIM, TEMPERATURE = 3, 5, 128, 0.1
+SOLVER = {"lam": 25.0, "tolerance": 0.1, "max_iterations": LABEL_ITERATIONS}
 
 
 def cosines(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -79,10 +80,10 @@ def labels(N: int, K: int) -> dict:
 
     def whole():
         logs = (images @ prototypes.T / TEMPERATURE).log_softmax(dim=1)
-        found["whole"] = balanced_labels(logs, max_iterations=LABEL_ITERATIONS)
+        found["whole"] = balanced_labels(logs, **SOLVER)
 
     def anew():
-        found["anew"] = balanced_prototype_labels(images, prototypes, TEMPERATURE, max_iterations=LABEL_ITERATIONS)
+        found["anew"] = balanced_prototype_labels(images, prototypes, TEMPERATURE, **SOLVER)
 
     inputs = images.nbytes + prototypes.nbytes
     sides = {"anew": anew, "whole": whole}

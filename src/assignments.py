@@ -1,10 +1,11 @@
-"""Which prototype an image is assigned to: Sinkhorn on a batch, Sinkhorn on a data set, spherical k-means, all over ranks.
+"""Assign images to prototypes over all ranks: Sinkhorn on a batch, Sinkhorn on a data set, and spherical k-means.
 
-Legend: B samples on this rank, N over all ranks, K prototypes, D features.
+Legend: B samples on this rank, N samples over all ranks, K prototypes, D features.
 """
 
 import math
 from collections.abc import Callable
+from itertools import count, islice
 
 import torch
 import torch.nn.functional as F
@@ -12,35 +13,42 @@ from torch import Tensor
 
 from . import distributed
 
-CHUNK = 1 << 22  # entries of a samples × prototypes matrix that are raised to float64 at once
-KMEANS_ITERATIONS = 10
+CHUNK = 1 << 22  # entries of a samples × prototypes matrix that are held at once in float64
+
+
+# ---- on a batch -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """Soft codes that share the samples of all ranks evenly among the prototypes.
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Compute soft codes that divide the samples of all ranks evenly among the prototypes.
 
-    SwAV, arXiv:2006.09882v5, section 3.1: the codes Q maximise sum(Q * scores) + epsilon * entropy(Q) over matrices whose
-    rows sum to 1 and whose columns sum to N/K; found by scaling the columns and rows of exp(scores / epsilon) in turn.
-    The rows come last and sum to 1 exactly, the columns approach N/K with more iterations.
+    SwAV, arXiv:2006.09882v5, section 3.1. The codes Q maximise sum(Q * scores) + epsilon * entropy(Q) over all matrices
+    whose rows sum to 1 and whose columns sum to N/K. Sinkhorn's algorithm starts from exp(scores / epsilon) and scales
+    the columns and the rows in turn. Each iteration ends with the rows, so the rows sum to 1 exactly. The column sums
+    approach N/K with the number of iterations.
 
     Args:
-        scores: (B, K), cosines of embeddings and prototypes. Ranks may hold different numbers of rows.
-        epsilon: smoothness of the codes, > 0.
-        iterations: scalings of columns and rows, at least 1. The paper uses 3.
+        scores: (B, K) cosines of embeddings and prototypes. B may differ between ranks.
+        epsilon: smoothness of the codes, above 0.
+        iterations: number of times that the columns and then the rows are scaled, at least 1. The paper uses 3.
 
     Returns:
         (B, K) codes without gradient, float32 or float64.
 
-    Departs from the plain formula in arithmetic only, so that no epsilon over- or underflows: the first columns are scaled
-    in the log domain. Then every column has an entry of at least 1/N, and every row is brought to a largest entry of 1.
+    Raises:
+        ValueError: if `epsilon` or `iterations` is out of range.
+
+    Differs from the plain formula only in its arithmetic, which neither overflows nor underflows for any epsilon: the
+    first scaling of the columns uses logarithms. After it, every column has an entry of at least 1/N. Then each row is
+    divided by its largest entry.
     """
     if epsilon <= 0 or iterations < 1:
-        raise ValueError(f"need epsilon > 0 and iterations >= 1, got {epsilon} and {iterations}")
+        raise ValueError(f"epsilon is {epsilon}, iterations is {iterations}: expected epsilon > 0 and iterations >= 1")
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     with torch.autocast(scores.device.type, enabled=False):
         logs = scores / epsilon
-        peak = distributed.max_over_ranks(_peaks(logs))
+        peak = distributed.max_over_ranks(_column_peaks(logs))
         total = distributed.sum_over_ranks(_exp(logs - peak).sum(dim=0))
         logs -= peak + total.log_()
         codes = _exp(logs - logs.amax(dim=1, keepdim=True))
@@ -52,39 +60,47 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tens
 
 
 def _exp(logs: Tensor) -> Tensor:
-    """exp in place, 0 where later divisions could leave a denormal number, on which CPUs are many times slower."""
+    """Compute exp in place, with 0 for results so small that a later division could make them denormal.
+
+    Arithmetic with denormal numbers is many times slower on CPUs.
+    """
     smallest = math.log(torch.finfo(logs.dtype).tiny) + 20
     return logs.masked_fill_(logs < smallest, -math.inf).exp_()
 
 
-def _peaks(logs: Tensor) -> Tensor:
-    """The largest entry of each column; of none where this rank has no rows."""
+def _column_peaks(logs: Tensor) -> Tensor:
+    """Return the largest entry of each column, -inf if this rank has no rows."""
     return logs.amax(dim=0) if len(logs) else logs.new_full(logs.shape[1:], -math.inf)
+
+
+# ---- on a data set --------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def balanced_labels(
-    log_probabilities: Tensor, lam: float = 25.0, tolerance: float = 0.1, *, max_iterations: int = 1000
+    log_probabilities: Tensor, lam: float, tolerance: float, *, max_iterations: int | None = None
 ) -> Tensor:
-    """Hard labels of a whole data set that share it nearly evenly among K classes, at the least cross-entropy.
+    """Compute hard labels that divide a whole data set almost evenly among K classes with the least cross-entropy.
 
-    SeLa, arXiv:1911.05371v3, section 3: optimal transport with cost -log p between N images and K classes, both with uniform
-    weights, smoothed by an entropy term 1/lam; each image takes its largest entry of the plan. Float64 in the log domain,
-    chunk by chunk, where the authors' form with powers of p underflows.
+    SeLa, arXiv:1911.05371v3, section 3: optimal transport with the cost -log p between N images and K classes. Images
+    have equal weights, classes have equal weights, and an entropy term with the factor 1/lam smooths the plan. The label
+    of an image is the largest entry in its row of the plan. The computation runs in float64 on logarithms, one chunk of
+    images at a time; the authors' powers of p underflow.
 
     Args:
-        log_probabilities: (B, K) of this rank's images. Anything that differs by a constant per row gives the same labels.
-        lam: larger is nearer to exact transport; 25 on ImageNet.
-        tolerance: iterations end when the sum over images of the relative change of their scaling, looked at after the
-            1st, 11th, 21st ... iteration, is not above it,
-        max_iterations: or after so many. The authors set no limit; a large `lam` on the outputs of an untrained network needs
-            more than 10,000, and the labels hardly change any more.
+        log_probabilities: (B, K) of this rank's images. Adding a constant to a row does not change the labels.
+        lam: sharpness, above 0: a larger value is closer to transport without smoothing. The authors use 25 on ImageNet.
+        tolerance: threshold of convergence, above 0. After the 1st, 11th, 21st ... iteration, the relative changes of
+            the images' scaling factors are summed over all images. The iterations end once the sum is at most this.
+        max_iterations: largest number of iterations; None: no limit, as in the authors' code. With a large `lam` and the
+            outputs of an untrained network, convergence takes more than 10,000 iterations, and the labels hardly change
+            in the later ones.
 
     Returns:
-        (B,) long.
+        (B,) long, the label of each image of this rank.
 
     Raises:
-        ValueError: if an entry is not finite, or `lam` or `tolerance` not positive.
+        ValueError: if an entry is not finite, or `lam` or `tolerance` is not positive.
     """
     B, K = log_probabilities.shape
     read = log_probabilities.__getitem__
@@ -99,18 +115,20 @@ def balanced_prototype_labels(
     prototypes: Tensor,
     temperature: float,
     *,
-    lam: float = 25.0,
-    tolerance: float = 0.1,
-    max_iterations: int = 1000,
+    lam: float,
+    tolerance: float,
+    max_iterations: int | None,
 ) -> Tensor:
-    """`balanced_labels` of p = softmax(embeddings · prototypes / temperature), computed anew in every iteration.
+    """Compute `balanced_labels` for p = softmax(embeddings · prototypes / temperature).
 
-    Memory is that of the embeddings, D numbers for an image instead of K, and of a chunk: on ImageNet with 3,000 prototypes
-    the whole matrix would take 15 GB over the ranks.
+    Every iteration computes p again, one chunk at a time. So the memory holds the embeddings, with D numbers per image
+    instead of K, and one chunk of p. On ImageNet with 3,000 prototypes, the whole matrix would take 15 GB over all ranks.
 
     Args:
         embeddings: (B, D) of this rank's images.
         prototypes: (K, D), the same on all ranks.
+        temperature: temperature of the softmax, above 0.
+        lam, tolerance, max_iterations: see `balanced_labels`.
     """
 
     def read(rows: slice) -> Tensor:
@@ -135,70 +153,78 @@ def _balance(
     device: torch.device,
     lam: float,
     tolerance: float,
-    max_iterations: int,
+    max_iterations: int | None,
 ) -> Tensor:
-    """See `balanced_labels`; `read(rows)` gives the log-probabilities of some rows up to a constant each, once in every
-    iteration."""
+    """Compute `balanced_labels`. `read(rows)` returns log-probabilities of some rows, each row up to a constant.
+
+    The plan has the entries c_n r_k p_nk^lam, with a factor c for each image n and a factor r for each class k.
+    """
     if lam <= 0 or tolerance <= 0:
-        raise ValueError(f"need lam > 0 and tolerance > 0, got {lam} and {tolerance}")
+        raise ValueError(f"lam is {lam}, tolerance is {tolerance}: expected lam > 0 and tolerance > 0")
     size = max(CHUNK // K, 1)
     chunks = [slice(start, start + size) for start in range(0, B, size)]
     images = distributed.sum_over_ranks(torch.tensor(B, device=device)).item()
-    scaling = torch.full((B,), -math.log(images), dtype=torch.float64, device=device)  # log c, of images
-    # r_k = 1/K / sum_n c_n p_nk^lam, a running log-sum-exp over chunks, then over ranks
+    log_c = torch.full((B,), -math.log(images), dtype=torch.float64, device=device)
+    # r_k = 1/K / sum_n c_n p_nk^lam: a log-sum-exp that is accumulated over the chunks, then over the ranks
     peak = torch.full((K,), -math.inf, dtype=torch.float64, device=device)
     total = torch.zeros_like(peak)
     for rows in chunks:
         logs = read(rows).double()
-        scaling[rows] -= lam * logs.logsumexp(dim=1)  # in the place of the constants
-        logs = logs.mul(lam).add_(scaling[rows, None])
+        log_c[rows] -= lam * logs.logsumexp(dim=1)  # removes the constant of each row
+        logs = logs.mul(lam).add_(log_c[rows, None])
         higher = torch.maximum(peak, logs.amax(dim=0))
         total = total * (peak - higher).exp() + _exp(logs.sub_(higher)).sum(dim=0)
         peak = higher
     highest = distributed.max_over_ranks(peak)
     total = distributed.sum_over_ranks(total * (peak - highest).exp())
-    prototypes = -(total.log() + highest) - math.log(K)  # log r, of classes
-    sums = torch.full_like(prototypes, images / K)  # of the plan's columns, times N; such that r stays at first
-    for iteration in range(max_iterations):
-        # r_k /= K sums_k / N, which is not 0: the r before gave every column an entry of at least 1/(K N)
-        prototypes = prototypes - (sums * K / images).log()
-        # c_n = 1/N / sum_k r_k p_nk^lam; N c_n r_k p_nk^lam is the row of the plan, of which the columns are summed
-        before, scaling, sums = scaling, torch.empty_like(scaling), torch.zeros_like(prototypes)
+    log_r = -(total.log() + highest) - math.log(K)
+    sums = torch.full_like(
+        log_r, images / K
+    )  # N times the column sums of the plan; this start leaves the first r as it is
+    for iteration in islice(count(), max_iterations):
+        # r_k /= K sums_k / N. No sum is 0: with the r before, every column has an entry of at least 1/(K N).
+        log_r = log_r - (sums * K / images).log()
+        # c_n = 1/N / sum_k r_k p_nk^lam. Each row of the plan then sums to 1/N; N times the plan is summed over its rows.
+        before, log_c, sums = log_c, torch.empty_like(log_c), torch.zeros_like(log_r)
         for rows in chunks:
-            logs = read(rows).double().mul(lam).add_(prototypes)
+            logs = read(rows).double().mul(lam).add_(log_r)
             peaks = logs.amax(dim=1, keepdim=True)
             plan = _exp(logs.sub_(peaks))
             row_sums = plan.sum(dim=1, keepdim=True)
             sums += plan.div_(row_sums).sum(dim=0)
-            scaling[rows] = -(peaks + row_sums.log()).flatten() - math.log(images)
+            log_c[rows] = -(peaks + row_sums.log()).flatten() - math.log(images)
         sums = distributed.sum_over_ranks(sums)
         if not sums.isfinite().all():
-            raise ValueError("a probability is not finite, or a class has none")
+            raise ValueError("a probability is not finite, or a class has probability 0 for every image")
         if iteration % 10 == 0:
-            change = distributed.sum_over_ranks((before - scaling).expm1().abs().sum())
+            change = distributed.sum_over_ranks((before - log_c).expm1().abs().sum())
             if change <= tolerance:
                 break
     labels = torch.empty(B, dtype=torch.long, device=device)
     for rows in chunks:
-        labels[rows] = read(rows).double().mul(lam).add_(prototypes).argmax(dim=1)
+        labels[rows] = read(rows).double().mul(lam).add_(log_r).argmax(dim=1)
     return labels
 
 
-@torch.no_grad()
-def spherical_kmeans(
-    embeddings: Tensor, centroids: Tensor, iterations: int = KMEANS_ITERATIONS
-) -> tuple[Tensor, Tensor]:
-    """k-means by cosine over the unit rows of all ranks, from given centroids.
+# ---- k-means --------------------------------------------------------------------------------------------------------
 
-    DeepCluster-v2, arXiv:2006.09882v5, appendix D: in each iteration every row joins the centroid of the largest dot product
-    (of equals the first), then centroids become the unit-length mean of their rows; one without rows stays where it is.
+
+@torch.no_grad()
+def spherical_kmeans(embeddings: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Run spherical k-means on the unit rows of all ranks, from given centroids.
+
+    DeepCluster-v2, arXiv:2006.09882v5, appendix D. Each iteration assigns every row to the centroid with the largest dot
+    product; among equals, to the first. Then each centroid becomes the mean of its rows, scaled to unit length. A
+    centroid without rows does not change.
 
     Args:
-        embeddings: (B, D) unit rows of this rank; ranks may hold different numbers.
-        centroids: (K, D), the same on all ranks.
+        embeddings: (B, D) unit rows of this rank. B may differ between ranks.
+        centroids: (K, D) initial centroids, the same on all ranks.
+        iterations: number of iterations.
 
     Returns:
-        assignments (B,) long, to the final centroids (K, D) of unit length, which are the second value.
+        assignments: (B,) long, the final centroid of each row.
+        centroids: (K, D) final centroids of unit length.
     """
     for _ in range(iterations):
         assignments = _nearest_centroid(embeddings, centroids)
@@ -211,5 +237,6 @@ def spherical_kmeans(
 
 
 def _nearest_centroid(embeddings: Tensor, centroids: Tensor) -> Tensor:
+    """Return the position of the centroid with the largest dot product with each row, (B,) long."""
     found = [(rows @ centroids.T).argmax(dim=1) for rows in embeddings.split(max(CHUNK // len(centroids), 1))]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.long, device=embeddings.device)

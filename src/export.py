@@ -1,4 +1,4 @@
-"""From a network to a file that other libraries load."""
+"""Export a backbone to a file that other libraries can load."""
 
 import os
 from pathlib import Path
@@ -11,15 +11,20 @@ from .models.backbones import OWN_NAMES, WIDE_RESNETS
 
 
 def export(name: str | Path, file: str | Path, arch: str = "") -> str:
-    """Write a backbone as a plain state dict in torchvision's names, and say in one line what it fits.
+    """Write a backbone as a plain state dict with torchvision's names.
 
     Args:
-        name: a path or a released model, as for `load_backbone`; `arch` likewise.
-        file: what to write; it must not exist.
+        name: a path or a released model, see `load_backbone`.
+        file: file to write. It must not exist.
+        arch: architecture, see `load_backbone`.
+
+    Returns:
+        One line that says how to load the file.
 
     Raises:
-        InputError: if there is no backbone in `name`, if torchvision has none of its kind, or `file` cannot be written.
-        RunError: if writing does not come to its end.
+        InputError: if `name` contains no backbone, torchvision does not have this architecture, or `file` exists or cannot
+            be created.
+        RunError: if writing fails.
     """
     path = Path(file)
     if path.exists():
@@ -27,7 +32,10 @@ def export(name: str | Path, file: str | Path, arch: str = "") -> str:
     backbone, state = load_backbone(name, arch)
     arch = state["config"]["arch"]
     if arch in OWN_NAMES:
-        raise InputError(f"checkpoint {name}: its backbone is {arch}, which torchvision does not have under such names")
+        raise InputError(
+            f"checkpoint {name}: its backbone is {arch}, which torchvision does not have with these parameter names: "
+            "expected a network of torchvision"
+        )
     tensors = dict(backbone.state_dict())
     aside = path.with_name(f".{path.name}.part")
     try:
@@ -38,12 +46,12 @@ def export(name: str | Path, file: str | Path, arch: str = "") -> str:
         with open(aside, "wb") as opened:
             torch.save(tensors, opened)
         os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError if the disk is full
         aside.unlink(missing_ok=True)
         raise RunError(
             f"{file} cannot be written ({getattr(error, 'strerror', None) or 'is the disk full?'})"
         ) from None
-    said = f"{file}: {len(tensors)} tensors of {arch}, {backbone.width} features"
+    written = f"{file}: {len(tensors)} tensors of {arch}, {backbone.width} features"
     if arch in WIDE_RESNETS:
-        return f"{said}; names as in torchvision's resnet50, which is not so wide"
-    return f"{said}; torchvision.models.{arch}() takes it with load_state_dict(..., strict=False) and lacks fc alone"
+        return f"{written}; the names are those of torchvision's resnet50, which is narrower"
+    return f"{written}; load them into torchvision.models.{arch}() with load_state_dict(..., strict=False); only fc is missing"

@@ -1,28 +1,36 @@
-"""Checkpoints of other projects in our names: one table, read from top to bottom, of how to know each and what to rename.
+"""Recognise the checkpoints of other projects and rename their tensors to our names.
 
-Ours are `backbone.*`, `projection_head.mlp.*`, `classifiers.<k>.*` and `queue.*`. The facts about the files are those of the
-projects' own repositories; the key names were checked against models built by their code.
+Our names are `backbone.*`, `projection_head.mlp.*`, `classifiers.<k>.*` and `queue.*`. The table `SOURCES` describes one
+kind of file per entry and is searched from top to bottom. Its facts come from the repositories of the projects. The names
+of the tensors were checked against models that were built with the projects' code.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
 from .errors import InputError
 
+Rules: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+
 
 class Weights(NamedTuple):
-    """What a file held: tensors in our names, who wrote it, the names of the tensors that were left out.
+    """Hold the contents of a file.
 
-    method: the method of this project that all of `tensors` belong to; None if only the backbone is of use to us. Files of
-        DeepCluster-v2 and SeLa-v2 cannot be told apart by their names, and hold the same network: both are deepcluster_v2.
-    arch: the backbone as the file names it; if it does not, a ResNet known by its blocks and shapes; else "".
-    record: what else was in it: of a checkpoint of train.py everything, of others the number of epochs, and of several
-        classifiers the one with the lowest loss, as SCAN's files say.
+    Attributes:
+        tensors: the tensors under our names.
+        source: the project that wrote the file.
+        left_out: the original names of the tensors that are not in `tensors`.
+        method: the method of this project to which all of `tensors` belong; None: only the backbone can be used. Files of
+            DeepCluster-v2 and SeLa-v2 have the same tensor names and hold the same network, so both are deepcluster_v2.
+        arch: the backbone that the file names. If it names none, a ResNet is recognised by its blocks and shapes. "" if
+            the backbone is unknown.
+        record: the other contents. For a checkpoint of train.py, these are all of its other entries. For other files, it
+            is the number of epochs and, if the file names it as SCAN's files do, the classifier with the lowest loss.
     """
 
     tensors: dict[str, Tensor]
@@ -30,29 +38,33 @@ class Weights(NamedTuple):
     left_out: list[str]
     method: str | None
     arch: str
-    record: dict
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of foreign file.
+    """Describe one kind of file of another project.
 
-    signs: patterns; each must match the beginning of some name in the state dict (without DataParallel's `module.`).
-    rules: (pattern, replacement) for the beginning of a name; the first that matches counts. What none matches is left out.
-    beside: at least one of these must lie in the file beside the state dict, or hold it.
-    arch: the backbone, where there is only one of these names.
+    Attributes:
+        name: the project and the kind of file, for messages.
+        signs: patterns. Each must match the beginning of some name in the state dict, without DataParallel's `module.`.
+        rules: pairs (pattern, replacement) for the beginning of a name. The first pattern that matches is used. A tensor
+            whose name matches no pattern is left out.
+        beside: names of entries of the file, of which at least one must exist; (): no condition.
+        method: see `Weights`.
+        arch: the backbone, if only one backbone has these names; else "".
     """
 
     name: str
     signs: tuple[str, ...]
-    rules: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
+    rules: Rules
     beside: tuple[str, ...] = ()
     method: str | None = None
     arch: str = ""
 
 
-def _small_block(match: re.Match) -> str:
-    """Block b of layer l of a ResNet-18 with two blocks a layer, in the names of our `CifarResNet`."""
+def _small_block(match: re.Match[str]) -> str:
+    """Convert the beginning of a name in a ResNet-18 with two blocks per layer to the names of our `CifarResNet`."""
     layer, block, part = int(match[1]), int(match[2]), match[3]
     inside = {"conv1": "residual.0.0", "bn1": "residual.0.1", "conv2": "residual.2.0", "bn2": "residual.2.1"}
     return f"backbone.stages.{2 * (layer - 1) + block}.{inside.get(part, part)}."
@@ -64,7 +76,7 @@ SCAN_HEADS = (
     (r"contrastive_head\.", "projection_head.mlp."),
 )
 
-PROTOTYPES = (  # of SwAV a matrix, of DeepCluster-v2 and SeLa-v2 a numbered one for each head
+PROTOTYPES = (  # SwAV has one matrix of prototypes, DeepCluster-v2 and SeLa-v2 have a numbered matrix for each head
     TRUNK,
     (r"projection_head\.", "projection_head.mlp."),
     (r"prototypes\.prototypes(\d+)\.", r"classifiers.\1."),
@@ -92,7 +104,7 @@ SOURCES = (
         ),
         method="self_classifier_v1",
     ),
-    Source(  # the momentum encoder and the queue of negatives are left out
+    Source(  # leaves out the momentum encoder and the queue of negatives
         "MoCo v2",
         signs=(r"encoder_q\.conv1\.",),
         rules=((r"encoder_q\.fc\.", "projection_head.mlp."), (r"encoder_q\.", "backbone.")),
@@ -118,12 +130,12 @@ SOURCES = (
         rules=PROTOTYPES,
         method="deepcluster_v2",
     ),
-    Source(  # fine-tuned on labels, or trained without prototypes
+    Source(  # a network that was fine-tuned on labels or trained without prototypes
         "a network of SwAV's code",
         signs=(r"conv1\.", r"projection_head\."),
         rules=PROTOTYPES,
     ),
-    Source(  # CIFAR's and STL-10's names are the same; STL-10's network has a max-pool more than ours
+    Source(  # The networks for CIFAR and STL-10 have the same names. The one for STL-10 has a max-pooling that ours lacks.
         "SCAN, ResNet-18 for small images",
         signs=(r"backbone\.layer2\.0\.shortcut\.", r"(cluster|contrastive)_head\."),
         rules=(
@@ -139,7 +151,7 @@ SOURCES = (
         signs=(r"backbone\.", r"(cluster|contrastive)_head\."),
         rules=((r"backbone\.", "backbone."), *SCAN_HEADS),
     ),
-    Source(  # AlexNet and the pre-activation ResNet, of which this project has none
+    Source(  # AlexNet and the pre-activation ResNet, which this project does not have
         "SeLa",
         signs=(r"features\.", r"top_layer"),
         rules=(
@@ -155,7 +167,7 @@ SOURCES = (
         rules=(TRUNK, (r"fc\.", "classifiers.0.")),
         beside=("labels", "L"),
     ),
-    Source(  # fc is left out
+    Source(  # leaves out fc
         "OBoW",
         signs=(r"conv1\.", r"layer1\.0\."),
         rules=(TRUNK,),
@@ -179,30 +191,34 @@ SOURCES = (
     ),
 )
 
-DEPTHS = {  # blocks of the four layers, and whether each has three convolutions
+DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {  # (blocks of the four layers, three convolutions per block)
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
-WRAPPERS = ("state_dict", "model", "network", "net")  # where files keep the state dict, if not at the top
+WRAPPERS = ("state_dict", "model", "network", "net")  # entries in which a file may keep the state dict
 
 
 class AuthorsQueue:
-    """Stands in for the class `utils.NNQueue` that the authors of Self-Classifier pickle: it takes tensors, runs nothing."""
+    """Replace the class `utils.NNQueue`, which the authors of Self-Classifier pickle. It keeps tensors and runs no code."""
 
-    state: dict | None = None
+    state: dict[str, Any] | None = None
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         kinds = {"queue": Tensor, "queue_indices": Tensor, "queue_targets": Tensor, "ptr": int, "full": bool}
         for name, kind in kinds.items():
             if not isinstance(state, dict) or type(state.get(name)) is not kind:
-                raise InputError(f"utils.NNQueue in it has no {kind.__name__} called {name}")
+                raise InputError(
+                    f"its utils.NNQueue has no {kind.__name__} called {name}: use another copy of the file"
+                )
         self.state = state
 
     def buffers(self) -> dict[str, Tensor]:
-        """As the buffers of our `NearestNeighborQueue`."""
+        """Return the queue as the buffers of our `NearestNeighborQueue`; nothing if the file holds no state of it."""
+        if self.state is None:
+            return {}
         return {
             "queue.embeddings": self.state["queue"],
             "queue.indices": self.state["queue_indices"].long(),
@@ -213,42 +229,44 @@ class AuthorsQueue:
 
 
 def translate(content: object) -> Weights:
-    """Find the state dict in what was read from a file, recognise who wrote it, and give its tensors our names.
+    """Find the state dict in the content of a file, recognise its source and rename its tensors to our names.
 
     Raises:
-        InputError: if there is no state dict, or none of the table's.
+        InputError: if there is no state dict, or its source is not in `SOURCES`.
     """
     state, beside = _find_state_dict(content)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     for source in SOURCES:
         known = all(any(re.match(sign, name) for name in state) for sign in source.signs)
-        if known and (not source.beside or beside & set(source.beside)):
+        if known and (not source.beside or beside.keys() & set(source.beside)):
             break
     else:
-        raise InputError(f"a state dict with unknown names ({_some(state)}); known are those of docs/pretrained.md")
+        raise InputError(
+            f"a state dict with unknown names ({_some(state)}): expected a file of train.py or one of docs/pretrained.md"
+        )
     renamed = {name: _rename(name, source.rules) for name in state}
     tensors = {new: state[name] for name, new in renamed.items() if new}
-    queue = content.get("nn_queue") if "state_dict" in beside else None
-    if isinstance(queue, AuthorsQueue) and queue.state:
+    queue = beside.get("nn_queue") if "state_dict" in beside else None
+    if isinstance(queue, AuthorsQueue):
         tensors |= queue.buffers()
-    arch, epoch, *best = (content.get(name) if beside else None for name in ("arch", "epoch", "head", "best_loss_head"))
-    best = next((head for head in best if isinstance(head, int)), None)
+    arch, epoch = beside.get("arch"), beside.get("epoch")
+    best = next((beside[name] for name in ("head", "best_loss_head") if isinstance(beside.get(name), int)), None)
+    history = {} if best is None else {"history": [{"classifier": best}]}
     return Weights(
         tensors,
         source.name,
         left_out=[name for name, new in renamed.items() if not new],
         method=source.method,
         arch=arch if isinstance(arch, str) else source.arch or _resnet_in(tensors),
-        record={"epoch": epoch if isinstance(epoch, int) else None}
-        | ({} if best is None else {"history": [{"classifier": best}]}),
+        record={"epoch": epoch if isinstance(epoch, int) else None, **history},
     )
 
 
 def _resnet_in(tensors: dict[str, Tensor]) -> str:
-    """The name of the ResNet that the backbone is, in torchvision's names of its tensors, or "" if it is another network.
+    """Return the name of the ResNet with these tensors, which have torchvision's names; "" if it is another network.
 
-    Others have these names too, such as those that are wide, or in groups, only within the blocks.
+    Other networks have the same names, such as ResNets that are wider, or have groups, only within the blocks.
     """
     stem, inner = (tensors.get(f"backbone.{name}.weight") for name in ("conv1", "layer1.0.conv2"))
     if stem is None or inner is None:
@@ -261,19 +279,23 @@ def _resnet_in(tensors: dict[str, Tensor]) -> str:
     return depth + widen if depth == "resnet50" or not widen else ""
 
 
-def _find_state_dict(content: object) -> tuple[dict[str, Tensor], set[str]]:
-    """The state dict, and the names of what lies beside it or holds it (none if the file is nothing but a state dict)."""
-    if isinstance(content, dict):
-        if _is_state_dict(content):
-            return content, set()
-        for wrapper in WRAPPERS:
-            if _is_state_dict(content.get(wrapper)):
-                return content[wrapper], {key for key in content if isinstance(key, str)}
-    found = f"{type(content).__name__} of {_some(content)}" if isinstance(content, dict) else type(content).__name__
-    raise InputError(f"no state dict in it, but a {found}")
+def _find_state_dict(content: object) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state dict and the named entries of the file, which are {} if the file is only a state dict."""
+    if not isinstance(content, dict):
+        raise InputError(f"no state dict in it, but a {type(content).__name__}: expected a state dict")
+    if _is_state_dict(content):
+        return content, {}
+    for wrapper in WRAPPERS:
+        state = content.get(wrapper)
+        if _is_state_dict(state):
+            return state, {key: value for key, value in content.items() if isinstance(key, str)}
+    raise InputError(
+        f"no state dict in it, but a {type(content).__name__} of {_some(content)}: expected a state dict, or one in an "
+        f"entry {', '.join(WRAPPERS)}"
+    )
 
 
-def _is_state_dict(value: object) -> bool:
+def _is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:
     return (
         isinstance(value, dict)
         and len(value) > 0
@@ -281,12 +303,15 @@ def _is_state_dict(value: object) -> bool:
     )
 
 
-def _rename(name: str, rules) -> str | None:
+def _rename(name: str, rules: Rules) -> str | None:
+    """Return our name of a tensor; None if no rule matches."""
     for pattern, replacement in rules:
         if re.match(pattern, name):
             return re.sub(pattern, replacement, name, count=1)
     return None
 
 
-def _some(names) -> str:
-    return ", ".join(map(str, list(names)[:4])) + ", ..." * (len(names) > 4)
+def _some(names: Iterable[object]) -> str:
+    """Return the first four names, for a message."""
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")

@@ -1,77 +1,88 @@
-"""From a file to a network: methods, classifiers and backbones, from our own checkpoints and from released files."""
+"""Build networks from files: methods, classifiers and backbones, from our own checkpoints and from released files."""
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint
 from .config import TrainOptions, ViewSettings, as_plain, read_method
 from .errors import InputError
 from .foreign import Weights
-from .methods import METHODS, Method, PrototypeMethod, build_method
+from .methods import METHODS, Method, PrototypeMethod, build_method, feature_width
 from .models.backbones import build_backbone
 from .models.heads import LinearClassifiers
-from .pretrained import resolve
+from .releases import resolve
+
+CIFAR_SIZE = 32  # side of the images of a CIFAR network in pixels
 
 
 class Unclassified(InputError):
-    """Weights of a backbone, where a method with classifiers was expected."""
+    """Raised if a file holds only a backbone, but a network with classifiers is expected."""
 
 
 def load_method(name: str | Path) -> tuple[Method, dict[str, Any]]:
-    """Rebuild the method that a checkpoint holds, with its weights, in evaluation mode.
+    """Build the method of a checkpoint with its weights, in evaluation mode.
 
     Args:
-        name: a path or a released model: a checkpoint of train.py, or one of the authors', whose settings are read
-            off the shapes of its tensors. One of SeLa-v2 becomes DeepCluster-v2, which is the same network.
+        name: a path or a released model. The file is a checkpoint of train.py or of a method's authors. In the second
+            case, the settings are derived from the shapes of the tensors. A file of SeLa-v2 becomes DeepCluster-v2, which
+            has the same network.
 
     Returns:
-        The method, on the CPU, and the rest of the checkpoint (`config`, `history`, ...). Of an authors' file the
-        configuration does not name the data.
+        method: on the CPU.
+        state: the rest of the checkpoint (`config`, `history`, ...). For an authors' file, the configuration does not name
+            the data.
 
     Raises:
-        InputError: if the file is neither, or its weights do not fit what its configuration names; Unclassified if it is
-            a backbone alone.
+        InputError: if the file holds no such checkpoint, or its weights do not fit its configuration.
+        Unclassified: if the file holds only a backbone.
     """
     weights = checkpoint.read_weights(resolve(name))
     if weights.method not in METHODS:
-        known = weights.method or f"a backbone ({weights.source}) without classifiers of a method here"
-        kind = InputError if weights.method else Unclassified
-        raise kind(f"checkpoint {name}: holds {known}; expected {', '.join(METHODS)}")
+        expected = ", ".join(METHODS)
+        if weights.method:
+            raise InputError(f"checkpoint {name}: holds {weights.method}; expected {expected}")
+        raise Unclassified(
+            f"checkpoint {name}: holds a backbone ({weights.source}) without the classifiers of a method; expected {expected}"
+        )
     if not weights.arch:
         raise InputError(
-            f"checkpoint {name}: does not say of which architecture it is, and has not the shapes of a ResNet: "
-            "give a whole checkpoint"
+            f"checkpoint {name}: does not name its architecture, and its tensors do not have the shapes of a ResNet: use a "
+            "complete checkpoint"
         )
     own = "config" in weights.record
     state = weights.record if own else {"config": _authors_settings(weights), "history": [], **weights.record}
     settings = state["config"]
-    kind = METHODS[settings["method"]].Config
-    knobs = {field.name: settings[field.name] for field in fields(kind)}
-    knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in knobs.items()}
-    method = build_method(settings["method"], kind(**knobs), settings)
+    config_class = METHODS[settings["method"]].Config
+    knobs = {field.name: settings[field.name] for field in fields(config_class)}
+    knobs = {key: tuple(value) if isinstance(value, list) else value for key, value in knobs.items()}
+    method = build_method(settings["method"], config_class(**knobs), settings)
     method.make_room(weights.tensors)
-    network = _network(method)  # all that an authors' file holds: neither SwAV's queue nor a bank is in it
+    # An authors' file holds only the network. SwAV's queue and the memory bank keep their initial values.
+    network = _network(method)
     memory = {} if own else {key: value for key, value in method.state_dict().items() if _part(key) not in network}
     checkpoint.load_into(method, {**memory, **weights.tensors}, f"checkpoint {name}")
     return method.eval(), state
 
 
 def load_classifiers(name: str | Path, arch: str = "") -> tuple[Method | LinearClassifiers, dict[str, Any]]:
-    """Any file that can say which cluster an image is in: a method of this project, or linear classifiers on a backbone.
+    """Build a network that assigns images to clusters: a method of this project, or linear classifiers on a backbone.
 
     Args:
-        name, arch: as for `load_backbone`.
+        name: a path or a released model.
+        arch: architecture of the backbone if the file does not name it; see `load_backbone`.
 
     Returns:
-        A module with `backbone`, `predict`, `classes` and `temperature`, and the rest of the checkpoint.
+        network: a module with `backbone`, `predict`, `classes` and `temperature`, on the CPU, in evaluation mode.
+        state: the rest of the checkpoint.
 
     Raises:
         Unclassified: if the file holds no classifiers.
-        InputError: as `load_backbone`, or if the classifiers do not fit the backbone.
+        InputError: see `load_backbone`; also if the classifiers do not fit the backbone.
     """
     weights = checkpoint.read_weights(resolve(name))
     if weights.method in METHODS:
@@ -83,54 +94,56 @@ def load_classifiers(name: str | Path, arch: str = "") -> tuple[Method | LinearC
         held = weights.method or f"a backbone ({weights.source})"
         raise Unclassified(f"checkpoint {name}: holds {held} without classifiers; expected a method or classifiers")
     backbone, state = load_backbone(name, arch)
-    classifiers = []
+    width = feature_width(backbone)
+    classifiers: list[nn.Module] = []
     while f"classifiers.{len(classifiers)}.weight" in heads:
         prefix = f"classifiers.{len(classifiers)}"
         weight, bias = heads.pop(f"{prefix}.weight"), heads.pop(f"{prefix}.bias", None)
-        if weight.ndim != 2 or weight.shape[1] != backbone.width:
+        if weight.ndim != 2 or weight.shape[1] != width:
             raise InputError(
-                f"checkpoint {name}: {prefix}.weight is of shape {tuple(weight.shape)}, the backbone {state['config']['arch']} "
-                f"has {backbone.width} features: it needs another --arch, or is of no use here"
+                f"checkpoint {name}: {prefix}.weight has the shape {tuple(weight.shape)}, but the backbone "
+                f"{state['config']['arch']} has {width} features: give another --arch, or use another file"
             )
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         linear.load_state_dict({"weight": weight, **({} if bias is None else {"bias": bias})})
         classifiers.append(linear)
     if heads or not classifiers:
-        raise InputError(f"checkpoint {name}: classifiers with unknown names ({', '.join(list(heads)[:3])})")
+        raise InputError(
+            f"checkpoint {name}: classifiers with unknown names ({', '.join(list(heads)[:3])}): expected matrices and biases "
+            "of linear classifiers"
+        )
     return LinearClassifiers(backbone, classifiers).eval(), state
 
 
 def load_backbone(name: str | Path, arch: str = "") -> tuple[nn.Module, dict[str, Any]]:
-    """The backbone of any file this project reads, with its weights, in evaluation mode.
+    """Build the backbone of a file with its weights, in evaluation mode. The file may be any that this project reads.
 
     Args:
         name: a path or a released model.
-        arch: what it is, where the file does not say; resnet50 if "".
+        arch: architecture of the backbone if the file does not name it ("": resnet50).
 
     Returns:
-        The backbone, on the CPU, and the rest of the checkpoint as in `load_method`. Of a file that is not train.py's the
-        configuration does not name the data.
+        backbone: on the CPU.
+        state: the rest of the checkpoint as in `load_method`. For a file that train.py did not write, the configuration
+            does not name the data.
 
     Raises:
-        InputError: if there is no backbone in it, or one that does not fit the architecture.
+        InputError: if the file contains no backbone, or its weights do not fit the architecture.
     """
     weights = checkpoint.read_weights(resolve(name))
-    known = weights.arch or arch or "resnet50"
+    known = weights.arch or arch or TrainOptions.arch
     if arch and arch != known:
         raise InputError(f"--arch {arch}: checkpoint {name} holds {known}: drop --arch")
-    # of other files the heads, of whatever shape, stay unread
     if weights.method in METHODS and "config" in weights.record:
         method, state = load_method(name)
         return method.backbone, state
+    # Only the backbone of other files is used, so their heads may have any shape.
     tensors = {key.removeprefix("backbone."): v for key, v in weights.tensors.items() if key.startswith("backbone.")}
     if not tensors:
-        raise InputError(f"checkpoint {name}: no backbone in it, but {_count(weights.tensors)}")
-    patches = tensors.get("patch_embed.proj.weight")
-    patch_size = patches.shape[-1] if patches is not None else 16
-    size = 32 if known.startswith("cifar") else TrainOptions.global_crops_size
-    options = TrainOptions(arch=known, patch_size=patch_size, global_crops_size=size)
-    settings = {**as_plain(options), "method": weights.source, "channels": 3, "data": "", "seed": None}
-    settings |= weights.record.get("config", {})
+        raise InputError(f"checkpoint {name}: contains no backbone, only {_count(weights.tensors)}: use another file")
+    size = CIFAR_SIZE if known.startswith("cifar") else TrainOptions.global_crops_size
+    options = TrainOptions(arch=known, patch_size=_patch_size(tensors), global_crops_size=size)
+    settings = {**as_plain(options), **_unknown_data(weights.source), **weights.record.get("config", {})}
     backbone = build_backbone(
         known, settings["channels"], image_size=settings["global_crops_size"], patch_size=settings["patch_size"]
     )
@@ -138,16 +151,28 @@ def load_backbone(name: str | Path, arch: str = "") -> tuple[nn.Module, dict[str
     return backbone.eval(), {"history": [], **weights.record, "config": settings}
 
 
+def _patch_size(backbone: Mapping[str, Tensor]) -> int:
+    """Return the side of the patches of a ViT with these tensors; the default for other networks."""
+    patches = backbone.get("patch_embed.proj.weight")
+    return patches.shape[-1] if patches is not None else TrainOptions.patch_size
+
+
+def _unknown_data(method: str) -> dict[str, Any]:
+    """Return the part of the configuration that describes the data of a file that train.py did not write."""
+    return {"method": method, "channels": 3, "data": "", "seed": None}
+
+
 def _authors_settings(weights: Weights) -> dict[str, Any]:
-    """The configuration that an authors' checkpoint implies, with the views that they published. Of a Self-Classifier the
-    activation leaves no trace; theirs was LeakyReLU."""
-    tensors = weights.tensors
+    """Derive the configuration from an authors' checkpoint. The view settings are the published ones.
+
+    The tensors do not show the activation of Self-Classifier's head. It is the default, LeakyReLU, which the authors used.
+    """
+    tensors, name = weights.tensors, str(weights.method)
     sizes = [len(value) for key, value in tensors.items() if re.fullmatch(r"classifiers\.\d+\.weight(_g)?", key)]
     head = {key: value for key, value in tensors.items() if key.startswith("projection_head.")}
     layers = [value for key, value in head.items() if key.endswith("weight") and value.ndim == 2]
-    patches = tensors.get("backbone.patch_embed.proj.weight")
-    defaults = as_plain(METHODS[weights.method].Config())
-    knobs = {  # of all methods; each knows some of them
+    defaults = as_plain(METHODS[name].Config())
+    knobs: dict[str, Any] = {  # the options of all methods; each method has some of them
         "classes": sizes,
         "prototypes": sizes if isinstance(defaults.get("prototypes"), list) else sizes[0],
         "num_classifiers": len(sizes),
@@ -159,62 +184,69 @@ def _authors_settings(weights: Weights) -> dict[str, Any]:
     }
     if len(layers) > 1:
         knobs["hidden_dim"] = len(layers[0])
-    published = read_method(weights.method).presets["published"]
-    views = {name: published[name] for name in ViewSettings.__dataclass_fields__ if name in published}
-    patch_size = patches.shape[-1] if patches is not None else 16
-    options = TrainOptions(arch=weights.arch, patch_size=patch_size, **views)
-    known = {name: value for name, value in knobs.items() if name in defaults}
-    settings = {**as_plain(options), **defaults, **known}
-    return {**settings, "method": weights.method, "channels": 3, "data": "", "seed": None}
+    published = read_method(name).presets["published"]
+    views = {field.name: published[field.name] for field in fields(ViewSettings) if field.name in published}
+    backbone = {key.removeprefix("backbone."): value for key, value in tensors.items()}
+    options = TrainOptions(arch=weights.arch, patch_size=_patch_size(backbone), **views)
+    known = {key: value for key, value in knobs.items() if key in defaults}
+    return {**as_plain(options), **defaults, **known, **_unknown_data(name)}
 
 
 def start_from(method: Method, method_name: str, name: str) -> str:
-    """Load weights into a freshly built method, for `--pretrained`, and say in one line what was and was not loaded.
+    """Load weights into a newly built method, for `--pretrained`.
 
-    Of a file with weights of the same method the network is taken, and not what it remembers (queues, banks), whose images
-    are those of another run. Between SwAV, DeepCluster-v2 and SeLa-v2, whose networks have the same parts, head and
-    prototypes are taken too, each if it fits; of any other file the backbone. Parts that are not taken keep their random
-    start.
+    From a file of the same method, the network is loaded. Queues and banks are not, because their images belong to another
+    run. SwAV, DeepCluster-v2 and SeLa-v2 have networks with the same parts. Between them, the backbone is loaded, and the
+    head and the prototypes are loaded if their shapes match. From any other file, only the backbone is loaded. All other
+    parts keep their random weights.
 
     Args:
+        method: the method that receives the weights.
+        method_name: its name in `METHODS`.
         name: a path or a released model.
 
+    Returns:
+        One line that says which parts were loaded and which were not.
+
     Raises:
-        InputError: if there is no backbone in it, or a part that is taken does not fit exactly.
+        InputError: if the file contains no backbone, or a part to be loaded does not fit exactly.
     """
     weights = checkpoint.read_weights(resolve(name))
     own = method.state_dict()
+    other = METHODS.get(weights.method or "")
     parts = {"backbone"}
     if weights.method == method_name:
         parts = _network(method)
-    elif isinstance(method, PrototypeMethod) and issubclass(METHODS.get(weights.method, object), PrototypeMethod):
+    elif isinstance(method, PrototypeMethod) and other is not None and issubclass(other, PrototypeMethod):
         parts |= {part for part in _network(method) if _shapes(own, part) == _shapes(weights.tensors, part)}
-    taken = {key: value for key, value in weights.tensors.items() if _part(key) in parts}
-    if not any(_part(key) == "backbone" for key in taken):
-        raise InputError(f"--pretrained {name}: no backbone in it, but {_count(weights.tensors)}")
-    kept = {key: value for key, value in own.items() if _part(key) not in {_part(key) for key in taken}}
-    checkpoint.load_into(method, {**kept, **taken}, f"--pretrained {name}")
-    left_out = [*(key for key in weights.tensors if key not in taken), *weights.left_out]
+    loaded = {key: value for key, value in weights.tensors.items() if _part(key) in parts}
+    if not any(_part(key) == "backbone" for key in loaded):
+        raise InputError(f"--pretrained {name}: contains no backbone, only {_count(weights.tensors)}: use another file")
+    kept = {key: value for key, value in own.items() if _part(key) not in {_part(key) for key in loaded}}
+    checkpoint.load_into(method, {**kept, **loaded}, f"--pretrained {name}")
+    left_out = [*(key for key in weights.tensors if key not in loaded), *weights.left_out]
     return (
-        f"--pretrained {name} ({weights.source}): took {_count(taken)}; "
-        f"left out {_count(left_out) or 'nothing'}; fresh start for {_count(kept) or 'nothing'}"
+        f"--pretrained {name} ({weights.source}): loaded {_count(loaded)}; "
+        f"left out {_count(left_out) or 'nothing'}; initial values for {_count(kept) or 'nothing'}"
     )
 
 
 def _network(method: Method) -> set[str]:
-    """The parts of a method that have parameters; the others are what it remembers."""
+    """Return the parts of a method that have parameters. The other parts are queues and banks."""
     return {_part(key) for key, _ in method.named_parameters()}
 
 
 def _part(key: str) -> str:
+    """Return the first component of a tensor's name."""
     return key.split(".")[0]
 
 
-def _shapes(tensors, part: str) -> dict:
-    return {key: value.shape for key, value in tensors.items() if _part(key) == part}
+def _shapes(tensors: Mapping[str, Tensor], part: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a part."""
+    return {key: tuple(value.shape) for key, value in tensors.items() if _part(key) == part}
 
 
-def _count(keys) -> str:
-    """How many tensors of each part."""
+def _count(keys: Iterable[str]) -> str:
+    """Return the number of tensors in each part, for a message."""
     parts = [_part(key) for key in keys]
     return ", ".join(f"{part} ({parts.count(part)})" for part in dict.fromkeys(parts))

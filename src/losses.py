@@ -1,9 +1,10 @@
-"""Every published objective on one page, in one notation.
+"""Compute the published objectives. All of them are on this page, in one notation.
 
-Legend: B samples on this rank, N over all ranks, V views, C_k classes of classifier k, K classifiers.
+Legend: B samples on this rank, N samples over all ranks, V views, C_k classes of classifier k, K classifiers.
 """
 
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
@@ -12,47 +13,93 @@ from torch.autograd.function import once_differentiable
 
 from .distributed import max_over_ranks, sum_over_ranks, world_size
 
+EPS = 1e-12  # smallest number that a normalisation divides by; it is also added inside the logarithm
+IGNORED = -100  # label of an image without a cluster
+
+
+# ---- Self-Classifier ------------------------------------------------------------------------------------------------
+
+
+def self_classifier(
+    logits: Sequence[Sequence[Tensor] | Tensor],
+    row_tau: float,
+    col_tau: float,
+    eps: float = EPS,
+    *,
+    num_global: int = 2,
+) -> Tensor:
+    """Compute Self-Classifier's objective, the mean of `self_classifier_terms` over the classifiers."""
+    return self_classifier_terms(logits, row_tau=row_tau, col_tau=col_tau, eps=eps, num_global=num_global).mean()
+
+
+def self_classifier_definition(views: Tensor, *, row_tau: float, col_tau: float, eps: float, num_global: int) -> Tensor:
+    """Compute the loss of one classifier directly from the equation.
+
+    This function is the definition of the loss. `self_classifier_terms` returns the same value and the same gradient
+    with less memory. Training uses that function, and a test compares the two.
+
+    Amrani, Karlinsky and Bronstein, "Self-Supervised Classification Network", arXiv:2103.10994v3. The uniform priors
+    p(x) = 1/N and p(y) = 1/C are built in. View 1 of an image predicts the class of view 2 of the same image:
+
+        l(1, 2) = - sum_y  p(x2|y) / sum_y' p(x2|y')  *  log( N/C * p(y|x1) / sum_x p(y|x) )
+
+    p(y|x) is a softmax over the classes. p(x|y) is a softmax over the batch *of all ranks*. The loss is the mean of
+    l(i, j) over all ordered pairs of different views of which at least one is global. The gradient flows through the
+    target too: there is no stop-gradient.
+
+    Args:
+        views: (V, B, C) logits of V views; global views come first.
+        row_tau, col_tau, eps, num_global: see `self_classifier_terms`.
+
+    Returns:
+        Scalar mean over the B samples of this rank, in nats.
+    """
+    V, B, C = views.shape
+    exp = ((views - max_over_ranks(views.amax(dim=1, keepdim=True))) / col_tau).exp()  # the shift cancels in p(x|y)
+    p_x_given_y = exp / sum_over_ranks(exp.sum(dim=1, keepdim=True))
+    target = p_x_given_y / p_x_given_y.sum(dim=2, keepdim=True).clamp(min=eps)
+    p_y_given_x = (views / row_tau).softmax(dim=2)
+    prediction = (
+        B * world_size() / C * p_y_given_x / sum_over_ranks(p_y_given_x.sum(dim=1, keepdim=True)).clamp(min=eps)
+    )
+    pairs = [(i, j) for i, j in permutations(range(V), 2) if min(i, j) < num_global]
+    return torch.stack([-(target[j] * (prediction[i] + eps).log()).sum(dim=1).mean() for i, j in pairs]).mean()
+
 
 def self_classifier_terms(
     logits: Sequence[Sequence[Tensor] | Tensor],
     *,
     row_tau: float,
     col_tau: float,
-    eps: float = 1e-12,
-    num_global: int = 2,
+    eps: float,
+    num_global: int,
 ) -> Tensor:
-    """Self-Classifier's loss of each classifier: the mean over its ordered pairs of views.
-
-    Amrani, Karlinsky and Bronstein, "Self-Supervised Classification Network", arXiv:2103.10994v3. With the uniform
-    priors p(x) = 1/N and p(y) = 1/C built in, view 1 predicts the class of view 2 of the same image:
-
-        l(1, 2) = - sum_y  p(x2|y) / sum_y' p(x2|y')  *  log( N/C * p(y|x1) / sum_x p(y|x) )
-
-    p(y|x) is a softmax over classes, p(x|y) a softmax over the batch *of all ranks*. Local views are paired with global
-    views only, in both roles. There is no stop-gradient: the target is differentiated as well.
+    """Compute `self_classifier_definition` for each of K classifiers with less memory.
 
     Args:
         logits: logits[k][v] is the (B, C_k) output of classifier k for view v; global views come first.
-        row_tau: temperature of p(y|x), > 0. The paper uses 0.1.
-        col_tau: temperature of p(x|y), > 0. The paper uses 0.05.
-        eps: guards both normalisations and the logarithm.
-        num_global: how many of the views are global.
+        row_tau: temperature of p(y|x), above 0. The paper uses 0.1.
+        col_tau: temperature of p(x|y), above 0. The paper uses 0.05.
+        eps: smallest sum that the two normalisations divide by; it is also added inside the logarithm.
+        num_global: number of global views.
 
     Returns:
-        (K,) means over the local B rows, in nats. The mean over ranks is the loss of the joined batch. Collapse (every
-        image the same logits) costs ln C; a confident, consistent and balanced assignment costs 0.
+        (K,) means over the B samples of this rank, in nats. The mean over the ranks is the loss of the joined batch. A
+        collapsed classifier, with the same logits for every image, costs ln C. A confident, consistent and balanced
+        assignment costs 0.
 
     Raises:
-        ValueError: if a temperature is not positive, or there are fewer than two views or no global one.
+        ValueError: if a temperature is not positive, or there are fewer than two views or no global view.
 
-    Departs from the authors' code, which gathers every logit on every rank: only column statistics travel, two vectors
-    of the classifiers' total width per view. Value and gradient are the same.
+    Departs from the authors' code, which gathers all logits on every rank. Here the ranks exchange only column
+    statistics: for each view two vectors, as long as all classifiers together have classes. Value and gradient are the
+    same.
     """
     if row_tau <= 0 or col_tau <= 0:
-        raise ValueError(f"temperatures must be positive, got row_tau={row_tau}, col_tau={col_tau}")
+        raise ValueError(f"row_tau={row_tau} and col_tau={col_tau}: expected positive temperatures")
     num_views = len(logits[0])
     if num_views < 2 or not 1 <= num_global <= num_views:
-        raise ValueError(f"need at least two views, one of them global, got {num_views} with num_global={num_global}")
+        raise ValueError(f"{num_views} views, {num_global} of them global: expected at least two views and one global")
 
     stacked = [views if isinstance(views, Tensor) else torch.stack(tuple(views)) for views in logits]
     stacked = [z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in stacked]
@@ -60,11 +107,13 @@ def self_classifier_terms(
 
 
 class _PairTerms(torch.autograd.Function):
-    """`self_classifier_terms` with its gradient by hand.
+    """Compute `self_classifier_terms` with a hand-written gradient.
 
-    Autograd would keep some twenty tensors of the size of the logits; this keeps two, p(x|y) and p(y|x), and goes through
-    them view by view. The notation: T are targets, q the predictions inside the logarithm, both (B, C); m the sum of
-    p(y|x) over the batch, (C,). Paired with a global view are all others, with a local view the globals.
+    Autograd would save about twenty tensors as large as the logits. This function saves two, p(x|y) and p(y|x), and
+    processes one view at a time.
+
+    Notation: T is the (B, C) target of a view and q its (B, C) prediction, the argument of the logarithm. m is the (C,)
+    sum of p(y|x) over the batch. A global view forms pairs with all other views, a local view with the global views.
     """
 
     @staticmethod
@@ -74,7 +123,7 @@ class _PairTerms(torch.autograd.Function):
         N = B * world_size()
         pairs = num_global * (V - 1) + (V - num_global) * num_global
 
-        # softmax over the batch of all ranks; its largest logit cancels, but guards the exponential
+        # p(x|y) is a softmax over the batch of all ranks. Subtracting the largest logit prevents overflow and cancels.
         peak = max_over_ranks(torch.cat([z.amax(dim=1) for z in logits], dim=-1)).split(widths, dim=-1)
         p_x_given_y = [(z - top[:, None]).div_(col_tau).exp_() for z, top in zip(logits, peak, strict=True)]
         p_y_given_x = [(z / row_tau).softmax(dim=-1) for z in logits]
@@ -87,18 +136,19 @@ class _PairTerms(torch.autograd.Function):
         terms = []
         for k, (px, py) in enumerate(zip(p_x_given_y, p_y_given_x, strict=True)):
             factor = N / widths[k] / m[k]
-            own, of_all, of_globals, log_globals, log_locals = 0, 0, 0, 0, 0
+            own = of_all = of_globals = log_globals = log_locals = px.new_zeros(())
             for v in range(V):
                 T, log_q = _target(px[v], eps), _log_prediction(py[v], factor[v], eps)
                 of_all = of_all + T
                 if v < num_global:
-                    own = own + (T * log_q).sum()  # a view is not paired with itself
+                    own = own + (T * log_q).sum()  # a view does not form a pair with itself
                     of_globals = of_globals + T
                     log_globals = log_globals + log_q
                 else:
                     log_locals = log_locals + log_q
             total = (of_all * log_globals).sum() - own
-            total = total + ((of_globals * log_locals).sum() if num_global < V else 0)
+            if num_global < V:
+                total = total + (of_globals * log_locals).sum()
             terms.append(-total / (B * pairs))
         ctx.save_for_backward(*p_x_given_y, *p_y_given_x, *m)
         ctx.settings = row_tau, col_tau, eps, num_global, widths, N, pairs
@@ -112,7 +162,7 @@ class _PairTerms(torch.autograd.Function):
         p_x_given_y, p_y_given_x, m = ctx.saved_tensors[:K], ctx.saved_tensors[K : 2 * K], ctx.saved_tensors[2 * K :]
         V, B, _ = p_x_given_y[0].shape
 
-        # through the targets' normalisation, and through the logarithm: what is left are the two softmaxes
+        # First through the normalisation of the target and through the logarithm, down to the two softmaxes.
         pulls = []
         for k, (px, py) in enumerate(zip(p_x_given_y, p_y_given_x, strict=True)):
             factor = N / widths[k] / m[k]
@@ -125,20 +175,21 @@ class _PairTerms(torch.autograd.Function):
                 T, log_q = _target(px[v], eps), _log_prediction(py[v], factor[v], eps)
                 G = log_all - log_q if v < num_global else log_globals
                 moved = (T * G).sum(dim=-1, keepdim=True)
-                moved = torch.where(px[v].sum(dim=-1, keepdim=True) > eps, moved, 0)  # a clamped sum is a constant
+                moved = torch.where(px[v].sum(dim=-1, keepdim=True) > eps, moved, 0)  # a clamped sum has no gradient
                 torch.sub(G, moved, out=through_target[v]).mul_(T).mul_(scale)
                 D = of_all - T if v < num_global else of_globals
-                # d log q / d log p is q - eps over q
+                # d(log q) / d(log p) = (q - eps) / q, where q contains eps
                 torch.mul(py[v], factor[v], out=through_log[v]).mul_(D).div_(log_q.exp()).mul_(scale)
             pulls.append((through_target, through_log))
         sums = [torch.cat([pull[i].sum(dim=1) for pull in pulls], dim=-1) for i in (0, 1)]
         shared = sum_over_ranks(torch.stack(sums)).split(widths, dim=-1)
 
+        # Then through the two softmaxes.
         found = []
         for k, (through_target, through_log) in enumerate(pulls):
             of_target, of_log = shared[k][0, :, None], shared[k][1, :, None]
             through_target.addcmul_(p_x_given_y[k], of_target, value=-1).div_(col_tau)
-            of_log = torch.where(m[k] > eps, of_log / m[k], 0)  # a clamped sum is a constant
+            of_log = torch.where(m[k] > eps, of_log / m[k], 0)  # a clamped sum has no gradient
             through_log.addcmul_(p_y_given_x[k], of_log, value=-1)
             through_log.addcmul_(p_y_given_x[k], through_log.sum(dim=-1, keepdim=True), value=-1)
             found.append(through_target.add_(through_log, alpha=1 / row_tau))
@@ -146,91 +197,24 @@ class _PairTerms(torch.autograd.Function):
 
 
 def _target(p_x_given_y: Tensor, eps: float) -> Tensor:
-    """Rows that sum to 1, unless p(x|y) is next to nothing for every class."""
+    """Return p(x|y) / sum_y' p(x|y'). Rows sum to 1, except where the sum is below eps."""
     return p_x_given_y / p_x_given_y.sum(dim=-1, keepdim=True).clamp(min=eps)
 
 
 def _log_prediction(p_y_given_x: Tensor, factor: Tensor, eps: float) -> Tensor:
-    """log( N/C * p(y|x) / sum_x p(y|x) ), where factor is N/C over the sum, a row vector."""
+    """Return log( N/C * p(y|x) / sum_x p(y|x) + eps ). `factor` is the row vector N/C / sum_x p(y|x)."""
     return (p_y_given_x * factor).add_(eps).log_()
 
 
-def _sum_over_views(
-    p_x_given_y: Tensor, p_y_given_x: Tensor, factor: Tensor, *, eps: float
-) -> tuple[Tensor | int, Tensor | int]:
-    """Sums of the targets and of the logarithms; 0 of no views."""
-    targets, logs = 0, 0
+def _sum_over_views(p_x_given_y: Tensor, p_y_given_x: Tensor, factor: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the sum of the views' targets and the sum of their log-predictions. Without views, both sums are 0."""
+    targets = logs = p_x_given_y.new_zeros(())
     for px, py, f in zip(p_x_given_y, p_y_given_x, factor, strict=True):
         targets, logs = targets + _target(px, eps), logs + _log_prediction(py, f, eps)
     return targets, logs
 
 
-def self_classifier(
-    logits: Sequence[Sequence[Tensor] | Tensor],
-    row_tau: float,
-    col_tau: float,
-    eps: float = 1e-12,
-    *,
-    num_global: int = 2,
-) -> Tensor:
-    """Self-Classifier's objective: the mean of `self_classifier_terms` over the classifiers, which weigh equally."""
-    return self_classifier_terms(logits, row_tau=row_tau, col_tau=col_tau, eps=eps, num_global=num_global).mean()
-
-
-def self_classifier_v1_terms(
-    logits: Sequence[Sequence[Tensor] | Tensor],
-    tau: float,
-    *,
-    normalize_targets: bool = False,
-    group: int = 0,
-    eps: float = 1e-12,
-) -> Tensor:
-    """The first generation's loss of each classifier: the mean over both directions between two views.
-
-    Amrani and Bronstein, arXiv:2103.10994v1. Both softmaxes have the temperature tau; S runs over the images of a group
-    of G, p over the classes:
-
-        l(1, 2) = - 1/G sum_x sum_y  S(x2|y)  *  log p(y|x1)
-
-    With `normalize_targets` the row S(x2|.) of an image is divided by its sum, so that every image weighs alike; without
-    it every class does. There is no stop-gradient.
-
-    Args:
-        logits: logits[k][v] is the (B, C) output of classifier k for view v of two; cosines, not yet divided by tau.
-        tau: temperature, > 0. The authors use 0.1 on ImageNet, 0.3 on CIFAR.
-        group: images per column softmax, consecutive rows of this rank; 0: the whole batch of all ranks.
-        eps: guards the normalisation of the targets.
-
-    Returns:
-        (K,) means over the groups of this rank, in nats. The mean over ranks is the loss of the joined batch. If no logit
-        depends on the image, it costs at least ln C with normalised targets, C/G ln C without.
-
-    Raises:
-        ValueError: if tau is not positive, there are not two views, or the group does not divide the rows.
-
-    Departs from the authors' code, whose groups are what a GPU holds: here they stay as they are on any number of ranks.
-    """
-    if tau <= 0:
-        raise ValueError(f"the temperature must be positive, got tau={tau}")
-    z = torch.stack([torch.stack(tuple(views)) for views in logits])  # (K, V, B, C)
-    K, V, B, C = z.shape
-    if V != 2:
-        raise ValueError(f"the loss is that of two views, got {V}")
-    if group < 0 or (group and B % group):
-        raise ValueError(f"a group of {group} does not divide the {B} rows")
-    z = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z) / tau
-    z = z.view(K, V, B // group if group else 1, group or B, C)
-    if group:
-        target = z.softmax(dim=3)
-    else:
-        peak = max_over_ranks(z.amax(dim=3, keepdim=True))  # the softmax does not depend on it: no gradient
-        unnormalised = (z - peak).exp()
-        target = unnormalised / sum_over_ranks(unnormalised.sum(dim=3, keepdim=True))
-    if normalize_targets:
-        target = target / target.sum(dim=-1, keepdim=True).clamp(min=eps)
-    log_prediction = z.log_softmax(dim=-1)
-    # Each view is the other's target: along V the target is turned by one.
-    return -(target.flip(1) * log_prediction).sum(dim=-1).mean(dim=(1, 2, 3))
+# ---- Self-Classifier, first generation ------------------------------------------------------------------------------
 
 
 def self_classifier_v1(
@@ -239,42 +223,103 @@ def self_classifier_v1(
     *,
     normalize_targets: bool = False,
     group: int = 0,
-    eps: float = 1e-12,
+    eps: float = EPS,
 ) -> Tensor:
-    """The first generation's objective: the mean of `self_classifier_v1_terms` over the classifiers."""
+    """Compute the first generation's objective, the mean of `self_classifier_v1_terms` over the classifiers."""
     return self_classifier_v1_terms(logits, tau, normalize_targets=normalize_targets, group=group, eps=eps).mean()
 
 
-def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> Tensor:
-    """SwAV's loss of one view: cross-entropy between another view's codes and its own prediction.
+def self_classifier_v1_terms(
+    logits: Sequence[Sequence[Tensor] | Tensor],
+    tau: float,
+    *,
+    normalize_targets: bool,
+    group: int,
+    eps: float = EPS,
+) -> Tensor:
+    """Compute the first generation's loss of each classifier, the mean of l(1, 2) and l(2, 1) between two views.
+
+    Amrani and Bronstein, arXiv:2103.10994v1. The batch is divided into groups of G images. S is a softmax over the
+    images of a group, p a softmax over the classes; both have the temperature tau:
+
+        l(1, 2) = - 1/G sum_x sum_y  S(x2|y)  *  log p(y|x1)
+
+    With `normalize_targets`, the targets S(x2|.) of an image are divided by their sum, so that all images have the same
+    weight. Without it, all classes have the same weight. The gradient flows through S too: there is no stop-gradient.
+
+    Args:
+        logits: logits[k][v] is the (B, C) output of classifier k for view v of two: cosines before the division by tau.
+        tau: temperature, above 0. The authors use 0.1 on ImageNet and 0.3 on CIFAR.
+        normalize_targets: divide each image's targets by their sum.
+        group: number of images G in a group, consecutive rows of this rank; 0: one group, the batch of all ranks.
+        eps: smallest sum that `normalize_targets` divides by.
+
+    Returns:
+        (K,) means over the groups of this rank, in nats. The mean over the ranks is the loss of the joined batch. If the
+        logits do not depend on the image, the loss is at least ln C with normalised targets and C/G ln C without.
+
+    Raises:
+        ValueError: if tau is not positive, there are not two views, or the group size does not divide the rows.
+
+    Departs from the authors' code, where a group is the images of one GPU. Here the group size does not depend on the
+    number of ranks.
+    """
+    if tau <= 0:
+        raise ValueError(f"tau={tau}: expected a positive temperature")
+    z = torch.stack([torch.stack(tuple(views)) for views in logits])  # (K, V, B, C)
+    K, V, B, C = z.shape
+    if V != 2:
+        raise ValueError(f"{V} views: expected two views")
+    if group < 0 or (group and B % group):
+        raise ValueError(f"group={group} does not divide the {B} rows: expected a divisor, or 0 for the whole batch")
+    z = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z) / tau
+    z = z.view(K, V, B // group if group else 1, group or B, C)
+    if group:
+        target = z.softmax(dim=3)
+    else:
+        peak = max_over_ranks(z.amax(dim=3, keepdim=True))  # cancels in the softmax, so it needs no gradient
+        unnormalised = (z - peak).exp()
+        target = unnormalised / sum_over_ranks(unnormalised.sum(dim=3, keepdim=True))
+    if normalize_targets:
+        target = target / target.sum(dim=-1, keepdim=True).clamp(min=eps)
+    log_prediction = z.log_softmax(dim=-1)
+    # The target of each view is the other view: flip(1) exchanges the two views.
+    return -(target.flip(1) * log_prediction).sum(dim=-1).mean(dim=(1, 2, 3))
+
+
+# ---- SwAV, DeepCluster-v2, SeLa-v2 ----------------------------------------------------------------------------------
+
+
+def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    """Compute SwAV's loss of one view, the cross-entropy of its prediction with the codes of another view.
 
     arXiv:2006.09882v5, equation 2.
 
     Args:
-        scores: (B, K), cosines of this view's embeddings and the prototypes.
-        codes: (B, K) of another view of the same images, rows of which sum to 1; constants.
+        scores: (B, K) cosines of this view's embeddings and the prototypes.
+        codes: (B, K) codes of another view of the same images, without gradient. Rows sum to 1.
+        temperature: temperature of the prediction, above 0. The paper uses 0.1.
 
     Returns:
-        Mean over the local rows, in nats; ln K for uniform scores.
+        Scalar mean over the B samples of this rank, in nats. Uniform scores cost ln K.
     """
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     return -(codes * torch.log_softmax(scores / temperature, dim=1)).sum(dim=1).mean()
 
 
-IGNORED = -100  # label of an image that belongs to no cluster
-
-
-def assigned_cross_entropy(scores: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy with given clusters, in DeepCluster-v2 and SeLa-v2: every view predicts the cluster of its image.
+def assigned_cross_entropy(scores: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Compute the loss of DeepCluster-v2 and SeLa-v2, the cross-entropy of all views with the cluster of their image.
 
     arXiv:2006.09882v5, appendix D.
 
     Args:
-        scores: (V, B, K) of V views.
-        labels: (B,) long; `IGNORED` rows do not count.
+        scores: (V, B, K) cosines of the embeddings of V views and the prototypes.
+        labels: (B,) long, the cluster of each image. Images with the label `IGNORED` are left out.
+        temperature: temperature of the prediction, above 0.
 
     Returns:
-        Scalar whose mean over ranks is the mean over all counted rows of all ranks; 0 if there are none.
+        Scalar. Its mean over the ranks is the mean over all views of the labelled images of all ranks, in nats. It is 0
+        if no image has a label.
     """
     scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     V = len(scores)

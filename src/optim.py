@@ -1,4 +1,4 @@
-"""Update rules and schedules."""
+"""Update parameters: optimisers, groups of parameters, gradient clipping and schedules of the learning rate."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,19 +10,26 @@ from .errors import InputError
 
 
 class LARS(torch.optim.Optimizer):
-    """Momentum SGD with a learning rate for each tensor: the rule of NVIDIA apex's LARC with clipping off.
+    """Run momentum SGD with a learning rate for each tensor: the rule of NVIDIA apex's LARC without clipping.
 
-    You, Gitman and Ginsburg, arXiv:1708.03888v3. For a tensor p with gradient g, both of norm above zero:
+    You, Gitman and Ginsburg, arXiv:1708.03888v3. For a tensor p with the gradient g, if both norms are above zero:
 
         g ← trust · ‖p‖ / (‖g‖ + wd · ‖p‖ + eps) · (g + wd · p)
 
-    then buf ← momentum · buf + g and p ← p - lr · buf. If either norm is zero, g stays raw and gets no decay; so a bias
-    that starts at zero takes a first step of lr · g. All tensors are updated together and nothing is read back from
-    the device.
+    Then buf ← momentum · buf + g and p ← p - lr · buf. If one of the norms is zero, g is neither scaled nor decayed: a
+    bias that starts at zero takes a first step of lr · g. All tensors are updated together, and the host does not wait
+    for the device.
 
     Args:
-        lr: learning rate, ≥ 0.
-        trust_coefficient: share of a tensor's norm that one step of lr 1 may change.
+        params: parameters or groups of parameters.
+        lr: learning rate, at least 0.
+        momentum: momentum, at least 0.
+        weight_decay: weight decay wd, at least 0.
+        trust_coefficient: share of a tensor's norm that one step changes at lr 1.
+        eps: number that is added to the denominator.
+
+    Raises:
+        ValueError: if lr, momentum or weight_decay is negative.
     """
 
     def __init__(
@@ -36,12 +43,13 @@ class LARS(torch.optim.Optimizer):
     ):
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+                raise ValueError(f"{name} is {value}: expected at least 0")
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "trust_coefficient": trust_coefficient, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch has overloads
+        """Update the parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -53,18 +61,19 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     def _update(self, params: list[Tensor], group: dict) -> None:
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         decay, trust, eps = group["weight_decay"], group["trust_coefficient"], group["eps"]
         norm = torch.stack(torch._foreach_norm(params))
         grad_norm = torch.stack(torch._foreach_norm(grads))
-        # Where the parameter is zero its rate is 1; where the gradient is, it stays as it is, without decay.
+        # A parameter of norm zero has the ratio 1, a gradient of norm zero the ratio 0: then decay has no effect either.
         adapted = trust * norm / (grad_norm + decay * norm + eps)
         ratio = torch.where((norm > 0) & (grad_norm > 0), adapted, (grad_norm > 0).to(norm.dtype))
+        ratios = list(ratio.unbind())
         if decay:
-            updates = torch._foreach_add(grads, params, alpha=decay)
-            torch._foreach_mul_(updates, list(ratio.unbind()))
+            updates = list(torch._foreach_add(grads, params, alpha=decay))
+            torch._foreach_mul_(updates, ratios)
         else:
-            updates = torch._foreach_mul(grads, list(ratio.unbind()))
+            updates = list(torch._foreach_mul(grads, ratios))
         if group["momentum"]:
             for p in params:
                 if "momentum_buffer" not in self.state[p]:
@@ -79,12 +88,18 @@ class LARS(torch.optim.Optimizer):
 def parameter_groups(
     method: nn.Module, weight_decay: float, *, bias_decay: bool = True, backbone_decay: float | None = None
 ) -> list[dict]:
-    """Group the parameters that are trained by weight decay.
+    """Divide the trainable parameters into groups of equal weight decay.
 
     Args:
-        bias_decay: if False, parameters called `bias` and all other vectors (the scales of normalisation layers) get none.
-            The scales `weight_g` of weight-normalised classifiers have two dimensions and keep theirs, as in the authors' code.
-        backbone_decay: decay of the other parameters of the backbone, if it differs.
+        method: module with the parameters.
+        weight_decay: weight decay of every parameter for which the other arguments do not set another.
+        bias_decay: if False, parameters named `bias` and all other vectors (the scales of normalisation layers) have no
+            decay. The scales `weight_g` of weight-normalised classifiers have two dimensions, so they are decayed, as in
+            the authors' code.
+        backbone_decay: weight decay of the backbone's parameters; None: `weight_decay`. `bias_decay` still applies.
+
+    Returns:
+        Groups for `build_optimizer`.
     """
     decays: dict[float, list[Tensor]] = {}
     for name, parameter in method.named_parameters():
@@ -101,21 +116,31 @@ def parameter_groups(
 
 
 def build_optimizer(name: str, groups: list[dict], *, lr: float, momentum: float) -> torch.optim.Optimizer:
-    """Build an optimiser over `parameter_groups`. `momentum` is for "lars" and "sgd"."""
+    """Build an optimiser over groups of parameters.
+
+    Args:
+        name: "lars", "sgd" or "adamw".
+        groups: see `parameter_groups`.
+        lr: learning rate.
+        momentum: momentum of "lars" and "sgd"; "adamw" ignores it.
+
+    Raises:
+        ValueError: if there is no optimiser of this name.
+    """
     if name == "lars":
         return LARS(groups, lr=lr, momentum=momentum, weight_decay=0.0)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
-    raise ValueError(f"optimizer must be lars, sgd or adamw, got {name}")
+    raise ValueError(f"optimizer {name}: expected lars, sgd or adamw")
 
 
 @torch.no_grad()
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> None:
-    """Scale down each tensor's gradient on its own, to a norm of at most `largest`; the others keep theirs.
+    """Clip the gradient of each tensor separately to a norm of at most `largest`.
 
-    As in the authors' code: the factor is largest / (norm + 1e-6) where that is below 1.
+    As in the authors' code, the factor is largest / (norm + 1e-6) if that is below 1, else 1.
     """
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if grads:
@@ -124,33 +149,37 @@ def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> None:
 
 
 def freeze(method: nn.Module, beginnings: Sequence[str]) -> None:
-    """Keep at their start the parameters whose names begin so: "backbone", "backbone.layer1", "classifiers.0".
+    """Freeze the parameters whose names begin with one of these strings, such as "backbone.layer1" or "classifiers.0".
 
-    Batch normalisation with frozen parameters keeps its running statistics too; see `Trainer`.
+    Batch normalisation with frozen parameters also keeps its running statistics; see `Trainer`.
+
+    Args:
+        method: module with the parameters.
+        beginnings: whole components of names: "backbone" matches "backbone.conv1.weight", "back" does not.
 
     Raises:
-        InputError: if no parameter begins so, or none would be left to train.
+        InputError: if no parameter has such a name, or no parameter is left to train.
     """
     for beginning in beginnings:
         matched = [p for name, p in method.named_parameters() if f"{name}.".startswith(f"{beginning}.")]
         if not matched:
             parts = ", ".join(name for name, _ in method.named_children())
             raise InputError(
-                f"--freeze {beginning}: no parameter begins so; expected the beginning of a name in {parts}"
+                f"--freeze {beginning}: no parameter has a name that begins like this; expected a part of the network: {parts}"
             )
         for parameter in matched:
             parameter.requires_grad_(False)
     if beginnings and not any(p.requires_grad for p in method.parameters()):
-        raise InputError(f"--freeze {' '.join(beginnings)}: no parameter is left to train")
+        raise InputError(f"--freeze {' '.join(beginnings)}: no parameter is left to train; freeze fewer parts")
 
 
 def warmup_cosine(
     base: float, final: float, *, warmup_start: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
-    """Return the learning rate as a function of the step: linear warm-up, then a cosine.
+    """Return the learning rate as a function of the step: a linear warm-up, then a cosine.
 
-    Both ends of the warm-up are included: its first step has `warmup_start`, its last has `base`, and so has the first
-    step of the cosine, which approaches `final` without quite reaching it.
+    The first step of the warm-up has the rate `warmup_start` and its last step has the rate `base`. The first step of the
+    cosine has the rate `base` again. The last step of the cosine is slightly above `final`.
     """
     warmup = warmup_epochs * steps_per_epoch
     decay = epochs * steps_per_epoch - warmup

@@ -1,50 +1,47 @@
-"""Fixed-size buffers of past embeddings. They do not know what the vectors mean."""
+"""Keep past embeddings in buffers of fixed size. The meaning of the vectors is not known here."""
 
 import torch
 from torch import Tensor, nn
 
 from .distributed import gather_no_grad
+from .losses import IGNORED
 
 CHUNK = 32768  # rows of the queue that are compared at once
 
 
-class EmbeddingQueue(nn.Module):
-    """The last `length` embeddings of all ranks, first in first out.
+class _Queue(nn.Module):
+    """Share the buffers and the write position between the queues; see `EmbeddingQueue`."""
 
-    Every rank holds the same queue: what is pushed is gathered in rank order. So it can be continued on another number of
-    ranks.
-
-    Attributes (buffers, so that a checkpoint holds them):
-        embeddings: (Q, D) float32, zeros until written.
-        pointer: next row to be written.
-        full: whether every row was written once.
-    """
+    embeddings: Tensor
+    _pointer: Tensor
+    _full: Tensor
 
     def __init__(self, length: int, dim: int):
         super().__init__()
         if length < 1:
-            raise ValueError(f"a queue needs at least one row, got {length}")
+            raise ValueError(f"the length of the queue is {length}: expected at least 1 row")
         self.register_buffer("embeddings", torch.zeros(length, dim))
+        # These two are in the checkpoint. Their copies on the host save each step from waiting for the device.
         self.register_buffer("_pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("_full", torch.zeros((), dtype=torch.bool))
-        # Mirrors on the host, so that a step does not wait for the device to learn where to write.
         self.pointer, self.full = 0, False
         self.register_load_state_dict_post_hook(lambda module, _: module._read_back())
 
     def _read_back(self) -> None:
+        """Copy the loaded buffers to the host."""
         self.pointer, self.full = int(self._pointer), bool(self._full)
 
     @torch.no_grad()
-    def push(self, embeddings: Tensor) -> Tensor:
-        """Append this step's (B, D) embeddings of every rank, overwriting the oldest rows. Returns which rows those were.
+    def _append(self, embeddings: Tensor) -> Tensor:
+        """Overwrite the oldest rows with this step's (B, D) embeddings of every rank and return the positions of the rows.
 
         Raises:
-            ValueError: if the ranks together push more rows than the queue has.
+            ValueError: if all ranks together push more rows than the queue has.
         """
         embeddings = gather_no_grad(embeddings)
         length, count = len(self.embeddings), len(embeddings)
         if count > length:
-            raise ValueError(f"{count} embeddings do not fit into a queue of {length}")
+            raise ValueError(f"{count} embeddings do not fit into a queue of {length}: expected at most {length}")
         rows = torch.arange(self.pointer, self.pointer + count, device=self.embeddings.device) % length
         self.embeddings[rows] = embeddings.to(self.embeddings.dtype)
         self.full = self.full or self.pointer + count >= length
@@ -54,28 +51,71 @@ class EmbeddingQueue(nn.Module):
         return rows
 
 
-class NearestNeighborQueue(EmbeddingQueue):
-    """A queue that knows which image each row shows, with a nearest-neighbour look-up.
+class EmbeddingQueue(_Queue):
+    """Store the last `length` embeddings of all ranks, first in, first out.
 
-    Self-Classifier, arXiv:2103.10994v3: a view may be replaced by the nearest past embedding of *another* image. Look-ups
-    make sense once the queue is full.
+    Every rank holds the same queue, because the embeddings of all ranks are gathered in rank order. So a run can
+    continue on another number of ranks.
 
-    Attributes (buffers, besides those of every queue):
-        indices: (Q,) position in the data set of the image behind each row.
-        labels: (Q,) long, human labels for monitoring, -1 where none was given.
+    Args:
+        length: number of rows Q.
+        dim: size D of an embedding.
+
+    Attributes:
+        embeddings: (Q, D) float32 buffer, zeros at first.
+        pointer: row that is written next.
+        full: True once every row has been written.
     """
+
+    def push(self, embeddings: Tensor) -> Tensor:
+        """Overwrite the oldest rows with this step's (B, D) embeddings of every rank and return the positions of the rows.
+
+        Raises:
+            ValueError: if all ranks together push more rows than the queue has.
+        """
+        return self._append(embeddings)
+
+
+class NearestNeighborQueue(_Queue):
+    """Store past embeddings with the indices of their images, and look up nearest neighbours.
+
+    Self-Classifier, arXiv:2103.10994v3: the nearest past embedding of *another* image may replace a view. The rows hold
+    meaningful embeddings once the queue is full. Every rank holds the same queue.
+
+    Args:
+        length: number of rows Q, at least 2.
+        dim: size D of an embedding.
+
+    Attributes:
+        embeddings: (Q, D) float32 buffer, zeros at first.
+        indices: (Q,) long buffer, the position in the data set of the image of each row.
+        labels: (Q,) long buffer, human labels for monitoring, -1 where unknown.
+        pointer: row that is written next.
+        full: True once every row has been written.
+    """
+
+    indices: Tensor
+    labels: Tensor
 
     def __init__(self, length: int, dim: int):
         if length < 2:
-            raise ValueError(f"a queue needs at least 2 rows, got {length}")
+            raise ValueError(f"the length of the queue is {length}: expected at least 2 rows")
         super().__init__(length, dim)
         self.register_buffer("indices", torch.zeros(length, dtype=torch.long))
         self.register_buffer("labels", torch.full((length,), -1, dtype=torch.long))
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Append this step's (B, D) embeddings with their (B,) indices; see `EmbeddingQueue.push`."""
-        rows = super().push(embeddings)
+        """Overwrite the oldest rows with this step's (B, D) embeddings of every rank and return the positions of the rows.
+
+        Args:
+            indices: (B,) positions of the images in the data set.
+            labels: (B,) human labels; None: unknown.
+
+        Raises:
+            ValueError: if all ranks together push more rows than the queue has.
+        """
+        rows = self._append(embeddings)
         self.indices[rows] = gather_no_grad(indices)
         if labels is None:
             self.labels.index_fill_(0, rows, -1)
@@ -85,46 +125,64 @@ class NearestNeighborQueue(EmbeddingQueue):
 
     @torch.no_grad()
     def nearest_rows(self, embeddings: Tensor, indices: Tensor) -> Tensor:
-        """Row of the nearest stored embedding of another image, (B,) long.
+        """Return the row of the nearest stored embedding of another image, (B,) long.
 
-        Similarity is the dot product of the unit vectors. If the best match is the query's own image (known by its
-        index in the data set), the second best is taken. Only one level is excluded, as in the authors' code: right
-        after an epoch boundary a long queue can hold two copies of an image.
+        The similarity is the dot product of the unit vectors. If the best match has the index of the query, it is the
+        query's own image, and the second best match is returned. The second match is not checked, as in the authors'
+        code: shortly after the start of an epoch, a long queue can hold two embeddings of the same image.
+
+        Args:
+            embeddings: (B, D) unit vectors.
+            indices: (B,) positions of their images in the data set.
         """
         best, second = self._two_nearest(embeddings.to(self.embeddings.dtype)).unbind(dim=1)
         return torch.where(self.indices[best] == indices, second, best)
 
     def _two_nearest(self, embeddings: Tensor) -> Tensor:
-        """Rows of the two most similar stored embeddings, (B, 2). A chunk of the queue at a time: no B × Q matrix."""
-        similarity, rows = None, None
+        """Return the rows of the two most similar stored embeddings, (B, 2) long.
+
+        Compares one chunk of the queue at a time, so that no B × Q matrix is held.
+        """
+        similarity = embeddings.new_empty(len(embeddings), 0)
+        rows = torch.empty(len(embeddings), 0, dtype=torch.long, device=embeddings.device)
         for first in range(0, len(self.embeddings), CHUNK):
             stored = self.embeddings[first : first + CHUNK]
-            with torch.autocast(embeddings.device.type, enabled=False):  # in half precision the two best may tie
+            with torch.autocast(embeddings.device.type, enabled=False):  # in half precision, distinct matches can tie
                 found, at = (embeddings @ stored.T).topk(min(2, len(stored)), dim=1)
-            if rows is None:
+            if first == 0:
                 similarity, rows = found, at
             else:
-                # the earlier chunks stand first, so that they win ties as they would without chunks
+                # Earlier chunks come first, so that they win ties, as they would in one chunk.
                 similarity, at_best = torch.cat([similarity, found], dim=1).topk(2, dim=1)
                 rows = torch.cat([rows, at + first], dim=1).gather(1, at_best)
         return rows
 
     def nearest(self, embeddings: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, D) and labels (B,) of the nearest stored rows; see `nearest_rows`."""
+        """Return the embeddings (B, D) and labels (B,) of the rows that `nearest_rows` returns."""
         rows = self.nearest_rows(embeddings, indices)
         return self.embeddings[rows], self.labels[rows]
 
 
 class MemoryBank(nn.Module):
-    """The last embedding of every image of a data set, one bank for each of several views, and the clusters made of them.
+    """Store the last embedding and the cluster of every image of a data set.
 
-    DeepCluster-v2, arXiv:2006.09882v5, appendix D. Every rank holds all of it. It starts without room for any image.
+    DeepCluster-v2, arXiv:2006.09882v5, appendix D. There is one bank for each of A views. Every rank holds all banks.
+    The banks are empty until `make_room` is called.
 
-    Attributes (buffers):
-        embeddings: (A, N, D) float32, A banks.
-        written: (N,) bool, which images have embeddings that count.
-        clusters: (H, N) long, the cluster of every image for each of H heads, -100 for none.
+    Args:
+        num_banks: number of banks A.
+        num_heads: number of heads H.
+        dim: size D of an embedding.
+
+    Attributes:
+        embeddings: (A, N, D) float32 buffer.
+        written: (N,) bool buffer, True for images with embeddings since it was last cleared.
+        clusters: (H, N) long buffer, the cluster of each image for each head, `IGNORED` for none.
     """
+
+    embeddings: Tensor
+    written: Tensor
+    clusters: Tensor
 
     def __init__(self, num_banks: int, num_heads: int, dim: int):
         super().__init__()
@@ -133,24 +191,25 @@ class MemoryBank(nn.Module):
         self.register_buffer("clusters", torch.zeros(num_heads, 0, dtype=torch.long))
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.written)
 
     def make_room(self, num_images: int) -> None:
+        """Resize the buffers to a number of images and clear them."""
         (num_banks, _, dim), num_heads = self.embeddings.shape, len(self.clusters)
         self.embeddings = self.embeddings.new_zeros(num_banks, num_images, dim)
         self.written = self.written.new_zeros(num_images)
-        self.clusters = self.clusters.new_full((num_heads, num_images), -100)
+        self.clusters = self.clusters.new_full((num_heads, num_images), IGNORED)
 
     @torch.no_grad()
     def fill(self, embeddings: Tensor, indices: Tensor) -> None:
-        """Store (A, M, D) embeddings of (M,) images, which are the same on all ranks."""
+        """Store (A, M, D) embeddings of M images with the (M,) positions `indices`. All ranks must pass the same values."""
         self.embeddings[:, indices] = embeddings.to(self.embeddings.dtype)
         self.written.index_fill_(0, indices, True)
 
     @torch.no_grad()
     def write(self, embeddings: Tensor, indices: Tensor) -> None:
-        """Store (A, B, D) embeddings of this rank's (B,) images, and likewise those of the other ranks."""
+        """Store every rank's (A, B, D) embeddings of the images with the (B,) positions `indices`, on all ranks."""
         indices = gather_no_grad(indices)
         together = gather_no_grad(embeddings.transpose(0, 1)).transpose(0, 1)
-        self.embeddings[:, indices] = together.to(self.embeddings.dtype)
-        self.written.index_fill_(0, indices, True)
+        self.fill(together, indices)

@@ -1,25 +1,30 @@
-"""Tables over many runs: `python -m src.results table DIR...` reads what the evaluations left in each folder.
+"""Make tables of many runs: `python -m src.results table DIR...` reads the evaluations in each folder.
 
     python -m src.results table runs/seeds/*                               # every run; mean ± standard deviation
-    python -m src.results table runs/*/* --means --format latex            # the latter alone
+    python -m src.results table runs/*/* --means --format latex            # mean ± standard deviation only
+    python -m src.results table runs/*/* --format csv > results.csv        # one row per run and metric, for programs
 
-Reads `cls_eval.json`, `knn_eval.json` and `lincls_eval.json`, makes a table of each, and puts together what differs by the
-seed alone: same method, architecture, epochs, data and protocol. The standard deviation is that of a sample (n - 1).
+Reads `cls_eval.json`, `knn_eval.json` and `lincls_eval.json`. Runs that differ only in the seed form a group: they have the
+same method, architecture, epochs, data and protocol. The standard deviation is that of a sample (n - 1).
 """
 
 import argparse
 import csv
 import io
 import json
-import signal
+import os
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SCORES = ("acc", "nmi", "ami", "ari")
+TOPS = ("top1", "top5")
+BALANCES = ("balance_hard", "balance_soft")
 EVALUATIONS = ("cls_eval", "knn_eval", "lincls_eval")
-# What makes runs comparable, apart from the method; where it differs between groups, it is in their names.
+# What runs of a group have in common, apart from the method. The name of a group has those in which groups differ.
 SETTINGS = (
     "arch",
     "epochs",
@@ -32,28 +37,51 @@ SETTINGS = (
     "bank_share",
     "preset",
 )
+COLUMNS = ("evaluation", "group", "run", "seed", "protocol", "metric", "value")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """One evaluation of one run: its folder, the settings that others must share, and {name: fraction}."""
+    """One evaluation of one run.
+
+    Attributes:
+        evaluation: one of EVALUATIONS.
+        folder: folder of the run.
+        seed: seed of the training run, empty if unknown.
+        protocol: how the scores were measured.
+        settings: (name, value) pairs that all runs of a group have in common.
+        scores: {metric: fraction}, for the tables.
+        balances: {metric: fraction} of BALANCES, for the CSV file only.
+    """
 
     evaluation: str
     folder: str
     method: str
+    seed: str
+    protocol: str
     settings: tuple[tuple[str, str], ...]
     scores: dict[str, float]
+    balances: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Results that differ by the seed alone."""
+    """Results of one evaluation that differ only in the seed."""
 
     name: str
     results: list[Result]
 
+    @property
+    def evaluation(self) -> str:
+        return self.results[0].evaluation
+
+    @property
+    def scores(self) -> list[str]:
+        """Names of the scores, the same for all results."""
+        return list(self.results[0].scores)
+
     def spread(self, score: str) -> tuple[float, float]:
-        """Mean and sample standard deviation, two runs at least."""
+        """Return mean and sample standard deviation of at least two runs."""
         values = [result.scores[score] for result in self.results]
         return statistics.mean(values), statistics.stdev(values)
 
@@ -62,10 +90,10 @@ class Group:
 
 
 def read_results(folders: list[str]) -> list[Result]:
-    """The evaluations of each run, in the order of the folders.
+    """Read the evaluations of each run, in the order of the folders.
 
     Raises:
-        ValueError: if a folder has none, or a damaged one, or one without scores, or is given twice.
+        ValueError: if a folder is given twice or has no evaluation, or an evaluation is damaged or has no scores.
     """
     results, seen = [], set()
     for folder in folders:
@@ -75,7 +103,7 @@ def read_results(folders: list[str]) -> list[Result]:
         found = [name for name in EVALUATIONS if (Path(folder) / f"{name}.json").is_file()]
         if not found:
             raise ValueError(
-                f"{folder}: none of {', '.join(EVALUATIONS)}.json in it; run an evaluation of its checkpoint"
+                f"{folder}: has none of {', '.join(EVALUATIONS)}.json; run an evaluation of its checkpoint first"
             )
         results += [_read(folder, evaluation) for evaluation in found]
     return results
@@ -83,87 +111,144 @@ def read_results(folders: list[str]) -> list[Result]:
 
 def _read(folder: str, evaluation: str) -> Result:
     path = Path(folder) / f"{evaluation}.json"
+    content = _load(path, evaluation)
+    try:
+        scores = _scores(evaluation, content)
+        quality = content.get("quality", {})
+        balances = {name: float(quality[name]) for name in BALANCES if quality.get(name) is not None}
+        settings = _settings(evaluation, content)
+    except KeyError as error:
+        raise ValueError(f"{path}: has no {error}; run {evaluation}.py again") from None
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{path}: is not a result of {evaluation}.py; run it again") from None
+    return Result(
+        evaluation=evaluation,
+        folder=folder,
+        method=content.get("method") or "unknown",
+        seed="" if content.get("seed") is None else str(content["seed"]),
+        protocol=content.get("protocol", ""),
+        settings=settings,
+        scores=scores,
+        balances=balances,
+    )
+
+
+def _load(path: Path, evaluation: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: not what {evaluation}.py writes; run it again")
+        raise ValueError(f"{path}: is not a result of {evaluation}.py; run it again")
     if evaluation == "cls_eval" and "cluster_sizes" in content and "acc" not in content:
-        raise ValueError(f"{path}: has no scores, its data had no labels")
-    try:
-        scores = _scores(evaluation, content)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: {error} missing; run {evaluation}.py again") from None
+        raise ValueError(f"{path}: has no scores, because its data has no labels; leave it out")
+    return content
+
+
+def _scores(evaluation: str, content: dict[str, Any]) -> dict[str, float]:
+    if evaluation == "cls_eval":
+        scores = {name: content[name] for name in SCORES}
+    elif evaluation == "knn_eval":
+        scores = {f"{k}-nn {name}": found[name] for k, found in content["k"].items() for name in TOPS}
+    elif "best_epoch" in content:  # the best epoch is chosen on the test split; the name has to say so
+        scores = {f"{name} (best epoch)": content[name] for name in TOPS}
+        scores |= {f"{name} (last epoch)": content[f"last_{name}"] for name in TOPS}
+    else:  # --fast scores the test split once
+        scores = {name: content[name] for name in TOPS}
+    return {name: float(value) for name, value in scores.items()}
+
+
+def _settings(evaluation: str, content: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     known = {name: content[name] for name in SETTINGS if content.get(name) not in (None, "")}
     if evaluation == "cls_eval":
-        known["by"] = _clusters(content.get("kmeans"))
+        known["by"] = _source_of_clusters(content.get("kmeans"))
         known["clusters"] = len(content.get("cluster_sizes", ()))
     known["protocol"] = content.get("protocol", "")
-    settings = tuple((name, str(value)) for name, value in known.items())
-    return Result(evaluation, folder, content.get("method") or "unknown", settings, scores)
+    return tuple((name, str(value)) for name, value in known.items())
 
 
-def _scores(evaluation: str, content: dict) -> dict[str, float]:
-    if evaluation == "cls_eval":
-        return {name: content[name] for name in SCORES}
-    if evaluation == "lincls_eval":
-        return {name: content[name] for name in ("top1", "top5")}
-    return {f"{k}-nn {name}": top[name] for k, top in content["k"].items() for name in ("top1", "top5")}
-
-
-def _clusters(kmeans: dict | None) -> str:
-    """Where clusters come from."""
+def _source_of_clusters(kmeans: dict[str, Any] | None) -> str:
     if not kmeans:
         return "classifier"
-    unit = " at unit length" * kmeans["normalize"]
+    unit = " at unit length" if kmeans["normalize"] else ""
     starts = f"{kmeans['restarts']} x {kmeans['init']}"
     return f"k-means {kmeans['clusters']} on {kmeans['layer']}{unit}, {kmeans['fit_images']} images, {starts}"
 
 
+# ---- grouping -------------------------------------------------------------------------------------------------------
+
+
 def group(results: list[Result]) -> list[Group]:
-    """Put together what belongs together; the first of each group gives the order."""
-    members: dict[tuple, list[Result]] = {}
+    """Put runs that differ only in the seed together. Groups are in the order of their first run."""
+    members: dict[tuple[str, str, tuple[tuple[str, str], ...], tuple[str, ...]], list[Result]] = {}
     for result in results:
-        members.setdefault((result.method, result.settings, tuple(result.scores)), []).append(result)
+        key = (result.evaluation, result.method, result.settings, tuple(result.scores))
+        members.setdefault(key, []).append(result)
     groups = []
-    for key, own in members.items():
-        method, settings, _ = key
-        others = [dict(other) for name, other, _ in members if name == method and other != settings]
-        differing = [name for name, value in settings if any(other.get(name) != value for other in others)]
-        # A whole sentence only where nothing shorter tells it from another group.
-        short = {name: value for name, value in settings if name != "protocol"}
-        if not any(short == {name: value for name, value in other.items() if name != "protocol"} for other in others):
-            differing = [name for name in differing if name != "protocol"]
-        groups.append(Group(", ".join([method, *(f"{name} {dict(settings)[name]}" for name in differing)]), own))
+    for (evaluation, method, settings, _), own in members.items():
+        others = [
+            dict(other) for of, name, other, _ in members if (of, name) == (evaluation, method) and other != settings
+        ]
+        named = _differing(dict(settings), others)
+        groups.append(Group(", ".join([method, *(f"{name} {dict(settings)[name]}" for name in named)]), own))
     return groups
+
+
+def _differing(settings: dict[str, str], others: list[dict[str, str]]) -> list[str]:
+    """Return the settings whose values differ from those of another group.
+
+    The protocol is a long sentence. It is among them only if nothing else tells two groups apart.
+    """
+
+    def without_protocol(of: dict[str, str]) -> dict[str, str]:
+        return {name: value for name, value in of.items() if name != "protocol"}
+
+    differing = [name for name, value in settings.items() if any(other.get(name) != value for other in others)]
+    if any(without_protocol(settings) == without_protocol(other) for other in others):
+        return differing
+    return [name for name in differing if name != "protocol"]
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def rows_of(groups: list[Group], means: bool, plus_minus: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows for reading, in percent."""
-    scores = list(dict.fromkeys(name for each in groups for result in each.results for name in result.scores))
+    """Return header and rows of a table for readers, in percent; with `means` one row per group."""
+    scores = list(dict.fromkeys(score for each in groups for score in each.scores))
     rows = []
     for each in groups:
         n = len(each.results)
-        if not means or n == 1:
-            for result in each.results:
-                found = [f"{100 * result.scores[name]:.1f}" if name in result.scores else "" for name in scores]
-                rows.append([f"{each.name} (1 run)" if means else result.folder, *found])
+        if not means:
+            rows += [[result.folder, *_percents(result, scores)] for result in each.results]
+        elif n == 1:
+            rows.append([f"{each.name} (1 run)", *_percents(each.results[0], scores)])
         if n > 1:
-            title = f"{each.name} ({n} runs)" if means else f"mean {plus_minus} std of {n}"
-            title = f"{each.name}: {title}" if len(groups) > 1 and not means else title
-            found = []
-            for name in scores:
-                mean, std = each.spread(name) if name in each.results[0].scores else (None, None)
-                found.append("" if mean is None else f"{100 * mean:.1f} {plus_minus} {100 * std:.1f}")
-            rows.append([title, *found])
-    return ["run", *(name.upper() for name in scores)], rows
+            title = f"{each.name} ({n} runs)"
+            if not means:
+                title = f"mean {plus_minus} std of {n}"
+                title = f"{each.name}: {title}" if len(groups) > 1 else title
+            rows.append([title, *_spreads(each, scores, plus_minus)])
+    return ["run", *map(_heading, scores)], rows
+
+
+def _percents(result: Result, scores: list[str]) -> list[str]:
+    return [f"{100 * result.scores[name]:.1f}" if name in result.scores else "" for name in scores]
+
+
+def _spreads(each: Group, scores: list[str], plus_minus: str) -> list[str]:
+    spreads = {name: each.spread(name) for name in each.scores}
+    texts = {name: f"{100 * mean:.1f} {plus_minus} {100 * std:.1f}" for name, (mean, std) in spreads.items()}
+    return [texts.get(name, "") for name in scores]
+
+
+def _heading(score: str) -> str:
+    """Return the name of a score in capitals, but not the remark in brackets."""
+    name, bracket, remark = score.partition(" (")
+    return name.upper() + bracket + remark
 
 
 def markdown(groups: list[Group], means: bool = False) -> str:
+    """Return one table of groups of the same evaluation."""
     header, rows = rows_of(groups, means, "±")
     cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
@@ -172,64 +257,76 @@ def markdown(groups: list[Group], means: bool = False) -> str:
 
 
 def latex(groups: list[Group], means: bool = False) -> str:
-    """A tabular that needs no package."""
-    header, rows = rows_of(groups, means, "$\\pm$")
-    special = str.maketrans({c: f"\\{c}" for c in "_%&#{}"} | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}"})
-    lines = [" & ".join(text.translate(special) for text in row) + r" \\" for row in (header, *rows)]
+    """Return one tabular of groups of the same evaluation. It needs no package."""
+    special: dict[str, str | int | None] = {c: f"\\{c}" for c in "_%&#{}$"}
+    special |= {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}", "±": "$\\pm$"}
+    header, rows = rows_of(groups, means, "±")
+    lines = [" & ".join(text.translate(str.maketrans(special)) for text in row) + r" \\" for row in (header, *rows)]
     return "\n".join(
         [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", lines[0], "\\hline", *lines[1:], "\\end{tabular}"]
     )
 
 
-def as_csv(groups: list[Group], means: bool = False) -> str:
-    """For programs: fractions at full length, mean and standard deviation in columns of their own."""
-    scores = list(dict.fromkeys(name for each in groups for result in each.results for name in result.scores))
+def as_csv(groups: list[Group]) -> str:
+    """Return one table of all groups, a row per run and metric: fractions in full precision, no means."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        ["evaluation", "group", "run", "runs", *(column for name in scores for column in (name, f"{name}_std"))]
-    )
-    for each in groups:
-        start = [each.results[0].evaluation, each.name]
-        if not means or len(each.results) == 1:
-            for result in each.results:
-                table.writerow(
-                    [*start, result.folder, 1, *(x for name in scores for x in (result.scores.get(name), ""))]
-                )
-        if len(each.results) > 1:
-            known = [each.spread(name) if name in each.results[0].scores else ("", "") for name in scores]
-            table.writerow([*start, "mean", len(each.results), *(x for pair in known for x in pair)])
+    table.writerow(COLUMNS)
+    for each in sorted(groups, key=lambda each: EVALUATIONS.index(each.evaluation)):
+        for result in each.results:
+            start = [result.evaluation, each.name, result.folder, result.seed, result.protocol]
+            table.writerows([*start, metric, value] for metric, value in (result.scores | result.balances).items())
     return text.getvalue().rstrip("\n")
 
 
-FORMATS = {"markdown": markdown, "latex": latex, "csv": as_csv}
+TABLES: dict[str, Callable[[list[Group], bool], str]] = {"markdown": markdown, "latex": latex}
+
+
+def as_tables(groups: list[Group], style: str, means: bool) -> str:
+    """Return one table per evaluation; several have a title each."""
+    tables = {}
+    for evaluation in EVALUATIONS:
+        if own := [each for each in groups if each.evaluation == evaluation]:
+            tables[evaluation] = TABLES[style](own, means)
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    comment = "% " if style == "latex" else ""
+    return "\n\n".join(f"{comment}{evaluation}\n\n{table}" for evaluation, table in tables.items())
+
+
+# ---- program --------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m src.results", description="Tables over many runs.")
+    parser = argparse.ArgumentParser(prog="python -m src.results", description="Make tables of many runs.")
     parser.add_argument("what", choices=["table"])
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="output folders of the evaluations")
-    parser.add_argument("--format", choices=FORMATS, default="markdown", help="of the tables (default: markdown)")
-    parser.add_argument("--means", action="store_true", help="leave out the single runs of a group")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="output folder of the evaluations of one run")
+    parser.add_argument(
+        "--format",
+        choices=[*TABLES, "csv"],
+        default="markdown",
+        help="markdown and latex: one table per evaluation, in percent. csv: one row per run and metric, as fractions "
+        "(default: markdown)",
+    )
+    parser.add_argument("--means", action="store_true", help="show only means and standard deviations of groups")
     args = parser.parse_args()
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may have seen enough
+    if args.means and args.format == "csv":
+        parser.exit(2, "results: error: --means has no effect on --format csv, which has every run; drop one of them\n")
     try:
-        results = read_results(args.folders)
+        groups = group(read_results(args.folders))
     except (ValueError, OSError) as error:
         parser.exit(2, f"results: error: {error}\n")
-    tables = {
-        evaluation: group(own)
-        for evaluation in EVALUATIONS
-        if (own := [result for result in results if result.evaluation == evaluation])
-    }
-    for i, (evaluation, groups) in enumerate(tables.items()):
-        if i:
-            print()
-        if len(tables) > 1 and args.format != "csv":
-            print(f"{'% ' * (args.format == 'latex')}{evaluation}\n")
-        print(FORMATS[args.format](groups, args.means))
+    _print(as_csv(groups) if args.format == "csv" else as_tables(groups, args.format, args.means))
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it ends
+        if not isinstance(error, BrokenPipeError):  # a reader such as head may stop early; a full disk is an error
+            sys.exit(f"results: error: {error.strerror}, writing the table; free some space or write elsewhere")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

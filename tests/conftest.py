@@ -19,25 +19,48 @@ from processes import Forked, environment, finish_ranks, run_words, start_ranks
 from src.config import ViewSettings
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = ROOT.parent / "shared" / "golden"
+GOLDEN = ROOT.parent / "shared" / "golden"  # the whole collection; tests/golden holds a selection of it
 
 torch.set_num_threads(1)  # small tensors; and processes started by tests run beside this one
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "ranks: starts several processes (set here, on tests that use run_ranks)")
+
+
 def pytest_collection_modifyitems(items):
     """Files with many slow tests first: each goes to one process whole, and the last should not be the longest."""
+    for item in items:
+        if "run_ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker("ranks")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
 
+def find_golden(name: str, *arrays: str) -> Path | None:
+    """Return the first golden file of this name that holds these arrays, or None.
+
+    tests/golden comes first. The collection beside the repository, which is not public, comes second.
+    """
+    for path in (ROOT / "tests" / "golden" / name, GOLDEN / name):
+        if path.exists():
+            with np.load(path) as data:
+                if set(arrays) <= set(data.files):
+                    return path
+    return None
+
+
 @pytest.fixture
 def golden():
-    """Load a file of golden numbers, or skip: they are not part of the repository."""
+    """Load a file of golden numbers that holds these arrays, or skip the test."""
 
-    def load(name: str):
-        path = GOLDEN / name
-        if not path.exists():
-            pytest.skip(f"the authors' numbers are not here: {path.name} is looked for beside the repository")
+    def load(name: str, *arrays: str):
+        path = find_golden(name, *arrays)
+        if path is None:
+            wanted = f"{', '.join(arrays)} of {name}" if arrays else name
+            pytest.skip(
+                f"the authors' numbers are missing: {wanted} is neither in tests/golden nor in ../shared/golden"
+            )
         return np.load(path)
 
     return load

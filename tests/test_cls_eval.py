@@ -208,7 +208,7 @@ def test_heads_of_scan_and_sela_are_scored(run, pictures, tmp_path):
     assert (result["classifier"], result["cluster_sizes"]) == (0, np.bincount(expected[2], minlength=4).tolist())
 
     torch.save({"model": resnet50_named(scan), "head": 1}, tmp_path / "wide.pth")
-    found = r"classifiers\.0\.weight is of shape \(5, 512\), the backbone resnet50 has 2048"
+    found = r"classifiers\.0\.weight has the shape \(5, 512\), but the backbone resnet50 has 2048"
     with pytest.raises(InputError, match=found):
         run("--checkpoint", tmp_path / "wide.pth", "--data", pictures, "--workers", "0")
 
@@ -266,9 +266,9 @@ def test_weights_that_are_no_numbers_are_refused(trained, run, tmp_path):
         key: torch.full_like(v, torch.nan) if v.is_floating_point() else v for key, v in state["model"].items()
     }
     checkpoint.save(tmp_path / "nan.pt", {key: state[key] for key in ("config", "history", "epoch", "model")})
-    with pytest.raises(InputError, match="probabilities that are not numbers for 360 of 360 images"):
+    with pytest.raises(InputError, match="probabilities that are NaN or infinite for 360 of 360 images"):
         run("--checkpoint", tmp_path / "nan.pt")
-    with pytest.raises(InputError, match="features that are not numbers for 360 of 360 images"):
+    with pytest.raises(InputError, match="features that are NaN or infinite for 360 of 360 images"):
         run("--checkpoint", tmp_path / "nan.pt", "--kmeans", "3")
     assert not (tmp_path / "out").exists()
 

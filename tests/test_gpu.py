@@ -144,7 +144,12 @@ def test_batches_beside_the_steps_are_those_of_the_cpu(workers, exact, tmp_path)
     batches = []
     for device in (CPU, GPU):
         loader = TrainLoader(
-            data, PhotoViews(published_views(view_settings(*LAYOUT)), 32), batch_size=8, seed=0, device=device, workers=workers
+            data,
+            PhotoViews(published_views(view_settings(*LAYOUT)), 32),
+            batch_size=8,
+            seed=0,
+            device=device,
+            workers=workers,
         )
         made = []
         for batch in loader.epoch(1):
@@ -237,10 +242,10 @@ def test_assignments_neighbours_and_kmeans(exact):
     owner = torch.arange(2000) % 20
     rows = F.normalize(centres[owner] + 0.1 * torch.randn(2000, 16), dim=1)
     scores = rows @ centres.T
-    codes = [sinkhorn(scores.to(device), 0.05).cpu() for device in (CPU, GPU)]
+    codes = [sinkhorn(scores.to(device), 0.05, 3).cpu() for device in (CPU, GPU)]
     assert torch.allclose(*codes, atol=1e-5)
     logs = (scores / 0.1).log_softmax(dim=1)
-    labels = [balanced_labels(logs.to(device)).cpu() for device in (CPU, GPU)]
+    labels = [balanced_labels(logs.to(device), 25.0, 0.1, max_iterations=1000).cpu() for device in (CPU, GPU)]
     assert (labels[0] == labels[1]).float().mean() > 0.999
     hits = [
         count_hits(

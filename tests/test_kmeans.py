@@ -332,8 +332,8 @@ def test_what_is_wrong_is_said_before_any_work(trained, run, folder, moco, monke
             (*digits, "200", "--fit-share", "0.1"),
             r"--kmeans 200 is larger than the 142 images .*\(10 % of each class's\)",
         ),
-        ((*digits, "5", "--fit-list", tmp_path / "list.txt"), r"--fit-list .*1 of 2 images listed .* such as 1437"),
-        ((*digits, "5", "--data", folder), r"images have 3 channels, the network takes 1"),
+        ((*digits, "5", "--fit-list", tmp_path / "list.txt"), r"--fit-list .*1 of the 2 listed images, such as 1437"),
+        ((*digits, "5", "--data", folder), r"images have 3 channels, but the network takes 1"),
         (("--checkpoint", moco, "--data", folder), r"moco.* without classifiers.*; --kmeans K clusters the features"),
         (
             ("--checkpoint", moco, "--data", folder, "--kmeans", "3", "--layer", "head"),

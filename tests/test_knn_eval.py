@@ -220,10 +220,10 @@ def test_what_is_wrong_is_said_before_any_work(trained, knn, folder, tmp_path, m
         ((*digits, "--bank-share", "0.1"), r"--k 200 is larger than the bank, 142 of 1437 training images \(10 %"),
         (
             (*digits, "--bank-list", tmp_path / "list.txt"),
-            r"--bank-list .*1 of 2 images listed .* among the 1437 .*1437",
+            r"--bank-list .*1 of the 2 listed images, such as 1437, .* among the 1437 ",
         ),
         ((*digits, "--bank-list", tmp_path / "none.txt"), r"--bank-list .*none.txt: No such file"),
-        ((*digits, "--data", folder), r"--data .*images have 3 channels, the network takes 1"),
+        ((*digits, "--data", folder), r"--data .*images have 3 channels, but the network takes 1"),
         ((*digits, "--data", tmp_path / "empty"), r"--data .*empty: .* no labels"),
         ((*digits, "--data", tmp_path / "nowhere"), r"--data .*nowhere: no such folder"),
         (("--checkpoint", tmp_path / "none.pt"), r"none.pt: no such file"),
@@ -232,7 +232,7 @@ def test_what_is_wrong_is_said_before_any_work(trained, knn, folder, tmp_path, m
         with pytest.raises(InputError, match=message):
             knn(*words)
     (folder / "val").rename(folder / "old")
-    with pytest.raises(InputError, match=r"--data .*train but not val or test"):
+    with pytest.raises(InputError, match=r"--data .*has train, but the test split needs val or test"):
         knn(*digits, "--data", folder)
     assert not (tmp_path / "out").exists()
 
@@ -318,11 +318,11 @@ def test_a_list_names_images_by_name_folder_or_position(tmp_path):
     assert rows(memory, "3\n0\n") == [0, 3]
     for data, text, message in [
         (files, "x.png\n1.png\n", r"list.txt: 1.png is the name of 2 images: .* as in a/1.png"),
-        (files, "x.png\nc/x.png\ny.png\n", "2 of 3 images listed are not among the 3 .* such as c/x.png"),
+        (files, "x.png\nc/x.png\ny.png\n", "2 of the 3 listed images, such as c/x.png, are not among the 3 "),
         (files, "ng\n", "ng"),
         (files, "x.png\na/x.png\n", "x.png is listed twice"),
-        (files, "\n", "no image listed"),
-        (memory, "4\n", "1 of 1 images listed are not among the 4 "),
+        (files, "\n", "lists no image"),
+        (memory, "4\n", "1 of the 1 listed images, such as 4, are not among the 4 "),
         (memory, "-1\n", "such as -1"),
     ]:
         with pytest.raises(InputError, match=f"--bank-list .*{message}"):

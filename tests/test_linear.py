@@ -133,9 +133,9 @@ def test_windows_of_the_last_map_by_hand():
     torch.testing.assert_close(backbone(images), expected)
     for window, places in ((1, 49), (7, 1)):
         assert pool_windows(Ramp(), window, in_channels=1, image_size=4) == 2 * places
-    with pytest.raises(InputError, match=r"--pool-window 8 does not fit into the last map, 7 × 7"):
+    with pytest.raises(InputError, match=r"--pool-window 8 is larger than the last feature map, which is 7 × 7"):
         pool_windows(Ramp(), 8, in_channels=1, image_size=4)
-    with pytest.raises(InputError, match="--pool-window 2: this backbone does not end in the mean of a map"):
+    with pytest.raises(InputError, match="--pool-window 2: the backbone does not end in global average pooling"):
         pool_windows(Pixels(), 2, in_channels=1, image_size=4)
 
 
@@ -565,7 +565,7 @@ def test_windows_of_the_map_are_probed(untrained, lincls, tmp_path, monkeypatch,
     assert "taken from" not in capsys.readouterr().out  # other features than those of the whole map
     assert windows["backbone_sha256"] == whole["backbone_sha256"]
     with pytest.raises(
-        InputError, match="--pool-window 3 does not fit into the last map, 2 × 2 for images of 8 pixels"
+        InputError, match="--pool-window 3 is larger than the last feature map, which is 2 × 2 for images of 8 pixels"
     ):
         lincls("--checkpoint", untrained, "--pool-window", "3", "--output-dir", tmp_path / "never")
 
@@ -586,7 +586,7 @@ def test_few_labels_fine_tuned(untrained, lincls, tmp_path, capsys):
     lincls("--checkpoint", given, "--fast", "--output-dir", tmp_path / "again")
     assert read(tmp_path / "again")["backbone_sha256"] != result["backbone_sha256"]
     lincls("--checkpoint", untrained, "--epochs", "1")
-    with pytest.raises(InputError, match="no backbone in it"):
+    with pytest.raises(InputError, match="contains no backbone"):
         lincls("--checkpoint", untrained.parent / linear.BEST, "--output-dir", tmp_path / "never")
 
 
@@ -689,7 +689,7 @@ def test_bad_input_is_refused_before_anything_is_written(untrained, lincls, tmp_
     with pytest.raises(InputError, match=r"--arch resnet50: .* holds small_convnet"):
         lincls("--checkpoint", untrained, "--arch", "resnet50", *out)
     colour = write_checkpoint(tmp_path / "colour", "--data", "x", *SMALL, channels=3)
-    with pytest.raises(InputError, match="images have 1 channels, the network takes 3"):
+    with pytest.raises(InputError, match="images have 1 channels, but the network takes 3"):
         lincls("--checkpoint", colour, "--data", "digits", *out)
     top = picture_folder(tmp_path / "in")
     with pytest.raises(InputError, match="the train split has no labels"):

@@ -1,10 +1,10 @@
-"""Maps of features: which images, which features, where they land."""
+"""Maps of features: which images they show, and where."""
 
 import numpy as np
 import pytest
 
 from src.errors import InputError
-from src.evaluation.maps import choose_images, tsne, two_directions
+from src.evaluation.maps import choose_images, name_directions, tsne, two_directions
 
 
 def test_images_of_randomly_chosen_classes_are_shown_the_same_for_the_same_seed():
@@ -44,12 +44,22 @@ def test_two_directions_are_those_of_the_singular_vectors():
     rng = np.random.default_rng(0)
     features = (rng.normal(size=(50, 6)) * [1, 5, 0.2, 9, 1, 1] + 100).astype(np.float32)
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    expected = centred @ np.linalg.svd(centred)[2][:2].T
-    assert np.allclose(np.abs(two_directions(features)), np.abs(expected), atol=1e-9)
+    _, singular, directions = np.linalg.svd(centred)
+    points, shares = two_directions(features)
+    assert np.allclose(np.abs(points), np.abs(centred @ directions[:2].T), atol=1e-9)
+    assert np.allclose(shares, (singular**2 / (singular**2).sum())[:2])
 
 
-@pytest.mark.parametrize("shape", [(5, 1), (1, 4)])
-def test_a_direction_that_does_not_exist_is_zero(shape):
-    points = two_directions(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+@pytest.mark.parametrize(("shape", "expected"), [((5, 1), [1, 0]), ((1, 4), [0, 0])])
+def test_a_direction_that_does_not_exist_is_zero(shape, expected):
+    points, shares = two_directions(np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
     assert points.shape == (shape[0], 2)
     assert (points[:, 1] == 0).all()
+    assert shares.tolist() == pytest.approx(expected)
+
+
+def test_directions_are_named_with_their_share_of_the_variance():
+    assert name_directions(np.array([0.4312, 0.0])) == (
+        "first principal direction, 43.1 % of the variance",
+        "second principal direction, 0.0 % of the variance",
+    )

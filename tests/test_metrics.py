@@ -4,7 +4,6 @@ import warnings
 from fractions import Fraction
 from itertools import permutations
 from math import comb, log
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from sklearn import metrics as sklearn_metrics
 
 from src import metrics
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "metrics.npz"
 TOY_LABELS = [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
 
 
@@ -295,13 +293,11 @@ def test_no_image_in_any_superclass_is_an_error():
 # ---- original code --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden data at {GOLDEN}")
 @pytest.mark.parametrize("case", range(8))
-def test_scores_equal_the_original_code(case):
-    with np.load(GOLDEN) as golden:
-        assert int(golden["num_cases"]) == 8
-        prefix = f"case{case}_"
-        data = {name.removeprefix(prefix): golden[name] for name in golden if name.startswith(prefix)}
+def test_scores_equal_the_original_code(golden, case):
+    prefix = f"case{case}_"
+    numbers = golden("metrics.npz", f"{prefix}targets")
+    data = {name.removeprefix(prefix): numbers[name] for name in numbers if name.startswith(prefix)}
     labels, clusters = data["targets"], data["predictions"]
     scores = metrics.clustering_scores(labels, clusters)
     for name in ("nmi", "ami", "ari"):
@@ -368,12 +364,12 @@ def test_contingency_counts_the_images_of_every_cell():
     ("labels", "clusters", "message"),
     [
         ([0, 1, 2], [0, 1], "differ in length: 3 and 2"),
-        ([], [], "labels must be one-dimensional and not empty"),
-        ([0, 1], [], "clusters must be one-dimensional and not empty"),
-        ([[0, 1]], [[0, 1]], r"labels must be one-dimensional and not empty, got shape \(1, 2\)"),
-        ([0, -1], [0, 1], "labels must not be negative, got -1"),
-        ([0, 1], [0, -3], "clusters must not be negative, got -3"),
-        ([0.5, 1.0], [0, 1], "labels must be integers, got float64"),
+        ([], [], "labels have the shape .* expected one dimension and at least one entry"),
+        ([0, 1], [], "clusters have the shape .* expected one dimension and at least one entry"),
+        ([[0, 1]], [[0, 1]], r"labels have the shape \(1, 2\): expected one dimension"),
+        ([0, -1], [0, 1], "labels contain -1: expected integers of at least 0"),
+        ([0, 1], [0, -3], "clusters contain -3: expected integers of at least 0"),
+        ([0.5, 1.0], [0, 1], "labels are float64: expected integers"),
     ],
 )
 def test_bad_labels_are_refused_with_the_culprit(labels, clusters, message):

@@ -1,14 +1,16 @@
-"""Tables over several runs."""
+"""Tables of several runs."""
 
 import csv
+import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from src.results import Group, Result, as_csv, group, latex, main, markdown, read_results
+from src.results import Group, Result, as_csv, as_tables, group, latex, main, markdown, read_results
 
 RUNS = [
     {"acc": 0.90, "nmi": 0.80, "ami": 0.70, "ari": 0.500, "mapping": {"0": 3}, "method": "swav"},
@@ -17,12 +19,20 @@ RUNS = [
 ]
 
 
+def write(folder, evaluation, content):
+    """Write the result of one evaluation; return the folder as text."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{evaluation}.json").write_text(json.dumps(content))
+    return str(folder)
+
+
 @pytest.fixture
 def folders(tmp_path):
-    for i, run in enumerate(RUNS):
-        (tmp_path / f"run_{i}").mkdir()
-        (tmp_path / f"run_{i}" / "cls_eval.json").write_text(json.dumps(run))
-    return [str(tmp_path / f"run_{i}") for i in range(len(RUNS))]
+    return [write(tmp_path / f"run_{i}", "cls_eval", run) for i, run in enumerate(RUNS)]
+
+
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
 def test_mean_and_sample_standard_deviation_of_three_runs(folders):
@@ -50,25 +60,76 @@ def test_mean_and_sample_standard_deviation_of_three_runs(folders):
     ]
 
 
-def test_csv_is_for_programs(folders):
-    lines = list(csv.DictReader(as_csv(group(read_results(folders))).splitlines()))
-    assert [(line["run"], line["runs"], float(line["acc"]), line["acc_std"]) for line in lines[:3]] == [
-        (folder, "1", run["acc"], "") for folder, run in zip(folders, RUNS, strict=True)
+# ---- CSV ------------------------------------------------------------------------------------------------------------
+
+COMMON = {"method": "swav", "epochs": 5, "seed": 3, "protocol": 'central view, "best", and\nmore'}
+KNN = {"10": {"top1": 1 / 3, "top5": 0.9}, "20": {"top1": 0.25, "top5": 1.0}}
+PROBE = {"top1": 0.75, "top5": 0.875, "best_epoch": 4, "last_top1": 0.7, "last_top5": 0.85}
+
+
+def test_csv_has_one_row_per_run_and_metric(tmp_path):
+    quality = {"used": 9, "balance_hard": 0.9, "balance_soft": 0.8}
+    for name in ("a", "b"):
+        write(tmp_path / name, "lincls_eval", {**COMMON, **PROBE})
+        write(tmp_path / name, "cls_eval", {**RUNS[0], **COMMON, "quality": quality})
+        write(tmp_path / name, "knn_eval", {**COMMON, "k": KNN})
+    runs = [str(tmp_path / "a"), str(tmp_path / "b")]
+    rows = read_csv(as_csv(group(read_results(runs))))
+    assert list(rows[0]) == ["evaluation", "group", "run", "seed", "protocol", "metric", "value"]
+    expected = {
+        "cls_eval": {"acc": 0.9, "nmi": 0.8, "ami": 0.7, "ari": 0.5, "balance_hard": 0.9, "balance_soft": 0.8},
+        "knn_eval": {"10-nn top1": 1 / 3, "10-nn top5": 0.9, "20-nn top1": 0.25, "20-nn top5": 1.0},
+        "lincls_eval": {
+            "top1 (best epoch)": 0.75,
+            "top5 (best epoch)": 0.875,
+            "top1 (last epoch)": 0.7,
+            "top5 (last epoch)": 0.85,
+        },
+    }
+    assert [(row["evaluation"], row["run"], row["metric"], float(row["value"])) for row in rows] == [
+        (evaluation, run, metric, value)
+        for evaluation, scores in expected.items()
+        for run in runs
+        for metric, value in scores.items()
     ]
-    assert (lines[3]["evaluation"], lines[3]["group"], lines[3]["run"], lines[3]["runs"]) == (
-        "cls_eval",
-        "swav",
-        "mean",
-        "3",
-    )
-    assert float(lines[3]["ari"]) == pytest.approx(0.625)
-    assert float(lines[3]["ari_std"]) == pytest.approx(np.std([0.5, 0.6, 0.775], ddof=1))
-    assert len(as_csv(group(read_results(folders)), means=True).splitlines()) == 2
+    assert {(row["group"], row["seed"], row["protocol"]) for row in rows} == {("swav", "3", COMMON["protocol"])}
+
+
+def test_csv_names_the_groups_and_leaves_an_unknown_seed_empty(tmp_path):
+    runs = [write(tmp_path / f"{n}", "cls_eval", {**RUNS[0], "epochs": n}) for n in (5, 9)]
+    rows = read_csv(as_csv(group(read_results(runs))))
+    assert [(row["group"], row["run"]) for row in rows[::4]] == [
+        ("swav, epochs 5", runs[0]),
+        ("swav, epochs 9", runs[1]),
+    ]
+    assert {row["seed"] for row in rows} == {""}
+
+
+def test_means_of_a_csv_are_refused(folders, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["results.py", "table", *folders, "--format", "csv", "--means"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    output, errors = capsys.readouterr()
+    assert (stopped.value.code, output, errors.count("\n")) == (2, "", 1)
+    assert "--means has no effect on --format csv" in errors
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
 
 
 def test_latex_escapes_what_it_must():
-    result = Result("cls_eval", "runs/a_b&c%#", "x", (), {"top1": 0.5})
-    assert latex([Group("x", [result])]).splitlines()[3] == "runs/a\\_b\\&c\\%\\# & 50.0 \\\\"
+    result = Result(
+        evaluation="cls_eval",
+        folder="runs/a_b&c%#$d\\",
+        method="x",
+        seed="",
+        protocol="",
+        settings=(),
+        scores={"top1": 0.5},
+        balances={},
+    )
+    line = latex([Group("x", [result])]).splitlines()[3]
+    assert line == "runs/a\\_b\\&c\\%\\#\\$d\\textbackslash{} & 50.0 \\\\"
 
 
 def test_runs_are_grouped_by_what_they_have_in_common(tmp_path):
@@ -90,10 +151,8 @@ def test_runs_are_grouped_by_what_they_have_in_common(tmp_path):
         {"method": "simclr", "epochs": 5, "seed": 2, "protocol": "q", "kmeans": fitted | {"inertia": 4.0, "seed": 2}},
         {"method": "swav", "epochs": 9, "seed": 3, "protocol": "another"},
     ]
-    for i, run in enumerate(runs):
-        (tmp_path / str(i)).mkdir()
-        (tmp_path / str(i) / "cls_eval.json").write_text(json.dumps({**RUNS[0], **run}))
-    groups = group(read_results([str(tmp_path / str(i)) for i in range(7)]))
+    found = [write(tmp_path / f"{i}", "cls_eval", {**RUNS[0], **run}) for i, run in enumerate(runs)]
+    groups = group(read_results(found))
     assert [([Path(result.folder).name for result in each.results], each.name) for each in groups] == [
         (["0", "3"], "swav, epochs 5"),
         (["1"], "simclr, by classifier"),
@@ -104,18 +163,14 @@ def test_runs_are_grouped_by_what_they_have_in_common(tmp_path):
     assert "| swav, epochs 5: mean ± std of 2 |" in markdown(groups)
 
 
-def test_every_evaluation_has_its_table(tmp_path, run_python):
+def test_every_evaluation_has_its_table(tmp_path):
     for seed in (0, 1):
-        folder = tmp_path / str(seed)
-        folder.mkdir()
         common = {"method": "swav", "epochs": 5, "seed": seed, "protocol": "p"}
-        (folder / "cls_eval.json").write_text(json.dumps({**RUNS[seed], **common}))
-        knn = {"10": {"top1": 0.5 + 0.1 * seed, "top5": 0.9}, "20": {"top1": 0.25, "top5": 1.0}}
-        (folder / "knn_eval.json").write_text(json.dumps({**common, "k": knn}))
-    (tmp_path / "1" / "lincls_eval.json").write_text(json.dumps({**common, "top1": 0.75, "top5": 0.875}))
-    done = run_python("-m", "src.results", "table", tmp_path / "0", tmp_path / "1", "--means")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+        write(tmp_path / f"{seed}", "cls_eval", {**RUNS[seed], **common})
+        write(tmp_path / f"{seed}", "knn_eval", {**common, "k": {**KNN, "10": {"top1": 0.5 + 0.1 * seed, "top5": 0.9}}})
+    write(tmp_path / "1", "lincls_eval", {**common, **PROBE})
+    groups = group(read_results([str(tmp_path / "0"), str(tmp_path / "1")]))
+    assert as_tables(groups, "markdown", means=True).splitlines() == [
         "cls_eval",
         "",
         "| run | ACC | NMI | AMI | ARI |",
@@ -130,10 +185,20 @@ def test_every_evaluation_has_its_table(tmp_path, run_python):
         "",
         "lincls_eval",
         "",
-        "| run | TOP1 | TOP5 |",
-        "|---|---|---|",
-        "| swav (1 run) | 75.0 | 87.5 |",
+        "| run | TOP1 (best epoch) | TOP5 (best epoch) | TOP1 (last epoch) | TOP5 (last epoch) |",
+        "|---|---|---|---|---|",
+        "| swav (1 run) | 75.0 | 87.5 | 70.0 | 85.0 |",
     ]
+    assert as_tables(groups, "latex", means=True).splitlines()[0] == "% cls_eval"
+
+
+def test_a_fast_probe_has_no_last_epoch(tmp_path):
+    full = write(tmp_path / "full", "lincls_eval", {**PROBE, "method": "swav", "protocol": "trained"})
+    fast = write(tmp_path / "fast", "lincls_eval", {"top1": 0.5, "top5": 0.6, "method": "swav", "protocol": "fast"})
+    groups = group(read_results([full, fast]))
+    assert [each.name for each in groups] == ["swav, protocol trained", "swav, protocol fast"]
+    assert groups[1].scores == ["top1", "top5"]
+    assert f"| {fast} |  |  |  |  | 50.0 | 60.0 |" in markdown(groups)
 
 
 def test_one_run_has_no_spread(folders):
@@ -147,12 +212,13 @@ def test_runs_keep_the_order_they_were_named_in(folders):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "none of cls_eval, knn_eval, lincls_eval.json in it; run an evaluation"),
-        ('{"cluster_sizes": [4, 4]}', "has no scores, its data had no labels"),
-        ('{"acc": 0.5, "nmi": 0.5}', "'ami' missing"),
-        ("", "not what cls_eval.py writes"),
-        ('{"acc": 0.5, "nm', "not what cls_eval.py writes"),  # a full disk
-        ('["acc"]', "not what cls_eval.py writes"),
+        (None, "has none of cls_eval, knn_eval, lincls_eval.json; run an evaluation"),
+        ('{"cluster_sizes": [4, 4]}', "has no scores, because its data has no labels; leave it out"),
+        ('{"acc": 0.5, "nmi": 0.5}', "has no 'ami'; run cls_eval.py again"),
+        ('{"acc": null, "nmi": 0.5, "ami": 0.5, "ari": 0.5}', "is not a result of cls_eval.py"),
+        ("", "is not a result of cls_eval.py; run it again"),
+        ('{"acc": 0.5, "nm', "is not a result of cls_eval.py"),  # a full disk
+        ('["acc"]', "is not a result of cls_eval.py"),
     ],
 )
 def test_a_run_without_scores_is_one_line_and_status_2(folders, tmp_path, monkeypatch, capsys, text, message):
@@ -172,6 +238,38 @@ def test_the_program_prints_the_table(folders, run_python):
     done = run_python("-m", "src.results", "table", *folders)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("| mean ± std of 3 | 93.0 ± 3.6 |")
+
+
+def test_a_reader_that_stops_early_is_no_error(folders):
+    reader, writer = os.pipe()
+    os.close(reader)  # as head does once it has seen enough
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "src.results", "table", *folders],
+            cwd=Path(__file__).parents[1],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(folders):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "src.results", "table", *folders],
+            cwd=Path(__file__).parents[1],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "results: error: No space left on device" in done.stderr
 
 
 def test_a_run_given_twice_is_refused(folders, tmp_path):

@@ -18,7 +18,7 @@ from src import checkpoint
 from src.config import as_plain, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
 from src.distributed import Launch, read_launch
 from src.errors import InputError
-from src.pretrained import RELEASES
+from src.releases import RELEASES
 
 SCRIPTS = {str(path.relative_to(ROOT / "scripts")): path for path in sorted((ROOT / "scripts").rglob("*.sh"))}
 COMMON = SCRIPTS.pop("common.sh")

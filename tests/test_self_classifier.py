@@ -138,7 +138,7 @@ def test_nonsense_is_refused_naming_the_flag(wrong):
 @pytest.mark.parametrize("length", [3, 50])
 def test_queue_must_hold_a_batch_and_not_more_than_the_data(length):
     with pytest.raises(InputError, match=f"--queue-length {length}"):
-        SelfClassifier.check_data(Config(queue_length=length), batch_size=4, num_images=40)
+        SelfClassifier.check_data(Config(queue_length=length), batch_size=4, num_images=40, num_views=2)
 
 
 def test_no_layer_needs_the_backbones_width():

@@ -76,10 +76,16 @@ def test_gradient_is_the_slope(normalize_targets, group):
 def test_groups_are_batches_of_their_own():
     torch.manual_seed(0)
     logits = torch.randn(2, 2, 12, 5).double()
-    alone = [self_classifier_v1_terms(logits[:, :, first : first + 4], 0.2) for first in (0, 4, 8)]
-    assert torch.allclose(self_classifier_v1_terms(logits, 0.2, group=4), torch.stack(alone).mean(dim=0))
-    assert torch.allclose(self_classifier_v1_terms(logits, 0.2, group=12), self_classifier_v1_terms(logits, 0.2))
-    assert not torch.allclose(self_classifier_v1_terms(logits, 0.2, group=4), self_classifier_v1_terms(logits, 0.2))
+    alone = [
+        self_classifier_v1_terms(logits[:, :, first : first + 4], 0.2, normalize_targets=False, group=0)
+        for first in (0, 4, 8)
+    ]
+    whole, of_4, of_12 = (
+        self_classifier_v1_terms(logits, 0.2, normalize_targets=False, group=group) for group in (0, 4, 12)
+    )
+    assert torch.allclose(of_4, torch.stack(alone).mean(dim=0))
+    assert torch.allclose(of_12, whole)
+    assert not torch.allclose(of_4, whole)
 
 
 def test_half_precision_is_raised():
@@ -102,8 +108,8 @@ def test_views_may_be_swapped_and_classes_renamed():
     ("logits", "settings", "message"),
     [
         (torch.zeros(1, 2, 6, 3), {"tau": 0}, "tau=0"),
-        (torch.zeros(1, 3, 6, 3), {"tau": 0.1}, "two views, got 3"),
-        (torch.zeros(1, 2, 6, 3), {"tau": 0.1, "group": 4}, "group of 4 does not divide the 6 rows"),
+        (torch.zeros(1, 3, 6, 3), {"tau": 0.1}, "3 views: expected two"),
+        (torch.zeros(1, 2, 6, 3), {"tau": 0.1, "group": 4}, "group=4 does not divide the 6 rows"),
     ],
 )
 def test_loss_refuses_what_it_is_not_defined_for(logits, settings, message):

@@ -26,7 +26,7 @@ from ..run import make_folder
 from . import kmeans
 from .clustering import SCORES, kmeans_on_pixels, score_classifiers, score_superclasses
 from .knn import unit_rows
-from .maps import choose_images, tsne, two_directions
+from .maps import choose_images, name_directions, tsne, two_directions
 from .quality import agreement, align, rankme, silhouette
 from .session import Session, open_session
 
@@ -406,9 +406,17 @@ def maps_of(job: Job, found: Clustering, features: Tensor | None) -> list[report
     maps = []
     if options.pca:
         shown = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))[:MAPPED])
-        points, variance = two_directions(rows[shown])
-        title = f"Principal components 1 and 2: {variance[0]:.1%} and {variance[1]:.1%} of the variance"
-        maps.append(report.Map(file="pca", title=title, points=points, groups=groups[shown], names=names))
+        points, shares = two_directions(rows[shown])
+        maps.append(
+            report.Map(
+                file="pca",
+                title=f"Principal components of {len(shown):,} images",
+                points=points,
+                groups=groups[shown],
+                names=names,
+                axis_labels=name_directions(shares),
+            )
+        )
     for seed in range(options.tsne):
         shown = choose_images(groups, options.tsne_classes, seed)
         title = f"t-SNE of {len(shown):,} images"

@@ -1,5 +1,5 @@
-"""Features in the plane: by t-SNE, as the figures of Self-Classifier's first generation (arXiv:2103.10994v1), and by the two
-directions in which they vary most."""
+"""Features in the plane: by t-SNE, as in the figures of Self-Classifier's first generation (arXiv:2103.10994v1), and by the
+two directions with the largest variance."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from ..errors import InputError
 
 
 def choose_images(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """Positions of all images of `num_classes` classes drawn at random, in ascending order; 0: of all classes.
+    """Return the positions of all images of `num_classes` random classes, in ascending order (0: of all classes).
 
     Args:
-        labels: (N,) class or cluster of every image, -1 where unknown; those are never chosen.
+        labels: (N,) class or cluster of every image, -1 if unknown. Images with -1 are never chosen.
 
     Raises:
-        InputError: if there are fewer than three.
+        InputError: if there are fewer than three such images.
     """
     classes = np.unique(labels[labels >= 0])
     if 0 < num_classes < len(classes):
@@ -25,9 +25,9 @@ def choose_images(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray
 
 
 def tsne(features: np.ndarray) -> np.ndarray:
-    """scikit-learn's t-SNE in two dimensions with random state 0, (N, F) → (N, 2).
+    """Compute scikit-learn's t-SNE in two dimensions with random state 0, (N, F) → (N, 2).
 
-    The perplexity is 30, less for fewer than 91 images.
+    The perplexity is 30, or less for fewer than 91 images.
     """
     from sklearn.manifold import TSNE  # slow to import
 
@@ -45,3 +45,9 @@ def two_directions(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     missing = 2 - points.shape[1]
     shares = variances[:-3:-1].clip(min=0) / max(variances.clip(min=0).sum(), 1e-300)
     return np.pad(points, ((0, 0), (0, missing))), np.pad(shares, (0, missing))
+
+
+def name_directions(shares: np.ndarray) -> tuple[str, str]:
+    """Return the axis labels of a map of principal components, given their shares of the variance, (2,)."""
+    first, second = (f"{100 * share:.1f} % of the variance" for share in shares)
+    return f"first principal direction, {first}", f"second principal direction, {second}"

@@ -1,10 +1,10 @@
-"""METHODS: name → class, the only place that lists the methods. The names are the names of their files."""
+"""Register the methods. METHODS is the only list of them and maps each name, which is the name of its file, to its class."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ..models.backbones import build_backbone
-from .base import Method, PrototypeMethod, Step
+from .base import Method, PrototypeMethod, Step, feature_width
 from .deepcluster_v2 import DeepClusterV2
 from .sela_v2 import SeLaV2
 from .self_classifier import SelfClassifier
@@ -26,7 +26,7 @@ def build_method(name: str, config: Any, settings: Mapping[str, Any]) -> Method:
     Args:
         name: a key of `METHODS`.
         config: the method's own `Config`.
-        settings: the configuration of the run, of which `arch`, `channels`, `global_crops_size`, `patch_size` and
+        settings: the configuration of the run. Only `arch`, `channels`, `global_crops_size`, `patch_size` and
             `global_crops_number` are used.
     """
     backbone = build_backbone(
@@ -38,4 +38,4 @@ def build_method(name: str, config: Any, settings: Mapping[str, Any]) -> Method:
     return METHODS[name](backbone, config, settings["global_crops_number"])
 
 
-__all__ = ["METHODS", "Method", "PrototypeMethod", "Step", "build_method"]
+__all__ = ["METHODS", "Method", "PrototypeMethod", "Step", "build_method", "feature_width"]

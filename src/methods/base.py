@@ -1,7 +1,11 @@
-"""The contract between a method and the trainer and evaluations, and what several methods share."""
+"""Define the contract between methods, trainer and evaluations, and the code that several methods share.
+
+Legend: B images on this rank, V views, K classifiers, C_k classes of classifier k, D embedding width, F backbone width.
+"""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -16,14 +20,16 @@ from ..models.heads import ProjectionHead, Prototypes
 
 
 class Step(NamedTuple):
-    """What one training step returns.
+    """Hold the results of one training step.
 
-    loss: scalar, with gradient.
-    numbers: detached tensors of any fixed shape; the trainer averages them over the epoch's steps and all ranks.
-    neighbors: (B,) index in the data set of the image that each sample was paired with, if the method pairs images.
-        The trainer, which has the labels, logs how often the two agree.
-    skip: bool scalar, True if this rank has nothing to learn from the batch. If every rank says so, the trainer updates
-        nothing, counts the step and goes on. If only some do, their loss must be 0 with a gradient of 0. None: never.
+    Attributes:
+        loss: scalar with gradient.
+        numbers: detached tensors of any fixed shape. The trainer averages them over the steps of an epoch and all ranks.
+        neighbors: (B,) positions in the data set of the images that the samples were paired with; None: the method does
+            not pair images. The trainer, which has the labels, logs how often paired images have the same label.
+        skip: bool scalar, True if this rank cannot learn from the batch; None: never. If it is True on all ranks, the
+            trainer counts the step but does not update anything. If it is True only on some ranks, their loss must be 0
+            with a gradient of 0.
     """
 
     loss: Tensor
@@ -33,144 +39,186 @@ class Step(NamedTuple):
 
 
 class Method(nn.Module):
-    """A network, an objective, and what it remembers between steps.
+    """Base class of all methods: a network, an objective and the state that is kept between steps.
 
-    A method is built from a backbone and its own frozen `Config`. It sees views and indices, never labels. State that
-    must survive a restart is a parameter or a buffer, so that `state_dict` holds it. A training step has two halves:
-    `embed_views`, the expensive one, and `objective`. Every other hook does nothing by default.
+    A method is built from a backbone and its own frozen dataclass `Config`, which its class header names:
+    `class MyMethod(Method, config=Config)`. It receives views and indices, never labels. State that must survive a
+    restart is a parameter or a buffer, so that `state_dict` contains it. A training step has two halves: `embed_views`,
+    the expensive half, and `objective`. Every other hook does nothing by default.
     """
 
-    Config: type  # the frozen dataclass of the method's options
-    temperature: float = 1.0  # softmax(logits / temperature) are the probabilities of the classes
+    Config: ClassVar[type[Any]]  # the frozen dataclass of the method's options
+    temperature: float = 1.0  # the probabilities of the classes are softmax(logits / temperature)
     classes: tuple[int, ...] = ()  # the size of each classifier
     backbone: nn.Module
-    why_skipped = "the method found nothing to learn from"  # for the error if a whole epoch is skipped
+    why_skipped = "the method found nothing to learn from"  # reason in the error message if a whole epoch is skipped
+
+    def __init_subclass__(cls, *, config: type[Any] | None = None, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if config is not None:
+            cls.Config = config
 
     # ---- before training ----
 
     @staticmethod
-    def check_data(
-        config: Any, *, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
-    ) -> None:
-        """Refuse options that do not fit the views, the batch (over all ranks), the data set or the steps of the run.
+    def check_data(config: Any, *, batch_size: int, num_images: int, num_views: int, steps: int | None = None) -> None:
+        """Check that the options fit the data and the run.
+
+        Args:
+            config: the method's own `Config`.
+            batch_size: images per step over all ranks.
+            num_images: images in the data set.
+            num_views: views of every image.
+            steps: steps of the whole run; None: unknown.
 
         Raises:
-            InputError: naming the flags.
+            InputError: naming the flags that do not fit.
         """
 
     def companions(self, indices: np.ndarray, epoch: int) -> np.ndarray | None:
-        """Name the images to load together with those of a batch, such as their nearest neighbours.
+        """Return the images to load together with the images of a batch, such as their nearest neighbours.
+
+        `batch.views` contains the V views of the images, then the V views of their first companions, and so on.
 
         Args:
             indices: (B,) positions in the data set of this rank's images of a step.
+            epoch: number of the epoch, from 0.
 
         Returns:
-            (B, M) positions of M companions of each image, or None. The views of the companions follow those of the
-            images in `batch.views`: V views of the images, then V of their first companions, and so on. The answer must
-            depend on the arguments alone, not on the number of ranks or restarts.
+            (B, M) positions of M companions of each image, or None. The result must depend on the arguments alone, not
+            on the number of ranks or restarts.
         """
         return None
 
     def prepare_run(self, data: TrainingData) -> None:
-        """Before the first step of a run, not after a restart: mine neighbours, fill a memory bank."""
+        """Run before the first step of a run, but not after a restart. Mine neighbours or fill a memory bank here."""
 
     def prepare_epoch(self, epoch: int, data: TrainingData) -> None:
-        """Before an epoch, in training mode: k-means, Sinkhorn over the data set."""
+        """Run before each epoch, in training mode. Assign clusters to the data set here."""
 
     def prepare_step(self, step: int, data: TrainingData) -> None:
-        """Before a step, whose batch is already loaded: new labels in the middle of an epoch."""
+        """Run before each step, whose batch is already loaded. Update labels within an epoch here."""
 
     # ---- a training step ----
 
     def idle_views(self) -> int:
-        """Return how many of the first views get no gradient in this step."""
+        """Return the number of first views that need no gradient in this step."""
         return 0
 
     def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
-        """Return the embeddings of V views, V × (B, D).
+        """Compute the embeddings of V views, V × (B, D).
 
-        This is the expensive half of a step, which `--accumulate` runs in parts. It must not change what the method
-        remembers. The first `idle` views are embedded without a graph.
+        This is the expensive half of a step. `--accumulate` calls it several times, with parts of the batch. So it must
+        not change the state that the method keeps between steps.
+
+        Args:
+            views: V views, (B, channels, H, W) each.
+            idle: number of first views that are embedded without gradient.
         """
         raise NotImplementedError
 
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
-        """Return the loss of this rank's whole batch, and remember what later steps need.
+        """Compute the loss of this rank's whole batch and update the state that later steps need.
 
         Args:
-            embeddings: what `embed_views` returned.
+            embeddings: V × (B, D), the result of `embed_views`.
             indices: (B,) positions of the images in the data set.
         """
         raise NotImplementedError
 
     def after_backward(self, step: int) -> None:
-        """Between backward and the optimiser: keep prototypes fixed at first, and the like."""
+        """Run between backward and the update. Change gradients here."""
 
     def after_step(self, batch: Batch) -> None:
-        """After the optimiser: normalise prototypes, and the like."""
+        """Run after the update. Normalise prototypes here."""
 
     # ---- the network ----
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the (B, D) embeddings of single images, for k-NN and linear probes."""
+        """Compute the (B, D) embeddings of single images, for k-NN and linear probes."""
         raise NotImplementedError
 
     def predict(self, images: Tensor) -> list[Tensor]:
-        """Return the (B, C_k) logits of each classifier k for single images, for clustering scores."""
+        """Compute the (B, C_k) logits of each classifier k for single images, for clustering scores."""
         raise NotImplementedError
 
     # ---- checkpoints ----
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Resize buffers whose size depends on the data set to the sizes in `state`, before it is loaded."""
+        """Resize the buffers whose size depends on the data set to their sizes in `state`, before it is loaded."""
 
     def saved_state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds of the method."""
+        """Return the tensors that a checkpoint stores."""
         return self.state_dict()
 
     def load_saved_state(self, state: dict[str, Tensor]) -> None:
-        """Load what `saved_state` returned."""
+        """Load tensors that `saved_state` returned."""
         self.make_room(state)
         self.load_state_dict(state)
 
     # ---- the log ----
 
     def summarize(self, averages: dict[str, Tensor]) -> dict[str, Any]:
-        """Turn an epoch's averages of `numbers` into scalars to log. The key `classifier` names the classifier to use."""
+        """Convert an epoch's averages of `Step.numbers` to scalars for the log.
+
+        The key `classifier`, if present, is the number of the classifier that evaluations use by default.
+        """
         return {}
 
     def report(self, summary: dict[str, Any]) -> str:
-        """Return the last epoch as a table for a person."""
+        """Format the summary of the last epoch as a table."""
         return ""
 
     def diagnose(self, history: list[dict[str, Any]]) -> str | None:
-        """Return one plain sentence if the summaries of the epochs so far show that training went wrong."""
+        """Return one plain sentence if the summaries of all epochs so far show a failure of the training."""
         return None
 
 
-class ClassifierMethod(Method):
-    """What methods share that train K classifiers on the embeddings of a projection head.
+def feature_width(backbone: nn.Module) -> int:
+    """Return F, the number of features of a backbone. Every backbone has it as the attribute `width`."""
+    return cast(int, backbone.width)
 
-    A subclass sets `backbone`, `projection_head`, `classifiers`, `classes` and `temperature`. Its `numbers` hold `terms`, the
-    (K,) losses of the classifiers, and what `occupancy` returns.
+
+def check_head(layers: int, *, dim: int, width: int) -> None:
+    """Check that a projection head without layers keeps the width of the backbone's features.
+
+    Raises:
+        InputError: naming --dim.
+    """
+    if layers == 0 and dim != width:
+        raise InputError(
+            f"--dim is {dim}, but with --head-layers 0 the embedding is the backbone's {width} features: give --dim {width}"
+        )
+
+
+class ClassifierMethod(Method):
+    """Base class of methods that train K classifiers on the embeddings of a projection head.
+
+    A subclass sets `backbone`, `projection_head`, `classifiers`, `classes` and `temperature`. The numbers of its steps
+    contain `terms`, the (K,) losses of the classifiers, and the result of `occupancy`.
     """
 
-    remedy = "a larger --lr or a larger --batch-size"  # what to try when it has collapsed
+    projection_head: nn.Module
+    classifiers: nn.ModuleList
+    remedy = "a larger --lr or a larger --batch-size"  # what the user should try after a collapse
 
     def collapsed_loss(self, k: int) -> float:
-        """What classifier k's loss settles at when all images get the same prediction."""
+        """Return the loss of classifier k if it predicts the same for all images."""
         return math.log(self.classes[k])
 
     def embed(self, images: Tensor) -> Tensor:
         return self.projection_head(self.backbone(images))
 
     def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
-        """Unit embeddings of V views, V × (B, D). Batch normalisation in the backbone sees views of one size together, in
-        the head all of them."""
+        """Compute the unit embeddings of V views, V × (B, D).
+
+        In the backbone, batch normalisation sees consecutive views of the same size together. In the head, it sees all
+        views together. Idle views are always separate from the others.
+        """
         if idle:
             with torch.no_grad():
-                first = self.embed_views(views[:idle])
-            return first + self.embed_views(views[idle:])
+                without_gradient = self.embed_views(views[:idle])
+            return without_gradient + self.embed_views(views[idle:])
         features, first = [], 0
         for i in range(1, len(views) + 1):
             if i == len(views) or views[i].shape[-1] != views[first].shape[-1]:
@@ -183,22 +231,33 @@ class ClassifierMethod(Method):
         return [classifier(embeddings) for classifier in self.classifiers]
 
     @torch.no_grad()
-    def occupancy(self, logits) -> dict[str, Tensor]:
-        """How view 1, which is never replaced, spreads over the classes: (C_k,) shares of the hard and the soft kind."""
+    def occupancy(self, logits: Sequence[Sequence[Tensor] | Tensor]) -> dict[str, Tensor]:
+        """Compute the shares of the classes in view 1, which no neighbour replaces.
+
+        Args:
+            logits: logits[k][v] is the (B, C_k) output of classifier k for view v.
+
+        Returns:
+            share_k: (C_k,) shares of the images whose largest logit is that of the class.
+            prediction_k: (C_k,) mean probabilities of the classes.
+        """
         numbers = {}
         for k, views in enumerate(logits):
             z = views[1].float()
-            # by scatter_add: torch.bincount would make the host wait for a GPU
+            # scatter_add_ instead of torch.bincount, which makes the host wait for the GPU
             counts = z.new_zeros(z.shape[1]).scatter_add_(0, z.argmax(dim=1), z.new_ones(len(z)))
             numbers[f"share_{k}"] = counts / len(z)
             numbers[f"prediction_{k}"] = (z / self.temperature).softmax(dim=1).mean(dim=0)
         return numbers
 
     def summarize(self, averages: dict[str, Tensor]) -> dict[str, Any]:
-        """Names for use the classifier with the lowest loss among those with the size of the first."""
+        """Return loss, used classes, entropy and balance of each classifier, and the classifier to use.
+
+        The classifier to use is the one with the lowest loss among the classifiers that are as large as the first one.
+        """
         terms = averages["terms"].tolist()
         comparable = [k for k, size in enumerate(self.classes) if size == self.classes[0]]
-        summary = {"classifier": min(comparable, key=lambda k: terms[k])}
+        summary: dict[str, Any] = {"classifier": min(comparable, key=lambda k: terms[k])}
         for k in range(len(self.classes)):
             share, prediction = averages[f"share_{k}"], averages[f"prediction_{k}"]
             summary[f"loss_{k}"] = terms[k]
@@ -209,17 +268,14 @@ class ClassifierMethod(Method):
         return summary
 
     def report(self, summary: dict[str, Any]) -> str:
-        """Return one row per classifier; see `metrics.balance` for the two balances, in percent."""
-        rows = [
-            [
-                f"classifier {k}{' (chosen)' if k == summary['classifier'] else ''}",
-                str(size),
-                f"{summary[f'loss_{k}']:.3f}",
+        """Return a table with one row per classifier. `metrics.balance` explains the two balances, which are in percent."""
+        rows = []
+        for k, size in enumerate(self.classes):
+            name = f"classifier {k} (chosen)" if k == summary["classifier"] else f"classifier {k}"
+            balances = [
+                percent(summary[key]) if key in summary else "" for key in (f"balance_hard_{k}", f"balance_soft_{k}")
             ]
-            + [str(summary[f"used_{k}"])]
-            + [percent(summary[name]) if name in summary else "" for name in (f"balance_hard_{k}", f"balance_soft_{k}")]
-            for k, size in enumerate(self.classes)
-        ]
+            rows.append([name, str(size), f"{summary[f'loss_{k}']:.3f}", str(summary[f"used_{k}"]), *balances])
         return table(["last epoch", "clusters", "loss", "used", "balance (hard)", "balance (soft)"], rows)
 
     def diagnose(self, history: list[dict[str, Any]]) -> str | None:
@@ -230,31 +286,53 @@ class ClassifierMethod(Method):
         size, collapsed = self.classes[chosen], self.collapsed_loss(chosen)
         if all(abs(epoch[f"loss_{chosen}"] / collapsed - 1) < 0.01 for epoch in recent):
             return (
-                f"The model has collapsed: for five epochs the loss has stayed at {collapsed:.3g}, the cost of giving every image the "
-                f"same prediction; try {self.remedy}."
+                f"The model has collapsed: for five epochs the loss has been {collapsed:.3g}, as if all images had the same "
+                f"prediction; try {self.remedy}."
             )
         if all(epoch[f"used_{chosen}"] <= size // 2 for epoch in recent):
             return (
-                f"The model is collapsing: only {recent[-1][f'used_{chosen}']} of {size} clusters were used in the last epoch; try a "
+                f"The model is collapsing: the last epoch used only {recent[-1][f'used_{chosen}']} of {size} clusters; try a "
                 "smaller --lr, a larger --batch-size, or fewer classes."
             )
         return None
 
 
-class PrototypeMethod(ClassifierMethod):
-    """What SwAV, DeepCluster-v2 and SeLa-v2 share: a head of two layers and unit prototypes, one set for each head.
+class PrototypeConfig(Protocol):
+    """The options that `PrototypeMethod` reads."""
 
-    arXiv:2006.09882v5. A subclass passes its number of prototypes for each head. Its config has `temperature`, `dim`, `hidden_dim`,
-    `head_bn`, `assign_views`, and `freeze_prototypes` if prototypes learn.
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def hidden_dim(self) -> int: ...
+    @property
+    def head_bn(self) -> bool: ...
+    @property
+    def assign_views(self) -> tuple[int, ...]: ...
+
+
+class PrototypeMethod(ClassifierMethod):
+    """Base class of SwAV, DeepCluster-v2 and SeLa-v2: a projection head of two layers, and heads of unit prototypes.
+
+    arXiv:2006.09882v5. Each of H heads has its own prototypes.
+
+    Args:
+        backbone: network with the attribute `width`, (B, channels, H, W) → (B, F).
+        config: the method's own `Config`.
+        prototypes: number of prototypes of each head.
     """
 
-    def __init__(self, backbone: nn.Module, config, prototypes: tuple[int, ...]):
+    config: PrototypeConfig
+    freeze_prototypes: int = 0  # number of first steps in which the prototypes do not change
+
+    def __init__(self, backbone: nn.Module, config: PrototypeConfig, prototypes: tuple[int, ...]):
         super().__init__()
         self.config = config
         self.classes, self.temperature = tuple(prototypes), config.temperature
         self.backbone = backbone
         self.projection_head = ProjectionHead(
-            backbone.width,
+            feature_width(backbone),
             config.hidden_dim,
             config.dim,
             layers=2,
@@ -265,32 +343,41 @@ class PrototypeMethod(ClassifierMethod):
         )
         self.classifiers = nn.ModuleList(Prototypes(config.dim, number) for number in prototypes)
 
+    @property
+    def heads(self) -> list[Prototypes]:
+        """Return the classifiers, each with its prototypes as `weight`, (K_h, D)."""
+        return [cast(Prototypes, head) for head in self.classifiers]
+
     @staticmethod
-    def check_data(
-        config: Any, *, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
-    ) -> None:
-        if max(config.assign_views) >= num_views:
+    def check_data(config: Any, *, batch_size: int, num_images: int, num_views: int, steps: int | None = None) -> None:
+        last = max(config.assign_views)
+        if last >= num_views:
             raise InputError(
-                f"--assign-views names view {max(config.assign_views)}, but there are only views 0 to {num_views - 1}"
+                f"--assign-views names view {last}, but there are only views 0 to {num_views - 1}: name existing views"
             )
         frozen = getattr(config, "freeze_prototypes", 0)
         if steps is not None and frozen >= steps:
             raise InputError(
-                f"--freeze-prototypes {frozen} is not less than the {steps} steps of the run: they would never be trained"
+                f"--freeze-prototypes {frozen} is not less than the {steps} steps of the run, so the prototypes would never "
+                "be trained: lower it"
             )
 
     def scores(self, embeddings: list[Tensor]) -> list[Tensor]:
-        """Cosines with each head's prototypes, H × (V, B, K_h), of V views."""
+        """Compute the cosines of the embeddings of V views with the prototypes of each head, H × (V, B, K_h)."""
         stacked = torch.cat(embeddings)
-        return [prototypes(stacked).unflatten(0, (len(embeddings), -1)) for prototypes in self.classifiers]
+        return [head(stacked).unflatten(0, (len(embeddings), -1)) for head in self.heads]
 
     def after_backward(self, step: int) -> None:
-        """Prototypes keep their start for a while: neither gradient nor momentum nor decay."""
-        if step < getattr(self.config, "freeze_prototypes", 0):
+        """Remove the gradients of the prototypes in the first `freeze_prototypes` steps.
+
+        Without a gradient, the optimiser changes neither the prototypes nor their momentum, and does not decay them.
+        """
+        if step < self.freeze_prototypes:
             for parameter in self.classifiers.parameters():
                 parameter.grad = None
 
-    def after_step(self, batch) -> None:
-        for prototypes in self.classifiers:
-            if prototypes.weight.requires_grad:
-                prototypes.normalize_()
+    def after_step(self, batch: Batch) -> None:
+        """Scale the trained prototypes to unit length."""
+        for head in self.heads:
+            if head.weight.requires_grad:
+                head.normalize_()

@@ -1,61 +1,72 @@
-"""SeLa-v2: self-labelling with SwAV's recipe. Labels that share the data set evenly are computed before every epoch.
+"""SeLa-v2: assign labels that divide the data set evenly before every epoch, then learn to predict them.
 
-Caron et al., arXiv:2006.09882v5, section 5.1 and appendix D, after Asano, Rupprecht and Vedaldi, arXiv:1911.05371. The loop of
-DeepCluster-v2 with another assignment: instead of k-means, optimal transport between all images and the prototypes of a
-head, whose argmax labels the image; and the prototypes are trained with the network, as in SwAV.
+Caron et al., arXiv:2006.09882v5, section 5.1 and appendix D, after Asano, Rupprecht and Vedaldi, arXiv:1911.05371: SeLa
+trained with the recipe of SwAV. The loop is that of DeepCluster-v2, with two differences. Optimal transport between all
+images and the prototypes of a head replaces k-means; the largest entry of its plan is the label of an image. And the
+prototypes are trained with the network, as in SwAV.
 
-The authors published results but no code, and the paper leaves open what is our choice here: --lam, --tolerance and
---max-iterations (as in SeLa, which has no limit), --freeze-prototypes and their unit length after every step (as in SwAV),
-hard labels, banks that the heads use in turn, and float32 (as in DeepCluster-v2).
+The authors published results but no code. These choices are ours, because the paper does not specify them:
+
+- --lam, --tolerance and --max-iterations are those of SeLa, which has no limit on the iterations.
+- --freeze-prototypes and the unit length of the prototypes after every step are those of SwAV.
+- The labels are hard.
+- The heads use the banks of the assigned views in turn, and the transport starts from float32 embeddings, as in
+  DeepCluster-v2.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..assignments import balanced_prototype_labels
 from ..config import require_at_least, require_positive, require_sizes, require_views
 from ..errors import RunError
-from .deepcluster_v2 import DeepClusterV2
+from .deepcluster_v2 import MemoryBankMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     prototypes: tuple[int, ...] = (3000, 3000, 3000)  # number of clusters of each head
-    temperature: float = 0.1  # of the predictions
-    lam: float = 25.0  # sharpness of the transport; temperature / lam is what SwAV calls epsilon
-    tolerance: float = 0.1  # when the transport counts as balanced; see src/assignments.py
-    max_iterations: int = 1000  # of the transport, if it is not balanced before
-    freeze_prototypes: int = 313  # steps during which the prototypes keep their start
-    assign_views: tuple[int, ...] = (0, 1)  # views whose embeddings are labelled, by the heads in turn
-    dim: int = 128  # embedding size
-    hidden_dim: int = 2048  # width of the head's hidden layer
-    head_bn: bool = True  # batch normalisation of it
+    temperature: float = 0.1  # temperature of the predictions
+    lam: float = 25.0  # sharpness of the transport; SwAV's epsilon corresponds to temperature / lam
+    tolerance: float = 0.1  # threshold of the convergence of the transport, see src/assignments.py
+    max_iterations: int = 1000  # largest number of iterations of the transport
+    freeze_prototypes: int = 313  # number of first steps in which the prototypes do not change
+    assign_views: tuple[int, ...] = (0, 1)  # views whose embeddings are labelled; the heads use them in turn
+    dim: int = 128  # size of an embedding
+    hidden_dim: int = 2048  # width of the hidden layer of the projection head
+    head_bn: bool = True  # batch normalisation after the hidden layer
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "temperature", "lam", "tolerance")
         require_at_least(self, max_iterations=1, freeze_prototypes=0, dim=1, hidden_dim=1)
         require_sizes(self, "prototypes")
         require_views(self, "assign_views")
 
 
-class SeLaV2(DeepClusterV2):
-    """See `DeepClusterV2`; the clusters are balanced labels, and the prototypes learn."""
+class SeLaV2(MemoryBankMethod, config=Config):
+    """Train SeLa-v2: the clusters are balanced labels, and the prototypes are trained.
 
-    Config = Config
+    Args:
+        backbone: network with the attribute `width`, (B, channels, H, W) → (B, F).
+        config: options of the method.
+        num_global: number of global views; not used.
+    """
+
+    config: Config
     remedy = "a larger --lam, more --freeze-prototypes steps, or softer views"
 
-    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
-        super().__init__(backbone, config, num_global)
-        self.classifiers.requires_grad_(True)
+    def __init__(self, backbone: nn.Module, config: Config, num_global: int = 2):
+        super().__init__(backbone, config, config.prototypes)
+        self.freeze_prototypes = config.freeze_prototypes
 
     def assign(self, head: int, embeddings: Tensor, *, mine: Tensor, generator: np.random.Generator) -> Tensor:
+        """Compute labels that divide the embeddings evenly among the prototypes of the head."""
         try:
             return balanced_prototype_labels(
                 mine,
-                self.classifiers[head].weight,
+                self.heads[head].weight,
                 self.temperature,
                 lam=self.config.lam,
                 tolerance=self.config.tolerance,
@@ -68,7 +79,7 @@ class SeLaV2(DeepClusterV2):
 
 
 PRESETS = {
-    # SwAV's recipe with the views of the released models; the authors published no script.
+    # The recipe of SwAV with the views of the released models. The authors published no script.
     "published": {
         "epochs": 400,
         "batch_size": 4096,
@@ -85,7 +96,7 @@ PRESETS = {
     },
     "400ep": {"base": "published", "sync_bn_group": 8},
     "400ep_2x224": {"base": "400ep", "global_crops_size": 224, "local_crops_number": 0},
-    # ours; docs/training.md says what of it is whose advice, and what of it was run.
+    # Our own recipes. docs/training.md gives the source of each setting and says what was run.
     "cifar10": {
         "arch": "cifar_resnet18",
         "global_crops_size": 32,

@@ -1,64 +1,78 @@
-"""Self-Classifier, first generation: two views, many fixed classifiers, one temperature.
+"""Self-Classifier, first generation: two views, many fixed classifiers and one temperature.
 
 Amrani and Bronstein, "Self-Supervised Classification Network", arXiv:2103.10994v1. Authors' code:
-github.com/elad-amrani/self-classifier before December 2021. K classifiers of equal size, orthonormal and by default never
-trained, compare each view's p(class|image) with the other's p(image|class). Nothing normalises the predictions over
-classes, there is no queue, and both views are made by the same recipe and pass through the network one after the other.
+github.com/elad-amrani/self-classifier before December 2021. K classifiers of equal size compare p(class|image) of each
+view with p(image|class) of the other view. Their class vectors are orthonormal and by default not trained. In contrast to
+the second generation, the predictions are not normalised over the batch, and there is no queue. The same recipe makes both
+views, which pass through the network one after the other.
 
-Defaults are the 800-epoch ImageNet recipe. Departures from the authors' code: the loss runs in float32 under mixed
-precision too, what shares a column softmax is a number of images instead of whatever a GPU holds, the learning rate
-falls with every step on CIFAR too (theirs with every epoch), and the classifier with the lowest training loss is named
-for use, where they take the first.
+The defaults are the 800-epoch ImageNet recipe. Departures from the authors' code:
+
+- The loss runs in float32 in mixed precision too.
+- A fixed number of images shares a column softmax. In their code, the images of one GPU share it.
+- The learning rate changes after every step, also on CIFAR. Theirs changes after every epoch there.
+- The classifier to use is the one with the lowest training loss. The authors use the first.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import distributed
 from ..config import require_at_least, require_positive
 from ..errors import InputError
 from ..losses import self_classifier_v1_terms
 from ..models.heads import CosineClassifier, ProjectionHead
-from .base import ClassifierMethod, Step
+from .base import ClassifierMethod, Step, check_head, feature_width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    num_classifiers: int = 30  # classifiers, all of one size
-    num_classes: int = 1000  # size of each
-    learnable: bool = False  # train the classifiers; if off, they stay as they start
+    num_classifiers: int = 30  # number of classifiers, which have the same size
+    num_classes: int = 1000  # number of classes of each classifier
+    learnable: bool = False  # train the classifiers
     tau: float = 0.1  # temperature of both softmaxes
-    normalize_targets: bool = False  # every image's targets sum to one; if off, every class's do
-    softmax_group: int = 256  # images that share a column softmax, theirs per GPU; 0: the batch of all ranks
-    dim: int = 128  # embedding size
-    hidden_dim: int = 4096  # width of the head's hidden layers
-    head_layers: int = 3  # linear layers in the head; 0: the backbone's features are the embedding
+    normalize_targets: bool = (
+        False  # all images have the same weight in the loss; if off, all classes have the same weight
+    )
+    softmax_group: int = (
+        256  # images that share a column softmax; the authors have 256 per GPU (0: the batch of all ranks)
+    )
+    dim: int = 128  # size of an embedding
+    hidden_dim: int = 4096  # width of the hidden layers of the projection head
+    head_layers: int = (
+        3  # number of linear layers in the projection head (0: the features of the backbone are the embedding)
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "tau")
         require_at_least(self, num_classifiers=1, num_classes=2, softmax_group=0, dim=1, hidden_dim=1, head_layers=0)
         if self.softmax_group == 1:
-            raise InputError("--softmax-group is 1: an image alone has nothing to be compared with; expected 0 or more")
-
-
-class SelfClassifierV1(ClassifierMethod):
-    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config."""
-
-    Config = Config
-
-    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
-        super().__init__()
-        if config.head_layers == 0 and config.dim != backbone.width:
             raise InputError(
-                f"--head-layers 0 keeps the backbone's {backbone.width} features: --dim is {config.dim}, give --dim {backbone.width}"
+                "--softmax-group is 1, but a softmax over one image is constant: expected 0, or at least 2"
             )
+
+
+class SelfClassifierV1(ClassifierMethod, config=Config):
+    """Train the first generation of Self-Classifier.
+
+    Args:
+        backbone: network with the attribute `width`, (B, channels, H, W) → (B, F).
+        config: options of the method.
+        num_global: number of global views; not used.
+    """
+
+    def __init__(self, backbone: nn.Module, config: Config, num_global: int = 2):
+        super().__init__()
+        width = feature_width(backbone)
+        check_head(config.head_layers, dim=config.dim, width=width)
         self.config = config
         self.classes, self.temperature = (config.num_classes,) * config.num_classifiers, config.tau
         self.backbone = backbone
         self.projection_head = ProjectionHead(
-            backbone.width,
+            width,
             config.hidden_dim,
             config.dim,
             layers=config.head_layers,
@@ -67,18 +81,17 @@ class SelfClassifierV1(ClassifierMethod):
             std=None,
             eps=1e-12,
         )
-        self.classifiers = torch.nn.ModuleList(
+        self.classifiers = nn.ModuleList(
             CosineClassifier(config.dim, config.num_classes, config.learnable) for _ in range(config.num_classifiers)
         )
-        self.group = config.softmax_group  # images per column softmax; 0 until the first batch tells
+        self.group = config.softmax_group  # images per column softmax; 0 until the first batch sets it
 
     @staticmethod
-    def check_data(
-        config: Config, *, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
-    ) -> None:
+    def check_data(config: Any, *, batch_size: int, num_images: int, num_views: int, steps: int | None = None) -> None:
         if num_views != 2:
             raise InputError(
-                f"self_classifier_v1 compares two views, --global-crops-number and --local-crops-number make {num_views}"
+                f"--global-crops-number and --local-crops-number make {num_views} views, but self_classifier_v1 compares two: "
+                "give two views in total"
             )
         per_rank = batch_size // distributed.world_size()
         if config.softmax_group and per_rank % config.softmax_group:
@@ -88,7 +101,7 @@ class SelfClassifierV1(ClassifierMethod):
             )
 
     def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
-        """Unit embeddings of two views, 2 × (B, D). Batch normalisation sees each view alone."""
+        """Compute the unit embeddings of two views, 2 × (B, D). Batch normalisation sees each view alone."""
         return [self.embed(view) for view in views]
 
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
@@ -102,12 +115,15 @@ class SelfClassifierV1(ClassifierMethod):
         return Step(terms.mean(), numbers)
 
     def collapsed_loss(self, k: int) -> float:
-        """Without normalised targets an image weighs as much as there are classes per image."""
+        """Return the loss of classifier k if it predicts the same for all images.
+
+        Without normalised targets, the targets of an image sum to C/G on average, for C classes and groups of G images.
+        """
         weight = 1.0 if self.config.normalize_targets else self.config.num_classes / self.group
         return weight * super().collapsed_loss(k)
 
-    def summarize(self, averages: dict[str, Tensor]) -> dict[str, float | int]:
-        """Also the `agreement` of the named classifier: how often both views of an image get the same class."""
+    def summarize(self, averages: dict[str, Tensor]) -> dict[str, Any]:
+        """Also return `agreement`: how often the classifier to use assigns both views of an image to the same class."""
         summary = super().summarize(averages)
         return summary | {"agreement": averages["agreement"][summary["classifier"]].item()}
 
@@ -122,7 +138,8 @@ PRESETS = {
         "precision": "float16",
         "save_every": 50,
     },
-    # The authors' scripts by their names: train.sh, then those of ablation/. 16 GPUs, batch statistics over groups of 4.
+    # The authors' scripts under their names: train.sh, then the scripts in ablation/. They use 16 GPUs with batch statistics
+    # over groups of 4.
     "800ep": {"base": "published", "sync_bn_group": 4},
     "100ep": {"base": "800ep", "epochs": 100, "lr": 4.8, "warmup_start": 0.3, "final_lr": 0.0048},
     "100ep_1x300": {"base": "100ep", "num_classifiers": 1, "num_classes": 300},
@@ -147,7 +164,7 @@ PRESETS = {
     "100ep_wd_1e-5": {"base": "100ep", "weight_decay": 1e-5},
     "100ep_wd_1e-6": {"base": "100ep", "weight_decay": 1e-6},
     "100ep_wd_1e-7": {"base": "100ep", "weight_decay": 1e-7},
-    # three clusters for every class
+    # The authors' recipe for CIFAR-10, with three clusters per class.
     "cifar10": {
         "base": "published",
         "arch": "cifar_resnet18",
@@ -167,7 +184,7 @@ PRESETS = {
         "precision": "float32",
     },
     "cifar100-20": {"base": "cifar10", "num_classes": 60},
-    # Ours. Two clusters for every class, ACC 96 % on seed 0; with one for every class it was 86 %.
+    # Our own recipe. With two clusters per class, ACC is 96 % on seed 0; with one cluster per class, it is 86 %.
     "digits": {
         "base": "cifar10",
         "arch": "small_convnet",

@@ -1,19 +1,25 @@
-"""SwAV: predict the cluster assignment of one view from another, with assignments made online and in balance.
+"""SwAV: predict the cluster assignment of one view from another view. The assignments are balanced and computed online.
 
 Caron, Misra, Mairal, Goyal, Bojanowski and Joulin, "Unsupervised Learning of Visual Features by Contrasting Cluster
-Assignments", NeurIPS 2020, arXiv:2006.09882v5. Authors' code: github.com/facebookresearch/swav. Embeddings and prototypes have
-unit length; the scores between them are turned into codes by Sinkhorn, which shares the batch evenly among the prototypes, and
-each view predicts the codes of the assigned views of its image. With small batches a queue of past embeddings joins them.
+Assignments", NeurIPS 2020, arXiv:2006.09882v5. Authors' code: github.com/facebookresearch/swav. Embeddings and prototypes
+have unit length. Sinkhorn turns the scores between them into codes that divide the batch evenly among the prototypes. Each
+view predicts the codes of the other assigned views of its image. If the batch is small, a queue adds past embeddings to it
+when the codes are computed.
 
-Defaults are the authors' 800-epoch recipe. Departures from their code: Sinkhorn never overflows; every rank holds the whole
-queue, so that it can be continued on other ranks, and it may have any length of at least a batch, where theirs is rounded down
-to a multiple and one that is shorter silently dropped; prototypes get their unit length after the update, as in the paper.
+The defaults are the authors' 800-epoch recipe. Departures from their code:
+
+- Sinkhorn never overflows.
+- Every rank holds the whole queue, so that a run can continue on another number of ranks.
+- The queue may have any length of at least one batch. Theirs is rounded down to a multiple of the batch, and a queue that is
+  shorter than a batch is dropped without a message.
+- The prototypes are scaled to unit length after the update, as in the paper.
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import distributed
 from ..assignments import sinkhorn
@@ -27,67 +33,79 @@ from .base import PrototypeMethod, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    prototypes: int = 3000  # number of clusters; on small data about ten for every class
-    temperature: float = 0.1  # of the predictions
-    epsilon: float = 0.05  # smoothness of the codes; smaller is harder, and against collapse
-    sinkhorn_iterations: int = 3  # scalings that balance the codes
-    assign_views: tuple[int, ...] = (0, 1)  # views that codes are made from; large ones, which come first
-    dim: int = 128  # embedding size
-    hidden_dim: int = 2048  # width of the head's hidden layer
-    head_bn: bool = True  # batch normalisation of it
-    queue_length: int = 0  # past embeddings over all ranks that join the batch in Sinkhorn; 0: none
-    queue_start: int = 15  # epochs before the queue is filled; earlier it harms
-    freeze_prototypes: int = 313  # steps during which the prototypes keep their start
+    prototypes: int = 3000  # number of clusters; on small data sets about ten per class
+    temperature: float = 0.1  # temperature of the predictions
+    epsilon: float = 0.05  # smoothness of the codes; a smaller value makes them harder and counters collapse
+    sinkhorn_iterations: int = 3  # number of Sinkhorn iterations that balance the codes
+    assign_views: tuple[int, ...] = (0, 1)  # views whose codes are predicted; global views come first
+    dim: int = 128  # size of an embedding
+    hidden_dim: int = 2048  # width of the hidden layer of the projection head
+    head_bn: bool = True  # batch normalisation after the hidden layer
+    queue_length: int = 0  # past embeddings of all ranks that join the batch in Sinkhorn (0: no queue)
+    queue_start: int = 15  # epochs before the queue is filled; the embeddings of earlier epochs do harm
+    freeze_prototypes: int = 313  # number of first steps in which the prototypes do not change
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(self, "temperature")
         require_at_least(self, epsilon=1e-4, prototypes=2, sinkhorn_iterations=1, dim=1, hidden_dim=1)
         require_at_least(self, queue_length=0, queue_start=0, freeze_prototypes=0)
         require_views(self, "assign_views")
 
 
-class SwAV(PrototypeMethod):
-    """Args: backbone, a network with the attribute `width`, (B, 3, H, W) → (B, F); config; the number of global views."""
+class SwAV(PrototypeMethod, config=Config):
+    """Train SwAV.
 
-    Config = Config
+    Args:
+        backbone: network with the attribute `width`, (B, channels, H, W) → (B, F).
+        config: options of the method.
+        num_global: number of global views; not used.
+
+    Attributes:
+        queues: one queue of past embeddings for each assigned view; empty without --queue-length.
+    """
+
+    config: Config
     remedy = "a smaller --epsilon, more --freeze-prototypes steps, or softer views"
+    queue_started: Tensor
 
-    def __init__(self, backbone: torch.nn.Module, config: Config, num_global: int = 2):
+    def __init__(self, backbone: nn.Module, config: Config, num_global: int = 2):
         super().__init__(backbone, config, (config.prototypes,))
-        queues = len(config.assign_views) if config.queue_length else 0
-        self.queues = torch.nn.ModuleList(EmbeddingQueue(config.queue_length, config.dim) for _ in range(queues))
+        self.freeze_prototypes = config.freeze_prototypes
+        number = len(config.assign_views) if config.queue_length else 0
+        self.queues = nn.ModuleList(EmbeddingQueue(config.queue_length, config.dim) for _ in range(number))
         self.register_buffer("queue_started", torch.zeros((), dtype=torch.bool))
-        self._started = False  # a mirror on the host, so that a step does not wait for the device
+        self._started = False  # the same on the host, which saves each step from waiting for the device
         if self.queues:
             self.register_load_state_dict_post_hook(lambda module, _: module._read_back())
 
     def _read_back(self) -> None:
+        """Copy the loaded buffer to the host."""
         self._started = bool(self.queue_started)
 
     @staticmethod
-    def check_data(
-        config: Config, *, batch_size: int, num_images: int, num_views: int = 2, steps: int | None = None
-    ) -> None:
+    def check_data(config: Any, *, batch_size: int, num_images: int, num_views: int, steps: int | None = None) -> None:
         PrototypeMethod.check_data(
             config, batch_size=batch_size, num_images=num_images, num_views=num_views, steps=steps
         )
         if config.queue_length and config.queue_length < batch_size:
             raise InputError(
-                f"--queue-length {config.queue_length} is shorter than --batch-size {batch_size}: lengthen it, or give 0 for none"
+                f"--queue-length {config.queue_length} is shorter than --batch-size {batch_size}: give at least {batch_size}, "
+                "or 0 for no queue"
             )
         full = config.queue_start * (num_images // batch_size) + -(-config.queue_length // batch_size)
         if config.queue_length and steps is not None and full >= steps:
             raise InputError(
-                f"--queue-length {config.queue_length}, filled from epoch {config.queue_start} on (--queue-start), would be full after "
-                f"{full} steps, and the run has {steps}: shorten it, start it earlier, or give 0 for none"
+                f"--queue-length {config.queue_length} with --queue-start {config.queue_start} is full after {full} steps, but "
+                f"the run has {steps}: shorten the queue, start it earlier, or give 0 for no queue"
             )
 
     def prepare_epoch(self, epoch: int, data: TrainingData) -> None:
+        """Start filling the queues at the epoch `queue_start`."""
         self._started = epoch >= self.config.queue_start
         self.queue_started.fill_(self._started)
 
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
-        (scores,) = self.scores(embeddings)  # V × (B, K)
+        (scores,) = self.scores(embeddings)  # (V, B, K)
         terms = []
         for i, assigned in enumerate(self.config.assign_views):
             codes = self._codes(i, embeddings[assigned].detach(), scores[assigned].detach())
@@ -98,14 +116,18 @@ class SwAV(PrototypeMethod):
 
     @torch.no_grad()
     def _codes(self, i: int, embeddings: Tensor, scores: Tensor) -> Tensor:
-        """Codes (B, K) of the i-th assigned view. Once its queue is full, past embeddings are balanced together with the
-        batch; the look at the queue precedes the push, so that no image counts twice."""
+        """Compute the codes (B, K) of the i-th assigned view and push its embeddings to its queue.
+
+        Once the queue is full, the past embeddings and the batch are balanced together. The queue is read before the
+        push, so that no image counts twice.
+        """
         if self.queues and self._started:
-            if self.queues[i].full:
-                # Sinkhorn goes over all ranks: each brings its share of the queue
-                past = self.queues[i].embeddings.tensor_split(distributed.world_size())[distributed.rank()]
-                scores = torch.cat([self.classifiers[0](past), scores])
-            self.queues[i].push(embeddings)
+            queue = cast(EmbeddingQueue, self.queues[i])
+            if queue.full:
+                # Sinkhorn sums over all ranks, so each rank adds a different part of the queue.
+                past = queue.embeddings.tensor_split(distributed.world_size())[distributed.rank()]
+                scores = torch.cat([self.heads[0](past), scores])
+            queue.push(embeddings)
         return sinkhorn(scores, self.config.epsilon, self.config.sinkhorn_iterations)[-len(embeddings) :]
 
 
@@ -123,7 +145,7 @@ PRESETS = {
         "augment": "swav",
         "precision": "float16",
     },
-    # The authors' scripts by their names. 64 GPUs, batch statistics over groups of 8.
+    # The authors' scripts under their names. They use 64 GPUs with batch statistics over groups of 8.
     "800ep": {"base": "published", "sync_bn_group": 8},
     "100ep": {"base": "800ep", "epochs": 100},
     "200ep": {"base": "800ep", "epochs": 200},
@@ -162,7 +184,7 @@ PRESETS = {
         "queue_length": 1536,
         "queue_start": 0,
     },
-    # ours; docs/training.md says what of it is whose advice, and what of it was run.
+    # Our own recipes. docs/training.md gives the source of each setting and says what was run.
     "cifar10": {
         "arch": "cifar_resnet18",
         "global_crops_size": 32,

@@ -1,4 +1,4 @@
-"""What cls_eval.py writes and prints: figures, the list of clusters, and tables. It reads arrays and results, no network."""
+"""Write and print what cls_eval.py found: figures, the list of clusters, and tables. Needs arrays and results, no network."""
 
 import csv
 import os
@@ -17,32 +17,41 @@ from ..logs import percent, table, write_json
 from . import figures
 
 SCORES = ("acc", "nmi", "ami", "ari")
-# figures of an earlier evaluation, which this one replaces
+# names of the figures; a new evaluation removes those of an earlier one
 FIGURES = r"(confusion|gallery|sizes|pca|(grid|tsne)_\d+)\.(png|pdf|svg)"
-GRID = 9  # images of a cluster in a grid, and how many it needs for one
+GRID = 9  # images in a grid; a smaller cluster has no grid
 
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """Images as (N, 2) points in the plane, with the group of each, a position in `names`."""
+    """Images as points in the plane.
+
+    Attributes:
+        file: name of the figure, without suffix.
+        points: (N, 2).
+        groups: (N,) class or cluster of every image, a position in `names`.
+        axis_labels: what the two directions mean, if they mean something.
+    """
 
     file: str
     title: str
     points: np.ndarray
     groups: np.ndarray
     names: Sequence[str]
+    axis_labels: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What is drawn of N images.
+    """N images with their clusters, and which figures to draw.
 
     Attributes:
-        clusters, confidences: (N,) each.
+        clusters: (N,) cluster of every image.
+        confidences: (N,) confidence of every image in its cluster.
         grids: number of figures of single clusters.
-        maps: features in the plane.
-        suffix: file format of the figures.
-        dpi: their resolution in dots per inch.
+        maps: maps of the features to draw.
+        suffix: file format of the figures: png, pdf or svg.
+        dpi: resolution of the figures in dots per inch.
     """
 
     data: Images
@@ -57,11 +66,11 @@ class Drawing:
 def write(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
     """Write figures, clusters.csv and cls_eval.json into a folder, and return their names.
 
-    The files belong together: all of them are written aside first and then replace those of an earlier evaluation, the
-    JSON last.
+    The files belong together. They are written to a temporary folder first and then replace those of an earlier
+    evaluation, the JSON last.
 
     Raises:
-        InputError: if there is no room for them.
+        InputError: if they cannot be written.
     """
     aside = folder / f".cls_eval.{os.getpid()}.part"
     try:
@@ -97,18 +106,25 @@ def draw(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
 
     with figures.resolution(drawing.dpi):
         if len(known):
-            _draw_scored(drawing, result, known, file)
+            _draw_scored(drawing, result, known=known, file=file)
         elif data.has_pictures:
             figures.gallery(file("gallery"), data.picture, clusters=clusters, confidences=confidences)
         class_sizes = np.unique(labels, return_counts=True)[1] if len(known) == len(data) else None
         figures.cluster_sizes(file("sizes"), result["cluster_sizes"], class_sizes)
         for each in drawing.maps:
-            figures.scatter(file(each.file), each.points, each.groups, class_names=each.names, title=each.title)
+            figures.scatter(
+                file(each.file),
+                each.points,
+                each.groups,
+                class_names=each.names,
+                title=each.title,
+                axis_labels=each.axis_labels,
+            )
     return drawn
 
 
-def _draw_scored(drawing: Drawing, result: dict[str, Any], known: np.ndarray, file: Callable[[str], Path]) -> None:
-    """Draw the figures that need labels: of the images at the positions `known`."""
+def _draw_scored(drawing: Drawing, result: dict[str, Any], *, known: np.ndarray, file: Callable[[str], Path]) -> None:
+    """Draw the figures that need labels, for the images at the positions `known`."""
     data = drawing.data
     names = [printable(name) for name in data.classes]
     labels, clusters = data.labels.numpy()[known], drawing.clusters[known]
@@ -144,7 +160,8 @@ def best_clusters(labels: np.ndarray, clusters: np.ndarray, mapping: dict[int, i
     The accuracy of a cluster is the share of its images that belong to the class that the cluster stands for.
 
     Args:
-        labels, clusters: (N,) class and cluster of every image.
+        labels: (N,) class of every image.
+        clusters: (N,) cluster of every image.
         mapping: {cluster: class}.
     """
     ranked = []
@@ -160,10 +177,13 @@ def best_clusters(labels: np.ndarray, clusters: np.ndarray, mapping: dict[int, i
 
 
 def write_clusters(path: Path, drawing: Drawing, result: dict[str, Any]) -> None:
-    """Write one line per image: its file or position, its cluster and the confidence; with labels also both classes."""
+    """Write one line per image: file or position, cluster and confidence.
+
+    With labels, the line also has the class that the cluster stands for and the class of the image.
+    """
     data = drawing.data
     known = bool((data.labels >= 0).any())
-    # file names are bytes, not always text
+    # file names are bytes and not always text
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         lines = csv.writer(file)
         lines.writerow(["image", "cluster", "confidence", *(["class_of_cluster", "class"] if known else [])])
@@ -178,12 +198,12 @@ def write_clusters(path: Path, drawing: Drawing, result: dict[str, Any]) -> None
 
 
 def printable(name: str) -> str:
-    """Return the name of a file or folder, whose bytes need not be text, as text."""
+    """Return the name of a file or folder as text, although its bytes may not be text."""
     return os.fsencode(name).decode(errors="replace")
 
 
 def as_text(result: dict[str, Any], num_classes: int) -> list[str]:
-    """Return the sentences and tables that are printed of a result."""
+    """Return the sentences and tables to print for a result."""
     quality, remarks = result["quality"], _remarks(result)
     if not result["labelled_images"]:
         filled = f"{quality['used']} cluster{'s' if quality['used'] > 1 else ''}, balance {percent(quality['balance_hard'])} (hard)"
@@ -216,7 +236,7 @@ def as_text(result: dict[str, Any], num_classes: int) -> list[str]:
 
 
 def _remarks(result: dict[str, Any]) -> list[str]:
-    """Return one sentence for each number that has no place in the table."""
+    """Return one sentence for each number that is not in the table of scores."""
     quality, remarks = result["quality"], []
     for size, pairs in quality.get("agreement", {}).items():
         which = f"{pairs['pairs']} pairs of" if pairs["pairs"] > 1 else "two"
