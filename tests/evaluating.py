@@ -1,0 +1,123 @@
+"""What tests of evaluations share: checkpoints, small folders of pictures, the programs in this process."""
+
+import importlib
+import json
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src import checkpoint, run
+from src.config import as_plain, parse_train
+from src.data.datasets import open_data
+from src.loading import load_method
+from src.methods import build_method
+
+# --------------------------------------------------------------------------------------------------------------------
+# programs
+
+
+@contextmanager
+def global_state_kept():
+    """Restore what programs change in their process, and leave their folders, as if the process had ended."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    generator, benchmark = torch.get_rng_state(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        torch.set_rng_state(generator)
+        torch.backends.cudnn.benchmark = benchmark
+        for lock in list(run._held):
+            run._held.pop(lock).close()
+
+
+def run_program(name: str, *words) -> None:
+    """Run the `main` of one of the programs in this process."""
+    with pytest.MonkeyPatch.context() as patch, global_state_kept():
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        importlib.import_module(name).main()
+
+
+def read_json(folder: Path, name: str) -> dict:
+    """Return what a program wrote into its folder."""
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# checkpoints
+
+
+def save_untrained(path: Path, *words, seed: int = 0, channels: int = 1, history=()) -> Path:
+    """Write a checkpoint of a network with random weights, as train.py with these flags would have begun."""
+    options, name, knobs = parse_train(["--data", "digits", *map(str, words)])
+    settings = {"method": name, "channels": channels, **as_plain(options), **as_plain(knobs)}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        method = build_method(name, knobs, settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(path, {"config": settings, "history": list(history), "epoch": 0, "model": method.state_dict()})
+    return path
+
+
+# flags of a network for small pictures
+SMALL = ("--arch", "small_convnet", "--global-crops-size", "16", "--local-crops-number", "0", "--classes", "3")
+
+
+def digit_features(path: Path, layer: str = "backbone") -> list[tuple[torch.Tensor, np.ndarray]]:
+    """Return the features of both splits straight from a network, and their labels."""
+    method, _ = load_method(path)
+    found = []
+    for split in ("train", "test"):
+        data = open_data("digits", split)
+        with torch.no_grad():
+            images = 2 * (data.images.float() / 255) - 1
+            features = method.backbone(images) if layer == "backbone" else method.embed(images)
+        found.append((features, data.labels.numpy()))
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# networks of others, and pictures for them
+
+
+def torchvision_trunk(name: str = "resnet18", seed: int = 0) -> torch.nn.Module:
+    """Return a network of torchvision with random weights, without its classifier, in evaluation mode."""
+    from torchvision import models  # slow to import
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = models.get_model(name, num_classes=1)
+    network.fc = torch.nn.Identity()
+    return network.eval()
+
+
+def save_as_moco(path: Path, network: torch.nn.Module) -> Path:
+    """Write a ResNet-18 as MoCo v2 leaves it."""
+    state = {f"module.encoder_q.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"epoch": 7, "arch": "resnet18", "state_dict": state}, path)
+    return path
+
+
+def make_pictures(top: Path, classes, splits=(("train", 5), ("val", 2)), size=(40, 40), noise: int = 6) -> Path:
+    """Make a folder of pictures; each class has one colour under some noise.
+
+    Args:
+        classes: {name: RGB colour}.
+        splits: pairs of a folder and its number of pictures per class.
+        noise: strength of the noise in grey levels.
+    """
+    rng = np.random.default_rng(0)
+    for split, number in splits:
+        for name, colour in classes.items():
+            (top / split / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, noise + 1, (*size, 3)) + colour
+                Image.fromarray(pixels.clip(max=255).astype(np.uint8)).save(top / split / name / f"{i}.png")
+    return top
