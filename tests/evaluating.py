@@ -4,19 +4,24 @@ import importlib
 import json
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from src import checkpoint, run
 from src.config import as_plain, parse_train
 from src.data.datasets import open_data
 from src.loading import load_method
-from src.methods import build_method
+from src.methods import Method, build_method
+
+T = TypeVar("T")
 
 # --------------------------------------------------------------------------------------------------------------------
 # programs
@@ -70,17 +75,29 @@ def save_untrained(path: Path, *words, seed: int = 0, channels: int = 1, history
 SMALL = ("--arch", "small_convnet", "--global-crops-size", "16", "--local-crops-number", "0", "--classes", "3")
 
 
-def digit_features(path: Path, layer: str = "backbone") -> list[tuple[torch.Tensor, np.ndarray]]:
-    """Return the features of both splits straight from a network, and their labels."""
+def _of_digits(path: Path, split: str, function: Callable[[Method, Tensor], T]) -> list[T]:
+    """Apply a function to a network and batches of digits as large as those of the programs, which then round alike."""
     method, _ = load_method(path)
+    images = 2 * (open_data("digits", split).images.float() / 255) - 1
+    with torch.no_grad():
+        return [function(method, batch) for batch in images.split(256)]
+
+
+def digit_features(path: Path, layer: str = "backbone") -> list[tuple[Tensor, np.ndarray]]:
+    """Return the features of the training and the test split straight from a network, and their labels."""
     found = []
     for split in ("train", "test"):
-        data = open_data("digits", split)
-        with torch.no_grad():
-            images = 2 * (data.images.float() / 255) - 1
-            features = method.backbone(images) if layer == "backbone" else method.embed(images)
-        found.append((features, data.labels.numpy()))
+        parts = _of_digits(
+            path, split, lambda method, x: method.backbone(x) if layer == "backbone" else method.embed(x)
+        )
+        found.append((torch.cat(parts), open_data("digits", split).labels.numpy()))
     return found
+
+
+def digit_probabilities(path: Path) -> list[Tensor]:
+    """Return what each classifier predicts for the test split, K × (N, C_k), straight from a network."""
+    parts = _of_digits(path, "test", lambda method, x: [z / method.temperature for z in method.predict(x)])
+    return [torch.cat(logits).softmax(dim=1) for logits in zip(*parts, strict=True)]
 
 
 # --------------------------------------------------------------------------------------------------------------------
