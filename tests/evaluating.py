@@ -100,6 +100,34 @@ def digit_probabilities(path: Path) -> list[Tensor]:
     return [torch.cat(logits).softmax(dim=1) for logits in zip(*parts, strict=True)]
 
 
+def undecided(bank, labels, queries, k: int, tau: float, error: float) -> int:
+    """Count the queries whose k neighbours vote otherwise, perhaps, if similarities are off by `error`, as by rounding.
+
+    They are those with another row about as near as the k-th, or with classes of about as many votes on both sides of
+    the first place or of the fifth.
+    """
+    bank, labels, queries = (
+        np.asarray(each, dtype=kind) for each, kind in ((bank, float), (labels, int), (queries, float))
+    )
+    similarity = queries @ bank.T
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    near = np.take_along_axis(similarity, order, axis=1)
+    weights = np.exp((near - near[:, :1]) / tau)
+    votes = np.zeros((len(queries), max(labels.max() + 1, 6)))
+    for row, (neighbors, weight) in enumerate(zip(order, weights, strict=True)):
+        np.add.at(votes[row], labels[neighbors], weight)
+    around = np.abs(similarity - near[:, -1:]) <= 2 * error  # about as near as the k-th
+    exchanged = (around.sum(axis=1) - 1) * weights[:, -1]
+    exchanged[[len(set(labels[row])) == 1 for row in around]] = 0  # of one class they vote alike
+    ranked = -np.sort(-votes, axis=1)
+    close = np.zeros(len(queries), dtype=bool)
+    for place in (0, 4):
+        ahead = ranked[:, place] - ranked[:, place + 1]
+        close |= (ahead <= 2 * exchanged) & (exchanged > 0)
+        close |= (ahead <= np.expm1(4 * error / tau) * ranked[:, place]) & (ranked[:, place] > 0)
+    return int(close.sum())
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # networks of others, and pictures for them
 

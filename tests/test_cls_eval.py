@@ -156,7 +156,7 @@ def test_classes_of_a_figure_without_the_figure_are_refused():
 
 
 def test_what_does_not_fit_is_refused_before_any_image_is_read(trained, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.evaluation.classification.predict_clusters", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr("src.evaluation.classification.predict_clusters", lambda *_, **__: pytest.fail("images were read"))
     colour = save(tmp_path / "rgb.pt", "--global-crops-size", "16", channels=3)
     with pytest.raises(InputError, match=r"rgb\.pt: takes images with 3 channels, --data digits has 1"):
         run("--checkpoint", trained, "--compare", colour)

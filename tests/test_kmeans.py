@@ -177,23 +177,6 @@ def test_the_best_restart_counts_and_the_seed_decides():
     assert torch.equal(one.centroids, two.centroids)
 
 
-@pytest.mark.slow
-def test_ranks_share_the_restarts_and_find_the_same(run_ranks):
-    code = """
-        from src.evaluation import kmeans
-        rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-        found = [kmeans.fit(rows, 20, "random", restarts, 2)._asdict() for restarts in (5, 1)]
-        torch.save(found, out / f"{rank}.pt")
-    """
-    rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-    expected = [kmeans.fit(rows, 20, "random", restarts, 2) for restarts in (5, 1)]
-    assert expected[0].restart == 1  # of rank 1
-    for found in run_ranks(2, code):
-        for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one.pop("centroids"), other.centroids)
-            assert one == {name: value for name, value in other._asdict().items() if name != "centroids"}
-
-
 # ---- cls_eval.py ----------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +306,7 @@ def test_a_released_backbone_without_classifiers(run, folder, moco, tmp_path):
 
 
 def test_what_is_wrong_is_said_before_any_work(trained, run, folder, moco, monkeypatch, tmp_path):
-    monkeypatch.setattr("src.features._run", lambda *_: pytest.fail("the network was run"))
+    monkeypatch.setattr("src.features._run", lambda *_, **__: pytest.fail("the network was run"))
     (tmp_path / "list.txt").write_text("0\n1437\n")
     digits = ("--checkpoint", trained, "--kmeans")
     cases = [

@@ -159,10 +159,11 @@ def test_the_written_numbers_are_those_of_the_network(trained, run):
     header = re.search("^ +clusters  used  balance \\(hard\\)  balance \\(soft\\)  ", printed, re.M)
     row = re.search(r"^classifier 1 \(chosen\) +10 +(\d+) +([\d.]+) +([\d.]+) ", printed, re.M)
     assert header
-    assert row.groups() == (str(quality["used"]), f"{100 * hard[1]:.1f}", f"{100 * soft[1]:.1f}")
+    both = [f"{100 * quality[name]:.1f}" for name in ("balance_hard", "balance_soft")]
+    assert row.groups() == (str(quality["used"]), *both)
     pairs = [adjusted_mutual_info_score(clusters[a], clusters[b]) for a, b in ((0, 1), (0, 3), (1, 3))]
     assert quality["agreement"] == {"10": {"ami": pytest.approx(np.mean(pairs), abs=1e-6), "pairs": 3}}
-    assert f"agreement of the 3 pairs of classifiers with 10 clusters: AMI {100 * np.mean(pairs):.1f}" in printed
+    assert f"agreement of the 3 pairs of classifiers with 10 clusters: AMI {100 * quality['agreement']['10']['ami']:.1f}" in printed
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum() + 1e-7
     assert quality["rankme"] == pytest.approx(torch.exp(-(shares * shares.log()).sum()).item(), rel=1e-3)
@@ -173,10 +174,12 @@ def test_the_written_numbers_are_those_of_the_network(trained, run):
     for k in (0, 1, 3):
         counts = np.array([[((clusters[k] == a) & (clusters[1] == b)).sum() for b in range(10)] for a in range(10)])
         mean[:, linear_sum_assignment(-counts)[1]] += probabilities[k] / 3
+    first, second = mean.topk(2).values.T
+    within = 1e-6 if (first - second).min() > 1e-5 else 0.02  # rounding may decide the cluster of an image or two
     together = clustering_scores(data.labels.numpy(), mean.argmax(dim=1).numpy())
     assert result["ensemble"]["members"] == [0, 1, 3]
-    assert result["ensemble"]["ami"] == pytest.approx(together["ami"], abs=1e-6)
-    assert result["ensemble"]["ami"] != result["ami"]
+    assert result["ensemble"]["ami"] == pytest.approx(together["ami"], abs=within)
+    assert abs(result["ensemble"]["ami"] - result["ami"]) > 0.02
     assert "mean of 3 classifiers" in printed
 
 
