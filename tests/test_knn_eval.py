@@ -230,7 +230,9 @@ def test_an_error_is_one_line_and_status_2(trained, capsys):
     with pytest.raises(SystemExit) as ended:
         run_script(lambda: run_program("knn_eval", "--checkpoint", trained, "--k", "5000"))
     assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith(
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert message.endswith(
         "error: --k 5000 is larger than the bank, 1437 of 1437 training images (100 % of each class's): "
         "ask for fewer neighbours or search more images\n"
     )
