@@ -22,6 +22,7 @@ from src.loading import load_method
 from src.methods import Method, build_method
 
 T = TypeVar("T")
+FILES = Path(__file__).parent / "checkpoints"  # of earlier versions
 
 # --------------------------------------------------------------------------------------------------------------------
 # programs
@@ -43,7 +44,7 @@ def global_state_kept():
             run._held.pop(lock).close()
 
 
-def run_program(name: str, *words) -> None:
+def run_here(name: str, *words) -> None:
     """Run the `main` of one of the programs in this process."""
     with pytest.MonkeyPatch.context() as patch, global_state_kept():
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
@@ -68,6 +69,20 @@ def save_untrained(path: Path, *words, seed: int = 0, channels: int = 1, history
         method = build_method(name, knobs, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(path, {"config": settings, "history": list(history), "epoch": 0, "model": method.state_dict()})
+    return path
+
+
+# flags of the probe in tests/checkpoints
+EARLIER = ("--epochs", "3", "--batch-size", "500", "--weight-decay", "0.001", "--crop-flip", "--lr", "0.2")
+
+
+def save_exact(path):
+    """Write a checkpoint whose backbone every processor computes alike, bit for bit."""
+    state = checkpoint.load(save_untrained(path, "--classes", "10", "10", "12"))
+    for name, value in state["model"].items():
+        if name.startswith("backbone.") and value.ndim == 4:
+            value.copy_(((5 * torch.arange(value.numel())) % 13 - 6).view_as(value) / 32)
+    checkpoint.save(path, {key: state[key] for key in ("config", "history", "epoch", "model")})
     return path
 
 
@@ -126,6 +141,21 @@ def undecided(bank, labels, queries, k: int, tau: float, error: float) -> int:
         close |= (ahead <= 2 * exchanged) & (exchanged > 0)
         close |= (ahead <= np.expm1(4 * error / tau) * ranked[:, place]) & (ranked[:, place] > 0)
     return int(close.sum())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# probes
+
+# two logits of one image may come out in the other order where a processor rounds otherwise
+CLOSE = 1.01 / 360
+
+
+def same_history(found, expected):
+    """Accuracies may differ by one image and losses in the last digits: another processor rounds otherwise."""
+    assert len(found) == len(expected)
+    for one, two in zip(found, expected, strict=True):
+        assert (one["top1"], one["top5"]) == pytest.approx((two["top1"], two["top5"]), abs=CLOSE)
+        assert (one["epoch"], one["loss"], one["lr"]) == pytest.approx((two["epoch"], two["loss"], two["lr"]), rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from evaluating import (
     digit_features,
     make_pictures,
     read_json,
-    run_program,
+    run_here,
     save_as_moco,
     save_untrained,
     torchvision_trunk,
@@ -334,6 +334,6 @@ def test_every_flag_has_help():
 
 def test_without_output_dir_the_scores_of_the_classifiers_are_kept(trained):
     for words in ((), ("--kmeans", "10", "--restarts", "1")):
-        run_program("cls_eval", "--checkpoint", trained, *words)
+        run_here("cls_eval", "--checkpoint", trained, *words)
     read = [read_json(folder, "cls_eval") for folder in (trained.parent, trained.parent / "kmeans")]
     assert [("classifiers" in result, "kmeans" in result) for result in read] == [(True, False), (False, True)]

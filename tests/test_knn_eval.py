@@ -9,7 +9,7 @@ import torch
 from evaluating import (
     digit_features,
     make_pictures,
-    run_program,
+    run_here,
     save_as_moco,
     torchvision_trunk,
     undecided,
@@ -28,7 +28,7 @@ from src.errors import InputError, run_script
 def trained(tmp_path_factory):
     """An epoch of digits; the checkpoint."""
     folder = tmp_path_factory.mktemp("run") / "digits"
-    run_program("train", "--epochs", "1", "--warmup-epochs", "1", "--output-dir", folder)
+    run_here("train", "--epochs", "1", "--warmup-epochs", "1", "--output-dir", folder)
     return folder / "checkpoint.pt"
 
 
@@ -131,7 +131,7 @@ def test_the_cache_serves_every_share_and_no_other_network(trained, knn, tmp_pat
 def test_the_linear_probe_shares_the_cache(trained, knn, tmp_path, capsys):
     knn("--checkpoint", trained, "--features-cache", tmp_path / "cache")
     words = ("--checkpoint", trained, "--fast", "--epochs", "1", "--fast-lrs", "1", "--fast-weight-decays", "0")
-    run_program("lincls_eval", *words, "--features-cache", tmp_path / "cache", "--output-dir", tmp_path / "linear")
+    run_here("lincls_eval", *words, "--features-cache", tmp_path / "cache", "--output-dir", tmp_path / "linear")
     assert capsys.readouterr().out.count("taken from") == 2
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
@@ -228,7 +228,7 @@ def test_every_flag_has_help_without_torch(run_python):
 
 def test_an_error_is_one_line_and_status_2(trained, capsys):
     with pytest.raises(SystemExit) as ended:
-        run_script(lambda: run_program("knn_eval", "--checkpoint", trained, "--k", "5000"))
+        run_script(lambda: run_here("knn_eval", "--checkpoint", trained, "--k", "5000"))
     assert ended.value.code == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1

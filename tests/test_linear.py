@@ -7,14 +7,24 @@ import shutil
 import signal
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluating import SMALL, make_pictures, read_json, run_program, save_untrained
+from evaluating import (
+    CLOSE,
+    EARLIER,
+    FILES,
+    SMALL,
+    make_pictures,
+    read_json,
+    run_here,
+    same_history,
+    save_exact,
+    save_untrained,
+)
 from torch import nn
 
 from src import checkpoint, config, fingerprints
@@ -36,7 +46,6 @@ from src.trainer import Trainer
 QUIET = Progress(1, 0, enabled=False)
 CPU = torch.device("cpu")
 LAST = f"{linear.NAME}.pt"
-FILES = Path(__file__).parent / "checkpoints"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -362,31 +371,13 @@ def test_the_search_never_sees_the_test_images_and_keeps_only_images():
 # the program
 
 
-lincls = partial(run_program, "lincls_eval")
+lincls = partial(run_here, "lincls_eval")
 read = partial(read_json, name="lincls_eval")
 
 
 @pytest.fixture
 def untrained(tmp_path):
     return save_untrained(tmp_path / "run" / "checkpoint.pt", "--classes", "10", seed=1)
-
-
-# two logits of one image may come out in the other order where a processor rounds otherwise
-CLOSE = 1.01 / 360
-
-
-# flags of the probe in tests/checkpoints
-EARLIER = ("--epochs", "3", "--batch-size", "500", "--weight-decay", "0.001", "--crop-flip", "--lr", "0.2")
-
-
-def save_exact(path):
-    """Write a checkpoint whose backbone every processor computes alike, bit for bit."""
-    state = checkpoint.load(save_untrained(path, "--classes", "10"))
-    for name, value in state["model"].items():
-        if name.startswith("backbone.") and value.ndim == 4:
-            value.copy_(((5 * torch.arange(value.numel())) % 13 - 6).view_as(value) / 32)
-    checkpoint.save(path, {key: state[key] for key in ("config", "history", "epoch", "model")})
-    return path
 
 
 def accuracy_by_hand(given, saved):
@@ -404,7 +395,7 @@ def accuracy_by_hand(given, saved):
 
 def test_end_to_end_on_digits(tmp_path, capsys):
     run = tmp_path / "run"
-    run_program("train", "--epochs", "2", "--warmup-epochs", "1", "--output-dir", run)
+    run_here("train", "--epochs", "2", "--warmup-epochs", "1", "--output-dir", run)
     before = (run / "checkpoint.pt").read_bytes()
     capsys.readouterr()
     lincls("--checkpoint", run)
@@ -492,14 +483,6 @@ def test_a_stopped_probe_goes_on_bit_for_bit(untrained, tmp_path, stop_at, capsy
     assert len(read(tmp_path / "stopped")["history"]) == 1
 
 
-def same_history(found, expected):
-    """Accuracies may differ by one image and losses in the last digits: another processor rounds otherwise."""
-    assert len(found) == len(expected)
-    for one, two in zip(found, expected, strict=True):
-        assert (one["top1"], one["top5"]) == pytest.approx((two["top1"], two["top5"]), abs=CLOSE)
-        assert (one["epoch"], one["loss"], one["lr"]) == pytest.approx((two["epoch"], two["loss"], two["lr"]), rel=1e-4)
-
-
 def test_a_probe_that_an_earlier_version_left_goes_on(tmp_path, capsys):
     """Files of the trainer that probes had until November 2026, stopped in the second of three epochs, and finished."""
     given = save_exact(tmp_path / "run" / "checkpoint.pt")
@@ -557,9 +540,10 @@ def test_the_best_probe_is_written_even_if_the_process_ends_between_two_files(un
             raise KeyboardInterrupt
         save(path, state)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "save", end_before_the_best)
+    monkeypatch.setattr(checkpoint, "save", end_before_the_best)
+    with pytest.raises(KeyboardInterrupt):
         lincls(*words)
+    monkeypatch.setattr(checkpoint, "save", save)
     assert checkpoint.load(tmp_path / "out" / LAST)["epoch"] == 1
     lincls(*words)
     best, last = (checkpoint.load(tmp_path / "out" / name) for name in (linear.BEST, LAST))
@@ -573,7 +557,7 @@ def test_a_probe_may_run_beside_a_training_and_not_beside_another_probe(untraine
         lincls(*words)
         assert read(folder)["best_epoch"] == 1
         with pytest.raises(InputError, match=r"--output-dir .*run: another run is writing there \(process 7\)"):
-            run_program("train", "--classes", "10", "--output-dir", folder)
+            run_here("train", "--classes", "10", "--output-dir", folder)
     with (
         held(folder / ".lincls_eval.lock"),
         pytest.raises(InputError, match=r"another run is writing there \(process 7\)"),
