@@ -191,13 +191,21 @@ class TrainOptions(
         for name, size in sizes.items():
             if self.arch.startswith("vit_") and size % self.patch_size:
                 raise InputError(f"--patch-size {self.patch_size} does not divide {flag(name)} {size}")
-        if self.reference_views and self.data == "digits":
-            raise InputError("--reference-views is for photographs, --data digits has views of its own: drop it")
-        if self.keep_decoded and self.data in BUILT_IN_DATA:
+        has_features = self.data.endswith(".npz")
+        if has_features and self.arch != "identity":
+            raise InputError(
+                f"--data {self.data} holds features, --arch {self.arch} takes images: give --arch identity"
+            )
+        if self.arch == "identity" and not has_features:
+            raise InputError(f"--arch identity takes features, --data {self.data} is not an .npz file: give another")
+        if self.reference_views and (self.data == "digits" or has_features):
+            raise InputError(f"--reference-views is for photographs, --data {self.data} has views of its own: drop it")
+        in_memory = self.data in BUILT_IN_DATA or has_features
+        if self.keep_decoded and in_memory:
             raise InputError(f"--keep-decoded is for image files, --data {self.data} is in memory: drop it")
         if self.decode_on_gpu:
             for wrong, why in (
-                (self.data in BUILT_IN_DATA, f"is for image files, --data {self.data} is in memory"),
+                (in_memory, f"is for image files, --data {self.data} is in memory"),
                 (self.device == "cpu", "needs a GPU, but --device is cpu"),
                 (self.reference_views, "does not go with --reference-views, which workers make"),
                 (self.keep_decoded, "does not go with --keep-decoded, whose images are decoded already"),

@@ -1,7 +1,6 @@
 """Data sets: images with an index each. Labels are for monitoring and scoring only; -1 means that there is none."""
 
 import os
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -214,10 +213,11 @@ def open_features(file: str, split: str) -> FeatureRows:
     if not Path(file).is_file():
         raise InputError(f"--data {file}: no such file")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"--data {file}: not a file of numpy.savez ({str(error).splitlines()[0][:100]})") from None
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            found = {name: np.asarray(arrays[name]) for name in arrays.files}
+    except Exception as error:  # arbitrary bytes can make the reader stumble in any way
+        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(f"--data {file}: not a file of numpy.savez ({detail})") from None
     features = found.get(f"{split}_features")
     if features is None:
         raise InputError(f"--data {file}: has no {split}_features; it holds {', '.join(found) or 'nothing'}")
@@ -225,15 +225,22 @@ def open_features(file: str, split: str) -> FeatureRows:
         raise InputError(
             f"--data {file}: {split}_features is {features.shape} of {features.dtype}, expected (N, F) numbers"
         )
-    features = features.astype(np.float32)
+    other = found.get("test_features" if split == "train" else "train_features")
+    if other is not None and other.ndim == 2 and other.shape[1] != features.shape[1]:
+        raise InputError(
+            f"--data {file}: {split}_features is {features.shape}, the other split's {other.shape}; expected one width F"
+        )
+    with np.errstate(over="ignore"):  # too large for float32 is not finite, which is refused
+        features = features.astype(np.float32)
     if not np.isfinite(features).all():
         raise InputError(f"--data {file}: {split}_features holds values that are not finite numbers")
     labels = found.get(f"{split}_labels", np.full(len(features), -1))
     if labels.shape != (len(features),) or labels.dtype.kind not in "iu" or labels.min() < -1:
         raise InputError(f"--data {file}: {split}_labels must be {len(features)} integers from -1 on")
-    known = [found[name] for name in ("train_labels", "test_labels") if name in found and found[name].size]
+    both = [found[name] for name in ("train_labels", "test_labels") if name in found]
+    known = [each for each in both if each.size and each.dtype.kind in "iu"]
     count = max((int(each.max()) + 1 for each in known), default=0)
-    classes = [str(name) for name in found.get("classes", range(count))]
+    classes = [str(name) for name in np.ravel(found.get("classes", range(count)))]
     if len(classes) < count:
         raise InputError(f"--data {file}: {len(classes)} classes are named, but labels go up to {count - 1}")
     return FeatureRows(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)), classes)
