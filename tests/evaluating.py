@@ -87,7 +87,10 @@ def save_exact(path):
 
 
 # flags of a network for small pictures
-SMALL = ("--arch", "small_convnet", "--global-crops-size", "16", "--local-crops-number", "0", "--classes", "3")
+SMALL = (
+    *("--arch", "small_convnet", "--global-crops-size", "16", "--local-crops-number", "0"),
+    *("--classes", "3", "--hidden-dim", "32", "--queue-length", "0"),
+)
 
 
 def _of_digits(path: Path, split: str, function: Callable[[Method, Tensor], T]) -> list[T]:
