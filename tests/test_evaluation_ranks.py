@@ -270,4 +270,4 @@ def test_a_probe_of_an_earlier_version_goes_on_over_two_ranks(one, two):
         same_history(read_json(folder / "earlier", "lincls_eval")["history"], finished["history"])
         weight = checkpoint.load(folder / "earlier" / "lincls_eval.pt")["model"]["fc.weight"]
         assert_close(weight, finished["model"]["fc.weight"], rtol=1e-3, atol=1e-5)
-    assert two.printed.count("going on from epoch 2, step 3") == 1
+    assert two.printed.count("resuming from epoch 2, step 3") == 1

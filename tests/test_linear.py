@@ -468,7 +468,7 @@ def test_a_stopped_probe_goes_on_bit_for_bit(untrained, tmp_path, stop_at, capsy
     capsys.readouterr()
 
     lincls(*words, "--output-dir", tmp_path / "stopped")
-    assert "going on from epoch 2, step 3" in capsys.readouterr().out
+    assert "resuming from epoch 2, step 3" in capsys.readouterr().out
     whole, resumed = (checkpoint.load(tmp_path / name / LAST) for name in ("whole", "stopped"))
     assert same_weights(whole["model"], resumed["model"])
     for one, two in zip(whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True):
@@ -495,7 +495,7 @@ def test_a_probe_that_an_earlier_version_left_goes_on(tmp_path, capsys):
     with pytest.raises(InputError, match=r"unfinished probe with other options: --lr 0\.2 \(now 0\.3\)"):
         lincls(*words, "--lr", "0.3")
     lincls(*words)
-    assert "going on from epoch 2, step 3" in capsys.readouterr().out
+    assert "resuming from epoch 2, step 3" in capsys.readouterr().out
     result, state = read(tmp_path / "out"), checkpoint.load(tmp_path / "out" / LAST)
     assert result["best_epoch"] == 2
     assert result["history"][0] == stopped["history"][0]
@@ -525,8 +525,8 @@ def test_a_damaged_probe_goes_on_from_the_one_before(untrained, tmp_path, stop_a
     capsys.readouterr()
     lincls(*words)
     printed = capsys.readouterr().out
-    assert "lincls_eval.pt: not a checkpoint, or damaged; going on from the one before it" in printed
-    assert "going on from epoch 3, step 1" in printed
+    assert "lincls_eval.pt: not a checkpoint, or damaged; continuing from the one before it" in printed
+    assert "resuming from epoch 3, step 1" in printed
     assert (tmp_path / "out" / "lincls_eval_damaged.pt").read_bytes() == b"nothing"
     assert checkpoint.load(tmp_path / "out" / LAST)["epoch"] == 3
 
@@ -780,7 +780,7 @@ def test_bad_input_is_refused_before_anything_is_written(untrained, tmp_path):
     with pytest.raises(InputError, match=r"--arch resnet50: .* holds small_convnet"):
         lincls("--checkpoint", untrained, "--arch", "resnet50", *out)
     colour = save_untrained(tmp_path / "colour.pt", *SMALL, channels=3)
-    with pytest.raises(InputError, match="images have 1 channels, the network takes 3"):
+    with pytest.raises(InputError, match="images have 1 channels, but the network takes 3"):
         lincls("--checkpoint", colour, "--data", "digits", *out)
     top = three_classes(tmp_path / "in")
     with pytest.raises(InputError, match="the train split has no labels"):

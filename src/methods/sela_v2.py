@@ -1,9 +1,9 @@
 """SeLa-v2: assign labels that divide the data set evenly before every epoch, then learn to predict them.
 
 Caron et al., arXiv:2006.09882v5, section 5.1 and appendix D, after Asano, Rupprecht and Vedaldi, arXiv:1911.05371: SeLa
-trained with the recipe of SwAV. The loop is that of DeepCluster-v2, with two differences. Optimal transport between all
-images and the prototypes of a head replaces k-means; the largest entry of its plan is the label of an image. And the
-prototypes are trained with the network, as in SwAV.
+trained with the recipe of SwAV. The loop is that of DeepCluster-v2, with two differences. First, optimal transport between
+all images and the prototypes of a head replaces k-means. The label of an image is the prototype with the largest entry in
+its row of the transport plan. Second, the prototypes are trained with the network, as in SwAV.
 
 The authors published results but no code. These choices are ours, because the paper does not specify them:
 
