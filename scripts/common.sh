@@ -13,13 +13,13 @@ need() {
         exit 2
     fi
 }
-need DATASET_PATH "the folder that holds train/ and val/ of class folders; of CIFAR: the folder of its files"
-need EXPERIMENT_PATH "the folder that shall hold a folder for each run"
+need DATASET_PATH "the folder that holds train/ and val/ with class folders, or the folder with the files of CIFAR"
+need EXPERIMENT_PATH "the folder for the results, with one subfolder per run"
 
 # sbatch runs a copy of the script in another folder, so the script cannot find other files by its own location.
 cd "${REPOSITORY:-${SLURM_SUBMIT_DIR:-.}}" || exit 2
 if [ ! -f train.py ]; then
-    echo "$NAME: no train.py in $PWD: submit from the repository's folder, or export REPOSITORY=that folder" >&2
+    echo "$NAME: no train.py in $PWD: submit from the repository's folder, or export REPOSITORY=the path of this folder" >&2
     exit 2
 fi
 
@@ -45,7 +45,7 @@ score() {
 # Before the time limit Slurm sends USR1 to this script only (--signal=B:USR1). The script forwards it to the tasks as TERM, and
 # they finish the step and save. srun itself must not get the signal: it would kill the tasks within seconds, before they save.
 save_and_requeue() {
-    echo "job $JOB: told to stop, saving"
+    echo "job $JOB: received USR1, saving a checkpoint"
     stopping=1
     scancel --signal=TERM "$JOB"
 }
@@ -70,7 +70,7 @@ launch() {
     # requeued job may get other nodes.
     if [ -n "${NODE_SETUP:-}" ]; then
         srun --ntasks="$nodes" --ntasks-per-node=1 bash -c "$NODE_SETUP" ||
-            { echo "$NAME: NODE_SETUP failed on a node" >&2; exit 1; }
+            { echo "$NAME: NODE_SETUP failed on a node: correct the command" >&2; exit 1; }
     fi
     trap save_and_requeue USR1
     # Run srun in the background, because bash handles a signal only after the foreground command has ended.
@@ -91,7 +91,7 @@ launch() {
         if scontrol requeue "$JOB"; then
             exit 0
         fi
-        echo "job $JOB: saved, but it cannot be requeued; submit it again, it goes on" >&2
+        echo "job $JOB: the checkpoint is saved, but the job cannot be requeued: submit it again to resume" >&2
     fi
     exit "$status"
 }

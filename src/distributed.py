@@ -1,8 +1,8 @@
-"""Ranks: how a process learns its place among others, and the collectives the rest of the code uses.
+"""Distributed training: start-up of the ranks, and collectives.
 
-Three ways to start, all with the same flags: `python train.py` (one process), `torchrun ... train.py`, and
-`srun python train.py`. Every helper also works without a process group: then rank() is 0, world_size() is 1,
-and a sum or a gather over ranks returns its input.
+There are three ways to start, all with the same flags: `python train.py` (one process), `torchrun ... train.py`, and
+`srun python train.py`. Every function also works without a process group. Then rank() is 0, world_size() is 1, and a sum or
+a gather over ranks returns its input.
 """
 
 import inspect
@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,13 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .errors import InputError, RunError
 
+Value = TypeVar("Value")
+
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 
-TIMEOUT = timedelta(minutes=10)  # of collectives: the others may wait while rank 0 lists a large folder
-ROLL_CALL = timedelta(seconds=5)  # in which ranks answer after a collective has failed
+TIMEOUT = timedelta(minutes=10)  # of collectives; it covers the time in which rank 0 lists a large folder
+ROLL_CALL = timedelta(seconds=5)  # time for the other ranks to answer after a collective has failed
 
-_store: dist.Store | None = None  # keys and values that all ranks see, kept where rank 0 or torchrun runs
+_store: dist.Store | None = None  # key-value store of all ranks, in the process of rank 0 or torchrun
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -35,7 +38,15 @@ _store: dist.Store | None = None  # keys and values that all ranks see, kept whe
 
 @dataclass(frozen=True)
 class Launch:
-    """The place of this process: `rank` among `world_size`, `local_rank` on its host, and where rank 0 listens."""
+    """What the launcher tells a process.
+
+    Attributes:
+        rank: position of this process among all ranks, from 0.
+        world_size: number of ranks.
+        local_rank: position of this process among the ranks of its host, from 0.
+        address: host on which rank 0 listens.
+        port: port on which rank 0 listens.
+    """
 
     rank: int
     world_size: int
@@ -45,50 +56,57 @@ class Launch:
 
 
 def read_launch(environ: Mapping[str, str]) -> Launch | None:
-    """What the launcher wrote into the environment; None for a single process without a launcher.
+    """Read the variables that torchrun or srun sets. Return None for a single process.
 
     Raises:
-        InputError: if a launcher's variables are only half set, or no numbers where there must be.
+        InputError: if only some variables of a launcher are set, or if a value is not a valid number.
     """
-    environ = {name: value for name, value in environ.items() if value}  # empty is unset
+    environ = {name: value for name, value in environ.items() if value}  # an empty value counts as unset
     if any(name in environ for name in TORCHRUN[:3]):
         _require(environ, TORCHRUN, "torchrun")
         rank, world_size, local_rank, port = (
-            _number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+            _read_number(environ, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
         )
-        return _checked(Launch(rank, world_size, local_rank, environ["MASTER_ADDR"], port))
-    if _number(environ, "SLURM_NTASKS", 1) > 1 or "SLURM_PROCID" in environ:
+        return _validated(Launch(rank, world_size, local_rank, address=environ["MASTER_ADDR"], port=port))
+    if _read_number(environ, "SLURM_NTASKS", 1) > 1 or "SLURM_PROCID" in environ:
         _require(environ, SLURM, "srun")
-        rank, world_size, local_rank = (_number(environ, name) for name in SLURM)
+        rank, world_size, local_rank = (_read_number(environ, name) for name in SLURM)
         if world_size == 1:
             return None
         if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" not in environ:
-            # The batch script itself carries SLURM_PROCID=0: it would wait for ranks that nobody starts.
+            # The batch script itself has SLURM_PROCID=0. Without this check it would wait for ranks that never start.
             raise InputError(
-                f"the Slurm job has {world_size} tasks, but this process is not one of them: start with srun"
+                f"the Slurm job has {world_size} tasks, but this process is not one of them: start it with srun"
             )
         hosts = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
         if not hosts and "MASTER_ADDR" not in environ:
-            raise InputError("MASTER_ADDR and SLURM_STEP_NODELIST are both unset: cannot tell where rank 0 listens")
-        job, step = _number(environ, "SLURM_JOB_ID", 0), _number(environ, "SLURM_STEP_ID", 0)
-        port = _number(environ, "MASTER_PORT", 20000 + (job * 16 + step) % 20000)
-        return _checked(Launch(rank, world_size, local_rank, environ.get("MASTER_ADDR") or first_host(hosts), port))
+            raise InputError(
+                "MASTER_ADDR and SLURM_STEP_NODELIST are unset, expected one of them to name the host of rank 0: set MASTER_ADDR"
+            )
+        job, step = _read_number(environ, "SLURM_JOB_ID", 0), _read_number(environ, "SLURM_STEP_ID", 0)
+        port = _read_number(environ, "MASTER_PORT", 20000 + (job * 16 + step) % 20000)
+        address = environ.get("MASTER_ADDR") or first_host(hosts or "")
+        return _validated(Launch(rank, world_size, local_rank, address=address, port=port))
     return None
 
 
-def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+def _read_number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
     if default is not None and name not in environ:
         return default
     if not re.fullmatch("[0-9]+", environ[name]):
-        raise InputError(f"{name} is {environ[name]!r}: expected a number, as the launcher sets it")
+        raise InputError(
+            f"{name} is {environ[name]!r}, expected a number: start with a launcher, or unset the variable"
+        )
     return int(environ[name])
 
 
-def _checked(launch: Launch) -> Launch:
+def _validated(launch: Launch) -> Launch:
     if not 0 < launch.port < 2**16:
-        raise InputError(f"MASTER_PORT is {launch.port}: expected 1 to 65535")
+        raise InputError(f"MASTER_PORT is {launch.port}, expected 1 to 65535: set another port")
     if launch.rank >= launch.world_size:
-        raise InputError(f"rank {launch.rank} is not among {launch.world_size} ranks, which count from 0")
+        raise InputError(
+            f"the rank is {launch.rank}, expected 0 to {launch.world_size - 1}: check the variables that the launcher sets"
+        )
     return launch
 
 
@@ -97,38 +115,42 @@ def _require(environ: Mapping[str, str], names: tuple[str, ...], launcher: str) 
     if missing:
         present = [name for name in names if name in environ]
         raise InputError(
-            f"{', '.join(present)} set but {', '.join(missing)} missing: start with {launcher} or unset them"
+            f"{', '.join(present)} set but {', '.join(missing)} missing: start with {launcher}, or unset the variables"
         )
 
 
 def first_host(nodelist: str) -> str:
-    """First host of a Slurm node list: "gpu[007-010,12],login1" gives "gpu007"; each bracket's first number counts."""
-    first = re.match(r"(\[[^\]]*\]|[^\[,])*", nodelist)[0]  # up to the first comma outside brackets
+    """Return the first host of a Slurm node list: "gpu[007-010,12],login1" gives "gpu007"."""
+    match = re.match(r"(\[[^\]]*\]|[^\[,])*", nodelist)
+    first = match[0] if match else ""  # everything before the first comma outside brackets
     return re.sub(r"\[([^-,\]]*)[^\]]*\]", r"\1", first)
 
 
 def start(device: str = "auto") -> torch.device:
-    """Join the process group that the launcher prepared, if any, and choose this rank's device.
+    """Join the process group of the launcher, if there is one, and choose the device of this rank.
 
     Args:
-        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        device: "auto" (a GPU if there is one), "cpu" or "cuda".
+
+    Returns:
+        The device.
 
     Raises:
-        InputError: if the environment is half set, or "cuda" was asked for and there is none.
+        InputError: if the launcher's variables are incomplete, or if `device` is "cuda" and there is no GPU.
     """
     launch = read_launch(os.environ)
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda, but torch sees no CUDA device: use --device auto or cpu")
+        raise InputError("--device cuda: torch finds no CUDA device: use --device auto or cpu")
     on_gpu = torch.cuda.is_available() and device != "cpu"
     local_rank = launch.local_rank if launch else 0
     chosen = torch.device("cuda", local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(chosen)
     if launch and launch.world_size > 1:
-        # torch reads these names; under torchrun they are there already.
+        # torch reads these variables. torchrun has set them already, srun has not.
         os.environ.update(MASTER_ADDR=launch.address, MASTER_PORT=str(launch.port))
         os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size))
-        # Both backends on a GPU: tensors travel where they lie, and a flag on the CPU never waits for the GPU.
+        # A GPU rank has both backends: each tensor is sent from its own device, so a flag on the CPU never waits for the GPU.
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         global _store
         _store, rank, size = next(dist.rendezvous("env://"))
@@ -145,12 +167,15 @@ def stop() -> None:
 
 
 def explain(error: RuntimeError) -> RuntimeError:
-    """If a collective failed because other ranks no longer answer: one line that names them. Any other error as it is.
+    """Explain a failed collective.
 
-    To be called by every rank that is left; the first of them speaks.
+    Every rank that still runs must call this function. Only the first of them reports the error.
+
+    Returns:
+        A RunError that names the ranks that no longer answer, if there are any; otherwise `error` itself.
     """
     broken = isinstance(error, dist.DistError) or re.search(r"gloo|nccl", str(error), flags=re.IGNORECASE)
-    if world_size() == 1 or not broken:
+    if world_size() == 1 or _store is None or not broken:
         return error
     missing = []
     try:
@@ -161,41 +186,49 @@ def explain(error: RuntimeError) -> RuntimeError:
             except dist.DistStoreError:
                 missing.append(other)
     except dist.DistNetworkError:
-        missing = [0]  # it kept the store
+        missing = [0]  # rank 0 hosts the store
     if not missing:
         return error
     first = min(set(range(world_size())) - set(missing))
     names = ", ".join(map(str, missing))
+    subject, verb = ("rank", "answers") if len(missing) == 1 else ("ranks", "answer")
     return RunError(
-        f"rank{'s' * (len(missing) > 1)} {names} of {world_size()} no longer answer{'s' * (len(missing) == 1)}; what was said there, "
-        "or by the launcher, tells why. The last checkpoint is kept; the same command goes on from it",
+        f"{subject} {names} of {world_size()} no longer {verb}: see the reason in "
+        "the output of these ranks or of the launcher; run the same command again to resume from the last checkpoint",
         speaks=rank() == first,
     )
 
 
 def speaks_first() -> bool:
-    """Whether this rank is the first to say what is wrong; rank 0 is given a second's start."""
+    """Return whether this rank is the first to report an error.
+
+    The other ranks wait for a second, so that rank 0 is the first if it has an error to report.
+    """
     try:
         if rank():
             time.sleep(1.0)
         return _store is None or _store.add("said", 1) == 1
-    except RuntimeError:  # rank 0, or torchrun, kept the store and has ended; not without a word
+    except RuntimeError:  # the process that hosted the store has ended, and has reported its error
         return False
 
 
 def rank() -> int:
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
+    """Return whether this process is rank 0."""
     return rank() == 0
 
 
 def barrier() -> None:
+    """Wait until all ranks have called this function."""
     if world_size() > 1:
         dist.barrier()
 
@@ -205,33 +238,36 @@ def barrier() -> None:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum over ranks whose backward sums the gradients over ranks too: every rank's output feeds every rank's loss."""
+    """Sum over ranks, with gradient.
+
+    The input of each rank contributes to the losses of all ranks. So the backward pass sums the gradients over ranks too.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         x = x.contiguous().clone()
         dist.all_reduce(x, group=group)
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.contiguous().clone()
         dist.all_reduce(grad, group=ctx.group)
         return grad, None
 
 
 def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Sum of every rank's `x`, with gradient; of the ranks of `group`, if there is one.
+    """Return the sum of `x` over the ranks of `group`, with gradient. By default it is over all ranks.
 
-    The gradient that reaches `x` is that of the *sum* of all ranks' losses. DistributedDataParallel averages the
-    parameters' gradients, which turns it into that of the mean loss.
+    The gradient of `x` is the gradient of the *sum* of the losses of all ranks. DistributedDataParallel then averages the
+    gradients of the parameters over the ranks. So the parameters get the gradient of the mean loss.
     """
     return _SumOverRanks.apply(x, group) if world_size() > 1 else x
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:
-    """Mean of every rank's `x`, without gradient."""
+    """Return the mean of `x` over all ranks, without gradient."""
     if world_size() == 1:
         return x.detach()
     x = x.detach().contiguous().clone()
@@ -241,7 +277,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def max_over_ranks(x: Tensor) -> Tensor:
-    """Largest of every rank's `x`, elementwise, without gradient."""
+    """Return the elementwise maximum of `x` over all ranks, without gradient."""
     if world_size() == 1:
         return x.detach()
     x = x.detach().contiguous().clone()
@@ -251,7 +287,7 @@ def max_over_ranks(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_no_grad(x: Tensor) -> Tensor:
-    """Every rank's (B, ...) `x` in rank order, (W*B, ...), without gradient."""
+    """Concatenate the (B, ...) `x` of all W ranks in rank order, (W*B, ...), without gradient."""
     if world_size() == 1:
         return x.detach()
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -261,7 +297,10 @@ def gather_no_grad(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(method: nn.Module) -> None:
-    """What DistributedDataParallel does behind a backward pass, for passes that bypass its wrapper: one collective."""
+    """Average the gradients of the parameters over ranks in one collective.
+
+    DistributedDataParallel does this in each backward pass. The function serves passes that bypass the wrapper.
+    """
     grads = [p.grad for p in method.parameters() if p.grad is not None]
     if world_size() == 1 or not grads:
         return
@@ -272,8 +311,8 @@ def average_gradients(method: nn.Module) -> None:
         grad.copy_(mean.view_as(grad))
 
 
-def from_main(value):
-    """Rank 0's value of any small picklable object, on every rank."""
+def from_main(value: Value) -> Value:
+    """Return rank 0's value on every rank. It may be any small picklable object."""
     if world_size() == 1:
         return value
     box = [value]
@@ -281,11 +320,11 @@ def from_main(value):
     return box[0]
 
 
-def from_all(value) -> list:
-    """Every rank's value of a small picklable object, by rank, on every rank."""
+def from_all(value: Value) -> list[Value]:
+    """Return the values of all ranks, in rank order, on every rank. A value may be any small picklable object."""
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -295,34 +334,45 @@ def from_all(value) -> list:
 
 
 class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with the statistics of several ranks' rows, on any backend.
+    """Batch normalisation over the rows of several ranks, on any backend.
 
-    torch's own SyncBatchNorm insists on CUDA tensors; this one lets W gloo processes on CPUs compute what one process
-    computes on the joined batch. Every rank must hold the same number of rows.
+    torch's SyncBatchNorm works only with CUDA tensors. With this class, W gloo processes on CPUs compute the same as one
+    process on the whole batch. Every rank must have the same number of rows.
 
     Attributes:
-        group: the ranks that share statistics; None: all of them.
-        group_size: how many they are.
+        group: the ranks that share statistics; None: all ranks.
+        group_size: number of ranks in the group.
     """
 
     group: dist.ProcessGroup | None = None
     group_size: int = 1
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
-            raise ValueError(f"expected at least 2 dimensions, got {x.dim()}")
+            raise ValueError(f"the input has {x.dim()} dimensions, expected at least 2")
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
         if not self.training:
             return nn.functional.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps
+                x,
+                self.running_mean,
+                self.running_var,
+                weight=self.weight,
+                bias=self.bias,
+                training=False,
+                momentum=self.momentum,
+                eps=self.eps,
             )
         rows = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         reduced = [axis for axis in range(x.dim()) if axis != 1]
         per_channel = [1, -1] + [1] * (x.dim() - 2)
         count = x.numel() // x.shape[1] * self.group_size
-        # Two passes, mean first: the mean of squares minus the square of the mean cancels in float32.
+        # Two passes: the mean of the squares minus the square of the mean would lose precision by cancellation in float32.
         mean = sum_over_ranks(rows.sum(reduced), self.group) / count
         centred = rows - mean.view(per_channel)
         variance = sum_over_ranks(centred.square().sum(reduced), self.group) / count
@@ -335,7 +385,7 @@ class CrossRankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def _convert_batch_norm(module: nn.Module, group: dist.ProcessGroup, group_size: int) -> nn.Module:
-    """The same module with every BatchNorm replaced by CrossRankBatchNorm, parameters and buffers shared."""
+    """Replace every BatchNorm of a module by a CrossRankBatchNorm with the same parameters and buffers."""
     for name, child in module.named_children():
         setattr(module, name, _convert_batch_norm(child, group, group_size))
     if not isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -348,41 +398,46 @@ def _convert_batch_norm(module: nn.Module, group: dist.ProcessGroup, group_size:
 
 
 def check_sync_bn_group(size: int) -> None:
-    """Refuse, with an InputError, a group size that does not divide the ranks."""
+    """Raise InputError if the size of a batch normalisation group does not divide the number of ranks."""
     if size and world_size() % size:
-        raise InputError(f"--sync-bn-group {size} does not divide the {world_size()} ranks")
+        raise InputError(
+            f"--sync-bn-group {size} does not divide the {world_size()} ranks: pass a divisor, or 0 for all ranks"
+        )
 
 
 def parallel(method: nn.Module, device: torch.device, sync_bn_group: int = 0) -> nn.Module:
-    """Wrap a method for training over ranks; without a process group it is returned as it is.
+    """Wrap a method for training over ranks. Without a process group, return the method unchanged.
 
-    Batch normalisation then sees the rows of `sync_bn_group` consecutive ranks; 0: of all ranks; 1: of its own only.
-    Buffers are not broadcast, since sending a long queue at every step would cost more than the step. Queues are equal on
-    all ranks by construction; the running statistics of batch normalisation only if all ranks share them, otherwise a
-    checkpoint holds those of rank 0.
+    The wrapper does not broadcast buffers, because sending a long queue at every step would take longer than the step. Queues
+    are equal on all ranks by construction. The running statistics of batch normalisation are equal only if all ranks share
+    them; otherwise a checkpoint holds those of rank 0.
+
+    Args:
+        sync_bn_group: number of consecutive ranks that share the statistics of batch normalisation; 0: all ranks, 1: each
+            rank has its own statistics.
 
     Raises:
-        InputError: if the group size does not divide the ranks.
+        InputError: if the group size does not divide the number of ranks.
     """
     check_sync_bn_group(sync_bn_group)
     if world_size() == 1:
         return method
     size = sync_bn_group or world_size()
     if size > 1:
-        # Every rank must take part in making every group, also of those it does not belong to.
+        # Every rank must call new_group for every group, including the groups that it does not belong to.
         groups = [dist.new_group(range(first, first + size)) for first in range(0, world_size(), size)]
-        group = groups[rank() // size]
+        group = cast(dist.ProcessGroup, groups[rank() // size])
         if device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method, group)
         else:
             method = _convert_batch_norm(method, group, size)
     devices = [device.index] if device.type == "cuda" else None
-    # torch is renaming the argument
+    # Newer versions of torch rename the argument.
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    no_buffers = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    no_buffers: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     return DistributedDataParallel(method, device_ids=devices, **no_buffers)
 
 
 def unwrap(method: nn.Module) -> nn.Module:
-    """The method inside `parallel`'s wrapper."""
+    """Return the method inside the wrapper of `parallel`."""
     return method.module if isinstance(method, DistributedDataParallel) else method

@@ -1,15 +1,19 @@
-"""Run a trained method over a data set, every image once, results placed by the image's index."""
+"""Apply a trained method to every image of a data set: features and predictions of clusters.
+
+Each image is processed once. The position of a result is the index of its image.
+"""
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import distributed, fingerprints
 from .data.datasets import Images
@@ -18,27 +22,45 @@ from .errors import InputError
 from .logs import Progress
 
 LAYERS = ("backbone", "head")
-VERSION = 1  # of the files in a features cache and of how their contents are computed; another one is another key
-PIECE = 1 << 26  # bytes of features that travel between ranks at once
+VERSION = 1  # of the cached files and of the computation of their contents; it is part of the cache key
+PIECE = 1 << 26  # bytes of features that one exchange between ranks sends
+
+Batches = Iterable[tuple[Tensor, np.ndarray]]  # images on the device of the network, and their indices
+
+
+class Classifiers(Protocol):
+    """Interface of a network that predicts clusters, such as `methods.base.Method`."""
+
+    temperature: float
+
+    def predict(self, images: Tensor) -> list[Tensor]:
+        """Return the (B, C_k) logits of each classifier k."""
 
 
 @torch.no_grad()
 def predict_clusters(
-    method, batches: Iterable[tuple[Tensor, np.ndarray]], num_images: int, *, autocast: torch.dtype | None = None
+    method: nn.Module, batches: Batches, num_images: int, *, autocast: torch.dtype | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """The cluster of every image by each classifier, in evaluation mode.
+    """Predict the cluster of every image with each of the K classifiers of a method, in evaluation mode.
 
     Args:
-        batches: images on the method's device and their indices; this rank's share.
-        num_images: N, over all ranks.
+        method: network with classifiers; see `Classifiers`.
+        batches: this rank's images, on the device of the method, and their indices.
+        num_images: N, the number of images over all ranks.
+        autocast: half-precision type for the network; None: float32.
 
     Returns:
-        clusters (K, N) long, arg-max of the logits; confidences (K, N) in [0, 1], the probability of that class; the mean
-        prediction of each classifier, K × (C_k,), which sums to 1.
+        The clusters, (K, N) long, arg-max of the logits; the confidences, (K, N) in [0, 1], the probability of the cluster;
+        and the mean prediction of each classifier, K × (C_k,), which sums to 1.
+
+    Raises:
+        InputError: if the network returns probabilities that are NaN or infinite.
+        ValueError: if this rank has no image.
     """
-    clusters = confidences = sums = None
+    clusters, confidences = torch.empty(0), torch.empty(0)
+    sums: list[Tensor] = []
     for probabilities, indices in _probabilities(method, batches, autocast):
-        if clusters is None:
+        if not sums:
             clusters = torch.zeros(len(probabilities), num_images, dtype=torch.long)
             confidences = torch.zeros(len(probabilities), num_images)
             sums = [torch.zeros(p.shape[1], dtype=torch.float64) for p in probabilities]
@@ -46,9 +68,9 @@ def predict_clusters(
             best = p.max(dim=1)
             clusters[k, indices], confidences[k, indices] = best.indices.cpu(), best.values.cpu()
             sums[k] += p.sum(dim=0).double().cpu()
-    if clusters is None:
-        raise ValueError("no images: every rank needs at least one")
-    # Every image was seen by one rank and is zero on the others.
+    if not sums:
+        raise ValueError("this rank has no image, expected at least one per rank: start fewer ranks")
+    # Only one rank has processed an image. The other ranks hold zeros for it, so the sum is its result.
     if distributed.world_size() > 1:
         clusters, confidences = distributed.sum_over_ranks(clusters), distributed.sum_over_ranks(confidences)
         sums = [distributed.sum_over_ranks(each) for each in sums]
@@ -58,51 +80,55 @@ def predict_clusters(
 
 @torch.no_grad()
 def average_clusters(
-    method,
-    batches: Iterable[tuple[Tensor, np.ndarray]],
+    method: nn.Module,
+    batches: Batches,
     num_images: int,
     *,
     names: dict[int, np.ndarray],
     autocast: torch.dtype | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The cluster of every image by the mean probability of several classifiers with C clusters each.
+    """Predict the cluster of every image from the mean probability of several classifiers with C clusters each.
 
     Args:
-        batches, num_images: as for `predict_clusters`.
-        names: {classifier: (C,) common name of each of its clusters}.
+        method, batches, num_images, autocast: as for `predict_clusters`.
+        names: {classifier: (C,) common number of each of its clusters}.
 
     Returns:
-        clusters (N,) long, in common names; confidences (N,) in [0, 1], the mean probability of that cluster.
+        The clusters, (N,) long, in common numbers; the confidences, (N,) in [0, 1], the mean probability of the cluster.
     """
     clusters, confidences = torch.zeros(num_images, dtype=torch.long), torch.zeros(num_images)
     for probabilities, indices in _probabilities(method, batches, autocast):
-        mean = 0
+        shares = []
         for k, name in names.items():
-            own = torch.from_numpy(np.argsort(name)).to(probabilities[k].device)  # what the classifier calls each
-            mean = mean + probabilities[k][:, own] / len(names)
-        best = mean.max(dim=1)
+            # `own` lists the classifier's own number of each common cluster.
+            own = torch.from_numpy(np.argsort(name)).to(probabilities[k].device)
+            shares.append(probabilities[k][:, own] / len(names))
+        best = reduce(torch.add, shares).max(dim=1)
         clusters[indices], confidences[indices] = best.indices.cpu(), best.values.cpu()
     return distributed.sum_over_ranks(clusters).numpy(), distributed.sum_over_ranks(confidences).numpy()
 
 
-def _probabilities(method, batches, autocast: torch.dtype | None) -> Iterator[tuple[list[Tensor], np.ndarray]]:
-    """Of each batch the K × (B, C_k) probabilities of the classifiers, in evaluation mode, and the indices."""
+def _probabilities(
+    method: nn.Module, batches: Batches, autocast: torch.dtype | None
+) -> Iterator[tuple[list[Tensor], np.ndarray]]:
+    """Yield the probabilities of the classifiers, K × (B, C_k), and the indices of each batch, in evaluation mode."""
+    classifiers = cast(Classifiers, method)
     was_training = method.training
     method.eval()
     for images, indices in batches:
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            logits = method.predict(images)
-        yield [(z.float() / method.temperature).softmax(dim=1) for z in logits], indices
+            logits = classifiers.predict(images)
+        yield [(z.float() / classifiers.temperature).softmax(dim=1) for z in logits], indices
     method.train(was_training)
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# features, which k-NN, probes and k-means share
+# features for k-NN, probes and k-means
 
 
 @torch.no_grad()
 def extract(
-    method,
+    method: nn.Module,
     data: Images,
     views: Views,
     *,
@@ -114,26 +140,30 @@ def extract(
     autocast: torch.dtype | None = None,
     cache: str | Path = "",
 ) -> Tensor:
-    """The features of every image's evaluation view, in evaluation mode. To be called on all ranks.
+    """Compute the features of the evaluation view of every image, in evaluation mode. All ranks must call this function.
 
     Args:
-        method: on `device`. Layer "backbone" is `method.backbone(images)`, "head" is `method.embed(images)`.
-        split: what to call this part of the data in messages and file names; it chooses nothing.
+        method: network on `device`.
+        split: name of this part of the data in messages and file names. It does not select images.
+        layer: "backbone" for `method.backbone(images)`, "head" for `method.embed(images)`.
         batch_size: images per forward pass and rank.
-        autocast: half precision to run the network in; None: float32.
-        cache: folder in which features are looked for, and left for the next evaluation of the same checkpoint; "": none.
-            What names a file there is computed from the weights and the images themselves.
+        workers: number of data-loading workers per rank; -1: one per core available to this rank.
+        autocast: half-precision type for the network; None: float32.
+        cache: folder of cached features; "": no cache. The function reads the features from the cache or writes them to it,
+            for the next evaluation of the same checkpoint. The file name is a hash of the weights and the images.
 
     Returns:
-        (N, F) float32 on the CPU, on every rank, of whatever length they are; row i belongs to image i of `data`.
+        The features on every rank, (N, F) float32 on the CPU, as the network returns them. Row i belongs to image i of `data`.
 
     Raises:
-        InputError: if an image cannot be read, or the cache folder cannot be written to.
+        InputError: if an image cannot be read, if the cache folder cannot be written, or if a feature is NaN or infinite.
     """
     if layer not in LAYERS:
-        raise ValueError(f"layer must be one of {', '.join(LAYERS)}, got {layer}")
+        raise ValueError(f"layer is {layer}, expected {' or '.join(LAYERS)}")
     progress = Progress(len(data), 0, enabled=distributed.is_main())
-    file = features = None
+    file: Path | None = None
+    key: dict[str, str | int] = {}
+    features: Tensor | None = None
     try:
         if cache and distributed.is_main():
             key = cache_key(method, data, views, layer=layer, device=device, autocast=autocast)
@@ -148,7 +178,7 @@ def extract(
         features = _sum_rows(features, len(data))
         _refuse_nan(~features.isfinite().all(dim=1), "features")
         if file and not found:
-            _write(file, key, features, progress)
+            _write(file, key, features, progress=progress)
         return features
     finally:
         progress.close()
@@ -157,16 +187,22 @@ def extract(
 def _refuse_nan(rows: Tensor, what: str) -> None:
     if rows.any():
         raise InputError(
-            f"the network gives {what} that are not numbers for {int(rows.sum())} of {len(rows)} images: its weights are "
-            "damaged, or --precision float32 is needed"
+            f"the network returns {what} that are NaN or infinite for {int(rows.sum())} of {len(rows)} images: use "
+            "--precision float32, or another checkpoint if the weights are damaged"
         )
 
 
 def _run(
-    method, batches, num_images: int, *, layer: str, autocast: torch.dtype | None, count: Callable[[int], None]
+    method: nn.Module,
+    batches: Batches,
+    num_images: int,
+    *,
+    layer: str,
+    autocast: torch.dtype | None,
+    count: Callable[[int], None],
 ) -> Tensor | None:
-    """This rank's rows of the (N, F) features, zeros elsewhere; None if this rank has no image."""
-    forward = method.backbone if layer == "backbone" else method.embed
+    """Return the (N, F) features with the rows of this rank and zeros elsewhere, or None if this rank has no image."""
+    forward = cast(Callable[[Tensor], Tensor], method.backbone if layer == "backbone" else method.embed)
     was_training = method.training
     method.eval()
     features = None
@@ -182,29 +218,31 @@ def _run(
 
 
 def _sum_rows(features: Tensor | None, num_images: int) -> Tensor:
-    """Sum of every rank's (N, F) features, in place and piece by piece: a second copy of a large bank might not fit."""
-    if distributed.world_size() == 1:
+    """Sum the (N, F) features of all ranks, in place.
+
+    The sum proceeds in pieces, because a second copy of a large feature bank might not fit into memory.
+    """
+    if distributed.world_size() == 1 and features is not None:
         return features
     width = int(distributed.max_over_ranks(torch.tensor(0 if features is None else features.shape[1])))
     if features is None:
         features = torch.zeros(num_images, width)
-    for rows in features.split(max(PIECE // (4 * width), 1)):
+    for rows in features.split(max(PIECE // max(4 * width, 1), 1)):
         rows.copy_(distributed.sum_over_ranks(rows))
     return features
 
 
-# ---- the cache ------------------------------------------------------------------------------------------------------
+# ---- feature cache ---------------------------------------------------------------------------------------------------
 
 
 def cache_key(
-    method, data: Images, views: Views, *, layer: str, device: torch.device, autocast: torch.dtype | None
+    method: nn.Module, data: Images, views: Views, *, layer: str, device: torch.device, autocast: torch.dtype | None
 ) -> dict[str, str | int]:
-    """Everything that features depend on. Labels are not among it.
+    """Return everything that the features depend on. Labels do not belong to it.
 
-    Weights and images in memory enter by their contents, image files by their paths below their common folder, sizes and
-    times of change: reading a million of them would cost as much as the features.
+    The key contains fingerprints of the weights and of the images; see `fingerprints.of_images`.
     """
-    network = method.backbone if layer == "backbone" else method
+    network = cast(nn.Module, method.backbone) if layer == "backbone" else method
     return {
         "version": VERSION,
         "layer": layer,
@@ -212,7 +250,7 @@ def cache_key(
         "images": fingerprints.of_images(data),
         "view": f"{type(views).__name__} {vars(views)}",
         "precision": str(autocast or torch.float32),
-        "device": device.type,  # the last digits differ
+        "device": device.type,  # the last digits of the features differ between devices
     }
 
 
@@ -220,31 +258,36 @@ def _open_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--features-cache {folder}: {error.strerror}, expected a folder") from None
+        raise InputError(f"--features-cache {folder}: {error.strerror}, expected a folder: pass another path") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"--features-cache {folder}: no permission to write in it")
+        raise InputError(
+            f"--features-cache {folder}: no permission to write, expected a writable folder: pass another path"
+        )
     return folder
 
 
-def _read(file: Path, key: dict, progress: Progress) -> Tensor | None:
-    """The features in a file of the cache, or None if there is none or it is damaged, which is said."""
+def _read(file: Path, key: dict[str, str | int], progress: Progress) -> Tensor | None:
+    """Return the features in a cached file, or None if the file does not exist or is damaged. Report the outcome."""
     if not file.exists():
         return None
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
         features = content["features"]
         if content["key"] != key or content["sha256"] != hashlib.sha256(fingerprints.of_bytes(features)).hexdigest():
-            raise ValueError("other contents than were written")
-    except Exception as error:  # arbitrary bytes can make the reader stumble in any way
+            raise ValueError("the contents have changed since they were written")
+    except Exception as error:  # arbitrary bytes can raise any kind of error
         detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        progress.say(f"features cache: {file} is damaged ({detail}): computing it again")
+        progress.say(f"feature cache: {file} is damaged ({detail}): computing the features again")
         return None
-    progress.say(f"features of {len(features):,} images taken from {file}")
+    progress.say(f"feature cache: features of {len(features):,} images taken from {file}")
     return features
 
 
-def _write(file: Path, key: dict, features: Tensor, progress: Progress) -> None:
-    """Write aside, then rename: the file is whole or not there. Without room for it the evaluation goes on."""
+def _write(file: Path, key: dict[str, str | int], features: Tensor, *, progress: Progress) -> None:
+    """Write features to the cache: first to a temporary file, which is then renamed.
+
+    If the disk is full, the evaluation continues without a cached file.
+    """
     aside = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         content = {
@@ -254,6 +297,6 @@ def _write(file: Path, key: dict, features: Tensor, progress: Progress) -> None:
         }
         torch.save(content, aside)
         os.replace(aside, file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
         aside.unlink(missing_ok=True)
-        progress.say(f"features cache: {file} was not written ({error}): going on without")
+        progress.say(f"feature cache: {file} was not written ({error}): continuing without it")

@@ -1,9 +1,11 @@
-"""Fingerprints of weights and images, which tell whether a file belongs to them."""
+"""Fingerprints of weights and images.
+
+A stored fingerprint tells whether a file belongs to given weights or images.
+"""
 
 import hashlib
 import os
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from .errors import InputError
 
 
 def of_weights(module: nn.Module) -> str:
-    """Return the SHA-256 of every parameter and buffer, bit for bit."""
+    """Return the SHA-256 of all parameters and buffers of a module, in the order of their names."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -21,7 +23,7 @@ def of_weights(module: nn.Module) -> str:
 
 
 def of_network(network: nn.Module) -> str:
-    """Return the SHA-256 of a network: its weights, and its parts without weights, such as activations."""
+    """Return the SHA-256 of a network. It covers the weights and the parts without weights, such as activations."""
     digest = hashlib.sha256(str(network).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -32,8 +34,9 @@ def of_network(network: nn.Module) -> str:
 def of_images(data: Images) -> str:
     """Return the SHA-256 of the images, without their labels.
 
-    Images in memory enter by their contents. Image files enter by their paths below their common folder, their sizes
-    and times of change: reading a million files would cost as much as computing their features.
+    For images in memory the hash covers their contents. For image files it covers their paths relative to their common
+    folder, their sizes and their modification times, because reading a million files would take as long as computing
+    their features.
 
     Raises:
         InputError: if a file is missing.
@@ -48,11 +51,11 @@ def of_images(data: Images) -> str:
         try:
             status = os.stat(path)
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror}") from None
+            raise InputError(f"{path}: {error.strerror}, expected a readable image file: check --data") from None
         digest.update(os.fsencode(os.path.relpath(path, top)) + f"\0{status.st_size} {status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
-def of_bytes(tensor: Tensor) -> np.ndarray:
-    """Return the bytes of a tensor as an array."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+def of_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

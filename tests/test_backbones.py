@@ -151,14 +151,14 @@ def test_count_leaves_out_what_is_frozen():
         ("resnet51", {}, "expected small_convnet, .*or a torchvision network"),
         ("", {}, "expected small_convnet"),
         ("ResNet50", {}, "expected small_convnet"),
-        ("vgg11", {}, "no linear layer .fc"),
-        ("vit_b_16", {}, "no linear layer .fc"),
+        ("vgg11", {}, "no linear classifier named fc"),
+        ("vit_b_16", {}, "no linear classifier named fc"),
         ("googlenet", {}, "auxiliary classifiers"),
         ("inception_v3", {}, "auxiliary classifiers"),
         ("fasterrcnn_resnet50_fpn", {}, "expected small_convnet"),  # would fetch weights from the network
         ("r3d_18", {}, "expected small_convnet"),  # for video
-        ("resnet18", {"in_channels": 1}, "colour images, these have 1 channel: take small_convnet"),
-        ("resnet50w2", {"in_channels": 1}, "resnet50w2 takes colour images"),
+        ("resnet18", {"in_channels": 1}, "images of 3 channels, but these have 1: use small_convnet"),
+        ("resnet50w2", {"in_channels": 1}, "resnet50w2 takes images of 3 channels"),
         ("resnet50w3", {}, "expected small_convnet, .*resnet50w2, resnet50w4, resnet50w5"),
         ("vit_tiny", {"image_size": 225}, "--patch-size 16 does not divide --global-crops-size 225"),
     ],

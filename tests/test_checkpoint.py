@@ -308,7 +308,10 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("code", "difference"),
-    [("2 - rank", "rank 0 finds epoch 2, step 5, rank 1 finds epoch 1, step 5"), ("None", "rank 1 finds no checkpoint")],
+    [
+        ("2 - rank", "rank 0 finds epoch 2, step 5, rank 1 finds epoch 1, step 5"),
+        ("None", "rank 1 finds no checkpoint"),
+    ],
 )
 def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, difference):
     """As on a disk of each host, or a network disk that is behind: half of a network would be trained from the start."""

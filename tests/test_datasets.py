@@ -116,7 +116,7 @@ def test_stl10_without_class_names_is_refused(tmp_path, unchecked):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100-20", "stl10"])
 def test_missing_files_name_the_folder_and_the_way_out(tmp_path, name):
-    with pytest.raises(InputError, match=f"--data {name}: .*--data-root {tmp_path}; --download fetches it"):
+    with pytest.raises(InputError, match=f"--data {name}: .*--data-root {tmp_path}.*: pass --download to download it"):
         open_data(name, "train", root=str(tmp_path))
 
 
@@ -186,12 +186,12 @@ def test_links_are_followed_once_even_in_a_circle(tmp_path):
 @pytest.mark.parametrize(
     ("made", "split", "message"),
     [
-        ([], "train", "no image in it or below it"),
-        (["x.png/"], "train", "no image in it or below it"),
+        ([], "train", "no image in this folder"),
+        (["x.png/"], "train", "no image in this folder"),
         (["train/"], "train", "no image in train/"),
-        (["train/a/", "train/b/"], "train", "2 folders in train/ but no image"),
-        (["train/a/"], "test", "has train but not val or test/"),
-        (["val/a/"], "train", "has val but not train/"),
+        (["train/a/", "train/b/"], "train", "2 class folders in train/ hold no image"),
+        (["train/a/"], "test", "has train, but the test split needs val or test"),
+        (["val/a/"], "train", "has val, but the train split needs train"),
     ],
 )
 def test_folders_without_images_are_refused(tmp_path, made, split, message):

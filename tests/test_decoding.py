@@ -147,7 +147,7 @@ def test_a_kept_image_is_not_read_again(folder):
 
 
 def test_memory_that_is_not_to_be_had_is_refused(folder):
-    with pytest.raises(InputError, match=r"--keep-decoded: 1e\+09 GiB of memory are not to be had: lower it"):
+    with pytest.raises(InputError, match=r"--keep-decoded: the system cannot reserve 1e\+09 GiB of memory"):
         open_folder(str(folder), "train").keeping(10**9 * 2**30)
     assert open_folder(str(folder), "train").keeping(0).decode(0).shape == (3, 30, 40)  # a whisker, which holds nothing
 
@@ -227,7 +227,7 @@ def test_what_a_device_cannot_decode_the_host_does(folder, monkeypatch, capsys):
         torch.equal(a, b) for one, other in zip(here, there, strict=True) for a, b in zip(one, other, strict=True)
     )
     assert capsys.readouterr().out == (
-        "images that the device cannot decode are decoded on the host (nvJPEG says no)\n"  # once
+        "the device cannot decode some images (nvJPEG says no): the host decodes them\n"  # once
     )
 
     def full(device, images):
@@ -253,10 +253,10 @@ def test_decoding_on_a_gpu_is_refused_where_it_makes_no_sense(words, message, tm
 
 
 def test_decoding_on_a_gpu_is_refused_without_one(monkeypatch):
-    with pytest.raises(InputError, match="--decode-on-gpu: no GPU is here"):
+    with pytest.raises(InputError, match="--decode-on-gpu needs a GPU"):
         decoding.check_decoding_on(torch.device("cpu"))
     monkeypatch.setattr(decoding, "decode_jpeg", None)
-    with pytest.raises(InputError, match="--decode-on-gpu needs torchcodec"):
+    with pytest.raises(InputError, match="--decode-on-gpu needs a torchcodec"):
         decoding.check_decoding_on(torch.device("cuda"))
 
     def broken(encoded, device):
@@ -264,6 +264,6 @@ def test_decoding_on_a_gpu_is_refused_without_one(monkeypatch):
 
     monkeypatch.setattr(decoding, "decode_jpeg", broken)
     with pytest.raises(
-        InputError, match=r"--decode-on-gpu: torchcodec cannot decode here \(no nvJPEG\): drop the flag"
+        InputError, match=r"--decode-on-gpu: torchcodec cannot decode on this GPU \(no nvJPEG\): drop the flag"
     ):
         decoding.check_decoding_on(torch.device("cuda"))

@@ -91,7 +91,9 @@ def test_a_broken_connection_is_continued_within_one_command(server, tmp_path):
 
 def test_an_interrupted_transfer_is_continued_by_the_next_command(server, tmp_path):
     server.cuts = [1000, 2000, 3000]
-    with pytest.raises(RunError, match=r"broke at 6,000 of 1,048,576 bytes; the same command goes on from 6,000 bytes"):
+    with pytest.raises(
+        RunError, match=r"broke at 6,000 of 1,048,576 bytes: run the same command again to resume from 6,000 bytes"
+    ):
         downloads.download(server.url, tmp_path / "m.pt")
     assert left(tmp_path) == [".m.pt.part", ".m.pt.part.tag"]
     downloads.download(server.url, tmp_path / "m.pt")
@@ -134,8 +136,8 @@ def test_a_part_that_is_complete_or_too_long(server, tmp_path, extra):
     ("expected", "message"),
     [
         ({"sha256": "0" * 64}, f"sha256 is {SHA256}, expected 0000"),
-        ({"sha256": "12345678"}, "sha256 is .*, expected 12345678: not kept"),
-        ({"md5": "a04e12f8"}, "md5 is .*, expected a04e12f8: not kept"),
+        ({"sha256": "12345678"}, "sha256 is .*, expected 12345678: the file was removed"),
+        ({"md5": "a04e12f8"}, "md5 is .*, expected a04e12f8: the file was removed"),
     ],
 )
 def test_a_wrong_checksum_is_refused_and_the_file_not_kept(server, tmp_path, expected, message):
@@ -146,7 +148,7 @@ def test_a_wrong_checksum_is_refused_and_the_file_not_kept(server, tmp_path, exp
 
 def test_a_wrong_size_is_refused_where_the_server_does_not_tell_it(server, tmp_path):
     server.tells_length = False
-    with pytest.raises(RunError, match="size is 1,048,576 bytes, expected 17: not kept"):
+    with pytest.raises(RunError, match="size is 1,048,576 bytes, expected 17: the file was removed"):
         downloads.download(server.url, tmp_path / "m.pt", size=17)
     assert left(tmp_path) == []
     downloads.download(server.url, tmp_path / "m.pt", sha256=SHA256)
@@ -154,7 +156,7 @@ def test_a_wrong_size_is_refused_where_the_server_does_not_tell_it(server, tmp_p
 
 
 def test_a_wrong_size_is_refused_before_the_transfer(server, tmp_path):
-    with pytest.raises(RunError, match="it has 1,048,576 bytes there, expected 17"):
+    with pytest.raises(RunError, match="the file has 1,048,576 bytes, expected 17"):
         downloads.download(server.url, tmp_path / "m.pt", size=17)
     assert left(tmp_path) == []
 
@@ -189,7 +191,7 @@ def test_a_full_disk_is_said_and_the_part_continued_later(server, tmp_path, monk
         return FullDisk(path, mode) if mode in ("wb", "ab") else builtins.open(path, mode, *words)
 
     monkeypatch.setattr(downloads, "open", open_on_full_disk, raising=False)
-    with pytest.raises(RunError, match=r"the disk is full \(524,288 of 1,048,576 bytes are here\); make room"):
+    with pytest.raises(RunError, match=r"the disk is full after 524,288 of 1,048,576 bytes"):
         downloads.download(server.url, tmp_path / "m.pt")
     assert not (tmp_path / "m.pt").exists()
     monkeypatch.undo()
@@ -213,7 +215,7 @@ def test_two_processes_do_not_write_the_same_file(tmp_path):
 def test_a_cache_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(InputError, match="name another folder in SELF_CLASSIFIER_CACHE"),
+        pytest.raises(InputError, match="set SELF_CLASSIFIER_CACHE to another folder"),
         downloads.locked(tmp_path / "file"),
     ):
         pass
@@ -239,9 +241,9 @@ def test_what_was_noted_at_the_first_download_is_compared(tmp_path):
     assert downloads.recorded(tmp_path) == {"a/m.pt": {"size": 5, "sha256": hashlib.sha256(b"first").hexdigest()}}
     path.write_bytes(b"other")
     with pytest.raises(
-        RunError, match=r"m\.pt: sha256 is d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa"
+        RunError, match=r"m\.pt: the sha256 is d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa"
     ):
         downloads.check_or_record(tmp_path, path)
     (tmp_path / "checksums.json").write_text("{")
-    with pytest.raises(InputError, match=r"checksums\.json: damaged"):
+    with pytest.raises(InputError, match=r"checksums\.json: the file is damaged"):
         downloads.recorded(tmp_path)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image
 
-from src.reports import figures
+from src.reports import figures, scatter
 
 RED = (0xD1, 0x24, 0x2F)
 NAMES = ["zero", "one", "two"]
@@ -361,10 +361,10 @@ def test_scatter_of_more_classes_names_none(tmp_path, monkeypatch):
 
 
 def test_colours_of_up_to_20_classes_are_distinct_and_those_of_more_go_around_the_circle():
-    few = figures._class_colours(20)
+    few = scatter._class_colours(20)
     assert len({tuple(colour) for colour in few}) == 20
-    assert np.array_equal(few[:7], figures._class_colours(7))
-    many = figures._class_colours(300)
+    assert np.array_equal(few[:7], scatter._class_colours(7))
+    many = scatter._class_colours(300)
     assert many.shape == (300, 3)
     assert 0 <= many.min() <= many.max() <= 1
     steps = np.linalg.norm(np.roll(many, -3, axis=0) - many, axis=1)  # three lightnesses: every third is alike
@@ -593,7 +593,7 @@ def test_resolution_changes_the_pixels_of_a_block(tmp_path):
 def test_another_process_on_another_day_writes_the_same_files(tmp_path):
     code = """
 import sys
-from src.reports import figures
+from src.reports import figures, scatter
 for path in sys.argv[1:]:
     figures.scatter(path, [[0, 1], [2, 3]], [0, 1], class_names=["zero", "ä ☃"], title="A map")
 """
@@ -608,7 +608,7 @@ for path in sys.argv[1:]:
 def test_pyplot_is_never_imported(tmp_path):
     code = f"""
 import sys
-from src.reports import figures
+from src.reports import figures, scatter
 assert "matplotlib" not in sys.modules
 figures.training_curves({str(tmp_path / "c.png")!r}, [1], {{"loss": [("", [1.0])]}})
 assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.modules

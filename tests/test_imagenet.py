@@ -102,10 +102,10 @@ def test_classes_that_cannot_have_a_superclass(small):
     mapping, names = imagenet.class_to_superclass("2", ["n00000003", "n00000004", "n00000002"], small)
     assert (mapping, len(names)) == ({0: 1, 2: 0}, 2)
     with pytest.raises(
-        InputError, match=r"--superclass 2 is for ImageNet.*2 of the 3 here are not, such as cat: drop it"
+        InputError, match=r"--superclass 2: 2 of the 3 class names are not WordNet ids, such as cat,.*: drop the flag"
     ):
         imagenet.class_to_superclass("2", ["n00000003", "cat", "n123"], small)
-    with pytest.raises(InputError, match="here are none"):
+    with pytest.raises(InputError, match="the data set has no classes"):
         imagenet.class_to_superclass("2", [], small)
     with pytest.raises(InputError, match="none of the 1 classes belongs"):
         imagenet.class_to_superclass("2", ["n00000004"], small)
@@ -151,7 +151,7 @@ def test_a_missing_or_other_file_is_named(small):
         imagenet.superclasses("2", small)
     (small / "node_names.txt").unlink()
     with pytest.raises(
-        InputError, match=r"node_names.txt is missing; python -m src.data.imagenet get .*info fetches it"
+        InputError, match=r"node_names.txt is missing: run python -m src.data.imagenet get .*info to download it"
     ):
         imagenet.superclasses("2", small)
 
@@ -240,7 +240,7 @@ def test_cls_eval_prints_and_writes_both_protocols(released, small, tmp_path, mo
 
 
 def test_cls_eval_refuses_before_any_work(released, small, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.features._run", lambda *_: pytest.fail("the network was run"))
+    monkeypatch.setattr("src.features._run", lambda *_, **__: pytest.fail("the network was run"))
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["cls_eval.py", *map(str, (*released, *words))])
@@ -250,7 +250,7 @@ def test_cls_eval_refuses_before_any_work(released, small, tmp_path, monkeypatch
         run("--superclass", "2", "--hierarchy", tmp_path)
     (tmp_path / "data" / "val" / "n00000003").rename(tmp_path / "data" / "val" / "ship")
     (tmp_path / "data" / "train" / "n00000003").rename(tmp_path / "data" / "train" / "ship")
-    with pytest.raises(InputError, match="1 of the 4 here are not, such as ship"):
+    with pytest.raises(InputError, match="1 of the 4 class names are not WordNet ids, such as ship"):
         run("--superclass", "2", "--hierarchy", small)
     for split in ("train", "val"):
         (tmp_path / "data" / split / "ship").rename(tmp_path / "data" / split / "n00000003")

@@ -13,12 +13,12 @@ from torchvision import transforms
 
 from src.config import TrainOptions
 from src.data import photographs
+from src.data.colour import adjust_hue
 from src.data.photographs import (
     NONE,
     ORDERS,
     PhotoRecipe,
     PhotoViews,
-    adjust_hue,
     crop_boxes,
     crop_resize,
     gaussian_blur,

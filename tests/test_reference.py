@@ -89,7 +89,7 @@ def test_both_take_the_same_parameters_in_any_order():
     recipe = PhotoRecipe(size=8, scale=(0.5, 0.8), **{**NOTHING, "jitter": 1.0})
     flat = [Image.new("RGB", (20, 20), (200, 90, 40)) for _ in range(200)]
     theirs, ours = (
-        kind([recipe], 8, (0.0, 0.0, 0.0), (1 / 255,) * 3)(
+        kind([recipe], 8, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)(
             torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in flat]),
             np.arange(200),
             seed=0,

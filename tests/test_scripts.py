@@ -418,7 +418,9 @@ def test_a_warm_up_goes_up():
     words = ("--preset", "100ep", "--batch-size", "1024", "--lr", "0.1")
     # the preset's share, where its own start is above
     assert rates(*words) == pytest.approx([0.1, 0.1 * 0.3 / 4.8, 0.0048])
-    with pytest.raises(InputError, match=r"--warmup-start 0\.3 is above --lr 0\.1, but a warm-up raises the learning rate"):
+    with pytest.raises(
+        InputError, match=r"--warmup-start 0\.3 is above --lr 0\.1, but a warm-up raises the learning rate"
+    ):
         rates(*words, "--warmup-start", "0.3")
     assert rates(*words, "--warmup-start", "0.3", "--warmup-epochs", "0")[0] == 0.1
 

@@ -56,7 +56,10 @@ def test_shorter_sides_are_cut_down_and_the_rest_is_copied(folder, tmp_path, run
     assert (tmp_path / "copy/b/tall.jpeg").read_bytes() == b"there"  # what is there is not done again
     other = run_program("-m", "src.data.shrink", folder, tmp_path / "copy", "--short-side", "20")
     assert other.returncode == 2
-    assert "was made with {'short_side': 40, 'quality': 92}, now {'short_side': 20, 'quality': 92}" in other.stderr
+    assert (
+        "was made with {'short_side': 40, 'quality': 92}, but the settings are now {'short_side': 20, 'quality': 92}"
+        in other.stderr
+    )
 
 
 def test_odd_files_of_the_source_are_left_out_by_name(folder, tmp_path, run_program):
@@ -100,7 +103,7 @@ def test_a_copy_is_whole_or_not_there(folder, tmp_path, monkeypatch):
         (("nowhere", "copy"), "nowhere: no such folder"),
         (("photographs", "photographs/copy"), "lies in"),
         (("photographs", "photographs"), "lies in"),
-        (("empty", "copy"), "empty: no images in it"),
+        (("empty", "copy"), "empty: no images in this folder"),
         (("photographs", "copy", "--quality", "0"), "--quality from 1 to 95"),
     ],
 )

@@ -293,8 +293,10 @@ def test_an_epoch_that_waited_long_gets_a_word(pictures):
     loader = file_loader(pictures(20), workers=0)
     waiting = {"epoch": 1, "images_per_second": 300.0, "waited": 0.4}
     said = loader.advice(waiting)
-    assert said.startswith("40% of epoch 1 were spent waiting for images: files come at 300 images/s")
-    assert "training could take 500." in said
+    assert said.startswith(
+        "training is data-bound: 40% of epoch 1 was spent waiting for images. Files arrive at 300 images/s"
+    )
+    assert "training could use 500 images/s." in said
     assert "(now 0)" in said
     assert loader.advice({**waiting, "waited": 0.1}) == ""
     assert loader.advice({"epoch": 1, "images_per_second": 300.0}) == ""

@@ -212,11 +212,20 @@ class TrainOptions(
                 raise InputError(
                     f"--patch-size {self.patch_size} does not divide {flag(name)} {size}: change one of them"
                 )
-        if self.reference_views and self.data == "digits":
+        has_features = self.data.endswith(".npz")
+        if has_features and self.arch != "identity":
             raise InputError(
-                "--reference-views is for photographs, but --data digits has its own views: drop one of them"
+                f"--data {self.data} holds features, but --arch {self.arch} takes images: give --arch identity"
             )
-        in_memory = self.data in BUILT_IN_DATA or self.data.endswith(".npz")
+        if self.arch == "identity" and not has_features:
+            raise InputError(
+                f"--arch identity takes features, but --data {self.data} is not an .npz file: change one of them"
+            )
+        if self.reference_views and (self.data == "digits" or has_features):
+            raise InputError(
+                f"--reference-views is for photographs, but --data {self.data} has its own views: drop one of them"
+            )
+        in_memory = self.data in BUILT_IN_DATA or has_features
         if self.keep_decoded and in_memory:
             raise InputError(
                 f"--keep-decoded is for image files, but --data {self.data} is in memory: drop one of them"

@@ -1,1 +1,1 @@
-"""Images, indices, views and loaders. Nothing here knows a method, a loss or a network."""
+"""Images, indices, views and loaders. This package does not depend on methods, losses or networks."""

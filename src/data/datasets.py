@@ -1,7 +1,9 @@
-"""Data sets: images with an index each. Labels are for monitoring and scoring only; -1 means that there is none."""
+"""Data sets: indexed images with optional labels.
+
+Labels serve monitoring and scoring only. The label -1 means that the class is unknown.
+"""
 
 import os
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -16,7 +18,7 @@ from .decoding import Kept, decode
 from .listing import IMAGE_SUFFIXES, list_images
 
 CIFAR100_COARSE = (
-    # superclass (0-19) of each of the 100 classes
+    # superclass (0 to 19) of each of the 100 classes
     "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10 "
     "16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13"
 )
@@ -46,19 +48,19 @@ CIFAR100_SUPERCLASSES = [
 
 @dataclass(frozen=True)
 class MemoryImages:
-    """A data set held in memory.
+    """A data set of images in memory.
 
     Attributes:
         images: (N, C, H, W) uint8.
-        labels: (N,) long, -1 where unknown.
-        classes: names of the labels.
+        labels: (N,) long, -1 where the class is unknown.
+        classes: names of the classes; label k belongs to `classes[k]`.
     """
 
     images: Tensor
     labels: Tensor
     classes: list[str]
 
-    has_pictures: ClassVar[bool] = True  # whether `picture` shows something
+    has_pictures: ClassVar[bool] = True  # whether `picture` returns an image for display
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,26 +70,30 @@ class MemoryImages:
         return self.images.shape[1]
 
     def picture(self, index: int) -> np.ndarray:
-        """One image to be shown: (H, W) or (H, W, 3) uint8."""
+        """Return one image for display, (H, W) or (H, W, 3) uint8."""
         return self.images[index].permute(1, 2, 0).squeeze(-1).numpy()
 
     def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> Self:
+        """Return a data set of the images at positions `rows`, with new labels and class names."""
         return type(self)(self.images[torch.from_numpy(rows)], torch.from_numpy(labels), classes)
 
 
 @dataclass(frozen=True)
 class FeatureRows(MemoryImages):
-    """Frozen features in the place of images: `images` is (N, F) float32, and `channels` is F."""
+    """A data set of frozen features. `images` holds the features, (N, F) float32, and `channels` is F."""
 
     has_pictures: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A data set of image files, decoded when they are needed; labels and classes as in MemoryImages.
+    """A data set of image files, which are decoded on demand.
 
     Attributes:
-        kept: where decoded images are kept, if they are.
+        paths: N paths of image files.
+        labels: (N,) long, -1 where the class is unknown.
+        classes: names of the classes; label k belongs to `classes[k]`.
+        kept: memory for decoded images; None: every access decodes the file again.
     """
 
     paths: list[str]
@@ -102,7 +108,7 @@ class ImageFiles:
         return len(self.paths)
 
     def decode(self, index: int) -> Tensor:
-        """The pixels of one image; see `decoding.decode`."""
+        """Return the pixels of one image, (3, H, W) uint8; see `decoding.decode`."""
         if self.kept is None:
             return decode(self.paths[index])
         image = self.kept.get(index)
@@ -112,13 +118,15 @@ class ImageFiles:
         return image
 
     def picture(self, index: int) -> np.ndarray:
+        """Return one image for display, (H, W, 3) uint8."""
         return self.decode(index).permute(1, 2, 0).numpy()
 
     def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> "ImageFiles":
-        return ImageFiles([self.paths[row] for row in rows], torch.from_numpy(labels), classes, self.channels)
+        """Return a data set of the files at positions `rows`, with new labels and class names."""
+        return ImageFiles([self.paths[row] for row in rows], torch.from_numpy(labels), classes, channels=self.channels)
 
     def keeping(self, room: int) -> "ImageFiles":
-        """The same images, decoded once and kept in up to `room` bytes."""
+        """Return the same data set with up to `room` bytes of memory for decoded images, each decoded only once."""
         return replace(self, kept=Kept(len(self), room))
 
 
@@ -132,19 +140,21 @@ def open_data(name: str, split: str, *, root: str = "", download: bool = False, 
         name: "digits", "cifar10", "cifar100-20", "stl10", an .npz file of features (see `open_features`), or a folder
             (see `open_folder`).
         split: "train" or "test".
-        root: folder of torchvision's data sets.
-        download: download the data set to `root` first.
-        subset_file: keep the classes listed there, one per line, numbered in its order (see `keep_classes`).
+        root: folder that holds torchvision's data sets.
+        download: download the data set to `root` if it is missing.
+        subset_file: text file with one class name per line; the data set keeps only these classes and numbers them in
+            the order of the file (see `keep_classes`). "": all classes.
 
     Raises:
-        InputError: if there is nothing to open, or a listed class does not exist.
+        InputError: if the data set cannot be opened, or if `subset_file` lists a class that does not exist.
     """
     if split not in ("train", "test"):
-        raise ValueError(f"split must be train or test, got {split}")
+        raise ValueError(f"split is {split}, expected train or test")
+    data: Images
     if name == "digits":
         data = _digits(split)
     elif name in BUILT_IN_DATA:
-        data = _from_torchvision(name, split, root, download)
+        data = _from_torchvision(name, split, root=root, download=download)
     elif name.endswith(".npz"):
         data = open_features(name, split)
     else:
@@ -153,17 +163,22 @@ def open_data(name: str, split: str, *, root: str = "", download: bool = False, 
 
 
 def check_channels(data: Images, name: str, channels: int) -> None:
-    """Raise InputError if a network that takes so many channels cannot see the images of `--data name`."""
+    """Raise InputError if the images of `--data name` do not have the number of channels that the network takes."""
     if data.channels != channels:
-        raise InputError(f"--data {name}: images have {data.channels} channels, the network takes {channels}")
+        raise InputError(
+            f"--data {name}: the images have {data.channels} channels, but the network takes {channels}: use other images"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# held in memory
+# data sets in memory
 
 
 def _digits(split: str) -> MemoryImages:
-    """The 1,797 handwritten digits inside scikit-learn, 8×8, split 80 to 20 by class, always the same way."""
+    """Return one split of scikit-learn's 1,797 handwritten digits of 8×8 pixels.
+
+    The split is fixed and stratified by class: 80 % of the images are for training and 20 % for testing.
+    """
     from sklearn.datasets import load_digits  # slow to import
     from sklearn.model_selection import train_test_split
 
@@ -180,7 +195,8 @@ def _digits(split: str) -> MemoryImages:
     return MemoryImages(torch.from_numpy(ink)[:, None], labels, [str(digit) for digit in range(10)])
 
 
-def _from_torchvision(name: str, split: str, root: str, download: bool) -> MemoryImages:
+def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> MemoryImages:
+    """Return one split of a data set of torchvision."""
     from torchvision import datasets  # slow to import
 
     try:
@@ -193,8 +209,10 @@ def _from_torchvision(name: str, split: str, root: str, download: bool) -> Memor
             )
             images, labels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(), np.asarray(source.targets)
     except (RuntimeError, OSError) as error:
-        raise InputError(f"--data {name}: {error} (looked in --data-root {root}; --download fetches it)") from None
-    if not hasattr(source, "classes"):  # the one file of STL-10 whose presence torchvision does not check
+        raise InputError(
+            f"--data {name}: {error} (searched in --data-root {root}): pass --download to download it"
+        ) from None
+    if not hasattr(source, "classes"):  # torchvision checks all files of STL-10 except class_names.txt
         raise InputError(f"--data {name}: class_names.txt is missing in --data-root {root}: unpack the archive again")
     classes = list(source.classes)
     if name == "cifar100-20":
@@ -203,83 +221,109 @@ def _from_torchvision(name: str, split: str, root: str, download: bool) -> Memor
 
 
 def open_features(file: str, split: str) -> FeatureRows:
-    """Open a file of features, as `numpy.savez` writes it.
+    """Open a file of features that was written by `numpy.savez`.
 
-    It holds `train_features` and `test_features`, (N, F) numbers each, and optionally `train_labels` and `test_labels`,
-    (N,) integers with -1 where the class is unknown, and `classes`, their names. One split is enough.
+    The file holds the array `train_features`, the array `test_features`, or both; each is (N, F) numbers. Three more
+    arrays are optional: `train_labels` and `test_labels` are (N,) integers, with -1 where the class is unknown, and
+    `classes` holds the names of the classes.
 
     Raises:
-        InputError: if the file cannot be read, lacks the split, or holds other shapes or numbers that are not finite.
+        InputError: if the file cannot be read, does not hold the split, or holds an array of a wrong shape or type, or
+            features that are not finite.
     """
     if not Path(file).is_file():
-        raise InputError(f"--data {file}: no such file")
+        raise InputError(f"--data {file}: no such file: pass the path of an .npz file")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"--data {file}: not a file of numpy.savez ({str(error).splitlines()[0][:100]})") from None
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            found = {name: np.asarray(arrays[name]) for name in arrays.files}
+    except Exception as error:  # the reader can fail in any way on arbitrary bytes
+        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(f"--data {file}: not an .npz file ({detail}): write it with numpy.savez") from None
     features = found.get(f"{split}_features")
     if features is None:
-        raise InputError(f"--data {file}: has no {split}_features; it holds {', '.join(found) or 'nothing'}")
+        raise InputError(
+            f"--data {file}: the file holds {', '.join(found) or 'no array'}, expected {split}_features: add this array"
+        )
     if features.ndim != 2 or features.dtype.kind not in "fiu" or not len(features):
         raise InputError(
-            f"--data {file}: {split}_features is {features.shape} of {features.dtype}, expected (N, F) numbers"
+            f"--data {file}: {split}_features has shape {features.shape} and type {features.dtype}, expected (N, F) numbers"
         )
-    features = features.astype(np.float32)
+    other = found.get("test_features" if split == "train" else "train_features")
+    if other is not None and other.ndim == 2 and other.shape[1] != features.shape[1]:
+        raise InputError(
+            f"--data {file}: {split}_features is {features.shape}, the other split's {other.shape}; expected one width F"
+        )
+    with np.errstate(over="ignore"):  # too large for float32 is not finite, which is refused
+        features = features.astype(np.float32)
     if not np.isfinite(features).all():
-        raise InputError(f"--data {file}: {split}_features holds values that are not finite numbers")
+        raise InputError(f"--data {file}: {split}_features holds NaN or infinity, expected finite numbers")
     labels = found.get(f"{split}_labels", np.full(len(features), -1))
-    if labels.shape != (len(features),) or labels.dtype.kind not in "iu" or labels.min() < -1:
-        raise InputError(f"--data {file}: {split}_labels must be {len(features)} integers from -1 on")
-    known = [found[name] for name in ("train_labels", "test_labels") if name in found and found[name].size]
+    if labels.shape != (len(features),) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"--data {file}: {split}_labels has shape {labels.shape} and type {labels.dtype}, "
+            f"expected {len(features)} integers"
+        )
+    if labels.min() < -1:
+        raise InputError(f"--data {file}: {split}_labels holds {labels.min()}, expected -1 (unknown class) or more")
+    both = [found[name] for name in ("train_labels", "test_labels") if name in found]
+    known = [each for each in both if each.size and each.dtype.kind in "iu"]
     count = max((int(each.max()) + 1 for each in known), default=0)
-    classes = [str(name) for name in found.get("classes", range(count))]
+    classes = [str(name) for name in np.ravel(found.get("classes", range(count)))]
     if len(classes) < count:
-        raise InputError(f"--data {file}: {len(classes)} classes are named, but labels go up to {count - 1}")
+        raise InputError(
+            f"--data {file}: the largest label is {count - 1}, but `classes` has only {len(classes)} names: name all classes"
+        )
     return FeatureRows(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)), classes)
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# folders
+# folders of images
 
 
 def open_folder(folder: str, split: str) -> ImageFiles:
     """Open a folder of images.
 
-    With `train/` inside, its folders are the classes, as in ImageNet; the test split is `val/` or `test/`. Without any of
-    the three, all images below the folder, flat or nested, are both splits, and have no labels.
+    If the folder has a subfolder `train/`, `val/` or `test/`, the training split is `train/`, and the test split is `val/`
+    or, without it, `test/`. The subfolders of a split are the classes, as in ImageNet. A split without subfolders has no
+    labels. If the folder has none of the three, both splits consist of all images below it, at any depth, without labels.
 
     Raises:
-        InputError: if the folder is missing, or holds no image where one is expected.
+        InputError: if the folder or the split is missing, or if it holds no image.
     """
     top = Path(folder)
     if not folder:
-        raise InputError(f"--data is empty: name a folder of images, or one of {', '.join(BUILT_IN_DATA)}")
+        raise InputError(f"--data is empty, expected a folder of images or one of {', '.join(BUILT_IN_DATA)}")
     if not top.is_dir():
-        raise InputError(f"--data {folder}: no such folder, and not one of {', '.join(BUILT_IN_DATA)}")
+        raise InputError(
+            f"--data {folder}: no such folder, expected a folder of images or one of {', '.join(BUILT_IN_DATA)}"
+        )
     splits = [name for name in ("train", "val", "test") if (top / name).is_dir()]
     if not splits:
         (paths,) = list_images(top, [""])
         if not paths:
-            raise InputError(f"--data {folder}: no image in it or below it (known: {' '.join(sorted(IMAGE_SUFFIXES))})")
+            raise InputError(
+                f"--data {folder}: no image in this folder, expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}"
+            )
         return ImageFiles(paths, torch.full((len(paths),), -1), [])
     wanted = ["train"] if split == "train" else ["val", "test"]
     found = [name for name in wanted if name in splits]
     if not found:
         raise InputError(
-            f"--data {folder}: it has {', '.join(splits)} but not {' or '.join(wanted)}/, the {split} split"
+            f"--data {folder}: the folder has {', '.join(splits)}, but the {split} split needs {' or '.join(wanted)}: add it"
         )
     top = top / found[0]
     classes = _class_names(top)
     if not classes:
         (paths,) = list_images(top, [""])
         if not paths:
-            raise InputError(f"--data {folder}: no image in {found[0]}/")
+            raise InputError(
+                f"--data {folder}: no image in {found[0]}/, expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}"
+            )
         return ImageFiles(paths, torch.full((len(paths),), -1), [])
     by_class = list_images(top, classes)
     if not any(by_class):
-        raise InputError(f"--data {folder}: {len(classes)} folders in {found[0]}/ but no image in them")
-    # A class that lacks test images must not shift the numbers of the others.
+        raise InputError(f"--data {folder}: the {len(classes)} class folders in {found[0]}/ hold no image: add images")
+    # The training split defines the labels: a class without a folder in the test split must not shift the other labels.
     names = _class_names(Path(folder) / "train") if "train" in splits else classes
     names = names + [name for name in classes if name not in names]
     number = {name: i for i, name in enumerate(names)}
@@ -288,41 +332,51 @@ def open_folder(folder: str, split: str) -> ImageFiles:
 
 
 def _class_names(folder: Path) -> list[str]:
+    """Return the names of the visible subfolders, sorted."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def keep_classes(data: Images, subset_file: str) -> Images:
-    """Only the images of the classes in a file: one class a line, its name the whole line or else the first word.
+    """Return the images of the classes that a text file lists, one class per line.
 
-    The labels are the lines' numbers, empty lines not counted.
+    The class name is the whole line if the data set has such a class, and the first word of the line otherwise. The
+    classes get new labels: the first line is class 0, and so on. Empty lines do not count.
 
     Raises:
-        InputError: if the file is missing or empty, names a class twice or one that the data set does not have, or if no
-            image is left.
+        InputError: if the file cannot be read or lists no class, if it lists a class twice or a class that the data set
+            does not have, or if the data set has no image of the listed classes.
     """
     try:
         lines = Path(subset_file).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(f"--subset-file {subset_file}: {error.strerror}") from None
+        raise InputError(
+            f"--subset-file {subset_file}: {error.strerror}, expected a text file with one class name per line"
+        ) from None
     except UnicodeDecodeError:
-        raise InputError(f"--subset-file {subset_file}: not a text file: expected one class a line") from None
+        raise InputError(f"--subset-file {subset_file}: not a text file, expected one class name per line") from None
     if not data.classes:
-        raise InputError(f"--subset-file {subset_file}: the images have no labels to choose by: drop it")
+        raise InputError(
+            f"--subset-file {subset_file}: the images have no labels, but the flag selects by label: drop it"
+        )
     lines = [line.strip() for line in lines if line.strip()]
     wanted = [line if line in data.classes else line.split()[0] for line in lines]
     unknown = [name for name in wanted if name not in data.classes]
     if not wanted or unknown:
         what = (
-            f"class {unknown[0]} is not in the data set ({len(data.classes)} classes)" if unknown else "no class listed"
+            f"class {unknown[0]} is not among the {len(data.classes)} classes of the data set: correct the name"
+            if unknown
+            else "lists no class, expected one class name per line"
         )
         raise InputError(f"--subset-file {subset_file}: {what}")
     if len(set(wanted)) < len(wanted):
-        raise InputError(f"--subset-file {subset_file}: a class is listed twice")
-    new_label = np.full(len(data.classes) + 1, -1)  # the last entry answers for images without a label
+        raise InputError(f"--subset-file {subset_file}: a class is listed twice: remove one of the lines")
+    new_label = np.full(len(data.classes) + 1, -1)  # the extra entry at the end is for label -1
     for label, name in enumerate(wanted):
         new_label[data.classes.index(name)] = label
     labels = new_label[data.labels.numpy()]
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
-        raise InputError(f"--subset-file {subset_file}: there is no image of the {len(wanted)} classes listed")
+        raise InputError(
+            f"--subset-file {subset_file}: the data set has no image of the {len(wanted)} listed classes: list other classes"
+        )
     return data.keep(rows, labels[rows], wanted)

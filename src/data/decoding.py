@@ -1,7 +1,7 @@
-"""Image files → pixels.
+"""Decode image files to pixels.
 
-JPEG files are decoded by torchcodec where it is installed, in two thirds of Pillow's time and to the same pixels; all else, and
-what it refuses, by Pillow, whose messages say what is wrong with a file.
+If torchcodec is installed, it decodes JPEG files in two thirds of Pillow's time and returns the same pixels. Pillow decodes
+all other files, and the JPEG files that torchcodec refuses. Pillow's error messages report what is wrong with a file.
 """
 
 import contextlib
@@ -10,8 +10,9 @@ import math
 import mmap
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,53 +21,68 @@ from torch import Tensor
 
 from ..errors import InputError
 
+decode_jpeg: Callable[..., Any] | None = None
 try:
-    from torchcodec.decoders import decode_jpeg
-except (ImportError, OSError, RuntimeError):  # not installed, or not for this version of torch
-    decode_jpeg = None
+    from torchcodec import decoders
+except (ImportError, OSError, RuntimeError):  # not installed, or built for another version of torch
+    pass
+else:
+    decode_jpeg = getattr(decoders, "decode_jpeg", None)  # older versions do not have it
 
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
-END_OF_IMAGE = b"\xff\xd9"  # JPEG's marker, which cannot be part of the pixels' code
+ORIENTATION = 0x0112  # EXIF tag; the value 1 means upright
+END_OF_IMAGE = b"\xff\xd9"  # JPEG marker; these two bytes cannot occur in the code of the pixels
 
 
 def decode(path: str) -> Tensor:
-    """(3, H, W) uint8 RGB, laid out in memory with the channels last: an image's first frame, transparency dropped, as it is
-    stored and not as EXIF would have it turned, all as torchvision's loader.
+    """Decode an image file to (3, H, W) uint8 RGB with the channels last in memory.
+
+    As in torchvision's loader, the result is the first frame of the file, without its transparency. EXIF's orientation
+    is ignored.
 
     Raises:
-        OSError, and what else Pillow raises on a damaged file.
+        OSError: if the file is damaged. Pillow also raises other errors on damaged files.
     """
     with opened(path) as file, Image.open(file) as image:
-        if decode_jpeg and _is_plain_jpeg(image):
+        if decode_jpeg is not None and _is_plain_jpeg(image):
             file.seek(0)
             with contextlib.suppress(RuntimeError):
                 return decode_jpeg(file.read())
             file.seek(0)
+        pixels: Image.Image = image
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # the same colours; straight to RGB Pillow warns
-        if image.mode != "RGB":
-            image = (_eight_bits(image) if image.mode[0] in "IF" else image).convert("RGB")
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            pixels = image.convert("RGBA")  # same colours; Pillow warns if it converts such an image to RGB directly
+        if pixels.mode != "RGB":
+            pixels = (_eight_bits(pixels) if pixels.mode[0] in "IF" else pixels).convert("RGB")
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
 def encoded(path: str) -> Tensor:
-    """What `decode_on` takes: the bytes of a JPEG file, (L,) uint8; of any other, and of what `decode` leaves to Pillow, its pixels."""
+    """Read an image file for `decode_on`.
+
+    Returns:
+        For a JPEG file that torchcodec decodes like Pillow: its bytes, (L,) uint8. For any other file: its pixels,
+        (3, H, W) uint8.
+    """
     with opened(path) as file, Image.open(file) as image:
         if _is_plain_jpeg(image):
             file.seek(0)
             code = file.read()
-            if END_OF_IMAGE in code[-4096:]:  # of what was cut off, a GPU may make an image in silence
+            if END_OF_IMAGE in code[-4096:]:  # a GPU may decode a truncated file without an error
                 return torch.frombuffer(bytearray(code), dtype=torch.uint8)
     return decode(path)
 
 
 def packed(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """What `encoded` gave, as one tensor and the shapes in it: each tensor from a worker takes a file descriptor."""
+    """Join the results of `encoded` into one flat tensor, and return it with the shapes of its parts.
+
+    A worker sends one tensor instead of many, because each tensor from a worker takes a file descriptor.
+    """
     flat = [image if image.ndim == 1 else image.permute(1, 2, 0).reshape(-1) for image in images]
     return torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8), [tuple(image.shape) for image in images]
 
 
 def unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """Split the result of `packed` into the tensors that it was made of."""
     parts = flat.split([math.prod(shape) for shape in shapes])
     return [
         part if len(shape) == 1 else part.view(*shape[1:], 3).permute(2, 0, 1)
@@ -75,84 +91,103 @@ def unpacked(flat: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
 
 
 def decode_on(device: torch.device, images: list[Tensor]) -> list[Tensor]:
-    """(3, H, W) uint8 on a device, of what `encoded` gave. A GPU decodes all files in one call, to pixels that may differ by some
-    grey levels from those of `decode`.
+    """Decode the results of `encoded` on a device, each to (3, H, W) uint8.
+
+    A GPU decodes all files in one call. Its pixels may differ by some grey levels from those of `decode`.
 
     Raises:
-        RuntimeError: if a file is damaged. Which one is not known.
+        RuntimeError: if a file is damaged. The error does not identify the file.
     """
     files = [image for image in images if image.ndim == 1]
-    decoded = iter(decode_jpeg(files, device=device) if files else ())
+    decoded: Iterator[Tensor] = iter(())
+    if files:
+        assert decode_jpeg is not None, "check_decoding_on must be called first"
+        decoded = iter(decode_jpeg(files, device=device))
     return [next(decoded) if image.ndim == 1 else image.to(device, non_blocking=True) for image in images]
 
 
 def check_decoding_on(device: torch.device) -> None:
-    """Raise InputError if JPEG files cannot be decoded on this device."""
+    """Raise InputError if torchcodec cannot decode JPEG files on this device."""
     if device.type != "cuda":
-        raise InputError("--decode-on-gpu: no GPU is here: drop the flag")
+        raise InputError("--decode-on-gpu needs a GPU, but this process uses the CPU: drop the flag")
     if decode_jpeg is None:
-        raise InputError("--decode-on-gpu needs torchcodec, for this version of torch: install it, or drop the flag")
+        raise InputError(
+            "--decode-on-gpu needs a torchcodec that fits this version of torch: install it, or drop the flag"
+        )
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")
     try:
         decode_jpeg(file.getvalue(), device=device)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"--decode-on-gpu: torchcodec cannot decode here ({reason}): drop the flag") from None
+        raise InputError(f"--decode-on-gpu: torchcodec cannot decode on this GPU ({reason}): drop the flag") from None
 
 
 def opened(path: str | Path) -> BinaryIO:
-    """A file to be read; of a pipe, which nobody may ever write to, nothing is read instead of waiting."""
+    """Open a file for reading in binary mode, without blocking.
+
+    A named pipe without a writer reads as empty instead of blocking for ever.
+    """
     return open(path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0)))
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
-    """What torchcodec decodes to Pillow's pixels: RGB or grayscale, and upright, since it turns what EXIF says is turned."""
+    """Return whether torchcodec decodes a file to the same pixels as Pillow.
+
+    It does so for JPEG files in RGB or grayscale that are upright. torchcodec applies EXIF's orientation, Pillow does not.
+    """
     upright = "exif" not in image.info or image.getexif().get(ORIENTATION, 1) == 1
     return upright and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The high bytes of a 16-bit image; Pillow itself clips at 255, which leaves nearly all of it white. Wider pixels that need
-    no more than eight bits are taken as they are.
+    """Convert an image with pixels of more than eight bits to eight bits.
+
+    A 16-bit image keeps its high bytes. Pillow's own conversion clips at 255, which turns nearly all pixels white. Integer
+    pixels of 32 bits whose values fit into eight bits keep their values.
 
     Raises:
-        OSError: if the pixels are wider, and what is black and white therefore unknown.
+        OSError: if the pixels are floating-point numbers or do not fit into 16 bits. The file does not tell which of these
+            values are black and white.
     """
     grey = np.asarray(image)
     if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
         kind = "floating-point pixels" if image.mode == "F" else "pixels with values outside 16 bits"
-        raise OSError(f"{kind}, of which black and white are unknown: convert the image to 8 or 16 bits")
+        raise OSError(f"{kind}, expected 8 or 16 bits: convert the image")
     wide = image.mode == "I" and grey.max() < 256
     return Image.fromarray((grey if wide else grey >> 8).astype(np.uint8))
 
 
 class Kept:
-    """Decoded images in memory that worker processes share, so that each is decoded once and not in every epoch.
+    """Keep decoded images in memory that all worker processes share, so that each file is decoded only once.
 
-    They lie side by side in the order in which workers came to them; those for which no room is left are not kept.
+    The images are stored one after the other, in the order in which the workers decode them. An image that does not fit
+    into the remaining memory is not kept.
 
     Args:
-        images: N of the data set.
-        room: bytes. Memory is taken as it fills.
+        images: N, the number of images in the data set.
+        room: size of the memory in bytes. The system allocates it gradually, as it fills.
 
     Raises:
-        InputError: if the system cannot promise that much.
+        InputError: if the system cannot reserve the memory.
     """
 
-    # What inherits the memory; other ways to start a worker would have to copy it.
+    # A forked worker inherits the memory. Other start methods would have to copy it.
     fork = multiprocessing.get_context("fork")
 
     def __init__(self, images: int, room: int):
         try:
             self.pixels = np.frombuffer(mmap.mmap(-1, max(room, 1)), dtype=np.uint8)
         except (OSError, OverflowError):
-            raise InputError(f"--keep-decoded: {room / 2**30:g} GiB of memory are not to be had: lower it") from None
+            raise InputError(
+                f"--keep-decoded: the system cannot reserve {room / 2**30:g} GiB of memory: lower the value"
+            ) from None
         places = np.frombuffer(mmap.mmap(-1, 24 * images), dtype=np.int64)
         self.places = places.reshape(images, 3)  # start, height, width
         self.used = self.fork.Value("q", 0)
 
     def get(self, index: int) -> Tensor | None:
+        """Return the pixels of an image, (3, H, W) uint8, or None if it is not kept."""
         start, height, width = self.places[index].tolist()
         if not width:
             return None
@@ -160,6 +195,7 @@ class Kept:
         return torch.from_numpy(pixels).view(height, width, 3).permute(2, 0, 1)
 
     def put(self, index: int, image: Tensor) -> None:
+        """Keep the pixels of an image if they fit into the remaining memory."""
         with self.used.get_lock():
             start = self.used.value
             if start + image.numel() > len(self.pixels):
@@ -167,4 +203,5 @@ class Kept:
             self.used.value += image.numel()
         self.pixels[start : start + image.numel()] = image.permute(1, 2, 0).reshape(-1).numpy()
         self.places[index, :2] = start, image.shape[1]
-        self.places[index, 2] = image.shape[2]  # last of all: by it another worker knows that the image is there
+        # The width is written last: `get` takes a width above 0 as the sign that the image is complete.
+        self.places[index, 2] = image.shape[2]

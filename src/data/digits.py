@@ -1,6 +1,7 @@
-"""Views of handwritten digits: each image is moved, turned, stretched, brightened and disturbed by its own amounts.
+"""Views of handwritten digits: random shift, rotation, stretch, shear, brightness and noise.
 
-A mirrored 2 is not a 2, so nothing is flipped; there is no colour to change. Whole batches at once, on any device.
+Each image gets its own random amounts. The views are never flipped, because a mirrored 2 is not a 2, and the digits have no
+colour to change. The code augments whole batches at once, on any device.
 """
 
 import math
@@ -11,24 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import Views
 from .randomness import uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
 class DigitRecipe:
-    """One kind of view. Every amount is drawn uniformly from [-x, x] around no change."""
+    """Parameters of one view. A parameter x means that the change is uniform in [-x, x], where 0 is no change."""
 
     size: int = 8  # output pixels
     rotation: float = 15.0  # degrees
-    stretch: float = 0.2  # of the height, as a factor 1 ± x; not of the width: a narrow 8 is nearly a 1
+    stretch: float = 0.2  # factor 1 ± x of the height. The width is not stretched: a narrow 8 looks like a 1.
     shear: float = 0.2  # horizontal shift per unit of height
-    shift: float = 0.125  # of the side; 1/8 is one pixel of the original
+    shift: float = 0.125  # share of the side; 1/8 is one pixel of the original image
     brightness: float = 0.3  # factor 1 ± x
-    noise: float = 0.1  # standard deviation of normal noise, ink is 1
+    noise: float = 0.1  # standard deviation of the normal noise, on a scale where ink is 1
 
 
-class DigitViews:
-    """Augmented views of (B, 1, H, W) uint8 digits: a list of (B, 1, size, size) floats, ink near 1, paper near -1."""
+class DigitViews(Views):
+    """Make augmented views of (B, 1, H, W) uint8 digits.
+
+    The views are a list of (B, 1, size, size) floats. Ink is near 1 and paper is near -1.
+
+    Args:
+        recipes: one for each view.
+    """
 
     def __init__(self, recipes: list[DigitRecipe]):
         self.recipes = recipes
@@ -40,13 +48,16 @@ class DigitViews:
         ]
 
     def single(self, images: Tensor) -> Tensor:
-        """The digits as they are, resampled to the size of the first view."""
+        """Return the digits without augmentation, resized to the size of the first view."""
         ink = images.float() / 255
         if images.shape[-1] != self.recipes[0].size:
             ink = F.interpolate(ink, size=self.recipes[0].size, mode="bilinear", align_corners=False)
         return 2 * ink - 1
 
-    def _view(self, images, indices, *, seed, epoch, view, recipe: DigitRecipe) -> Tensor:
+    def _view(
+        self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int, view: int, recipe: DigitRecipe
+    ) -> Tensor:
+        """Make one view of a batch, (B, 1, size, size)."""
         pixels = recipe.size**2
         draws = torch.from_numpy(uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=6 + pixels)).float()
         signed = (2 * draws[:, :6] - 1).to(images.device, non_blocking=True)
@@ -54,14 +65,14 @@ class DigitViews:
         height = 1 + recipe.stretch * signed[:, 1]
         shear = recipe.shear * signed[:, 2]
         cos, sin = angle.cos(), angle.sin()
-        # Output coordinates to input coordinates, both in [-1, 1]: stretch, shear, turn, then shift.
+        # The matrix maps output to input coordinates, both in [-1, 1]: stretch, shear, rotate, then shift.
         first = torch.stack([cos, (cos * shear - sin) * height, 2 * recipe.shift * signed[:, 3]], dim=1)
         second = torch.stack([sin, (sin * shear + cos) * height, 2 * recipe.shift * signed[:, 4]], dim=1)
         affine = torch.stack([first, second], dim=1)  # (B, 2, 3)
         grid = F.affine_grid(affine, [len(images), 1, recipe.size, recipe.size], align_corners=False)
-        ink = F.grid_sample(images.float() / 255, grid, align_corners=False)  # paper outside
+        ink = F.grid_sample(images.float() / 255, grid, align_corners=False)  # pixels outside the image are paper
         ink = ink * (1 + recipe.brightness * signed[:, 5]).view(-1, 1, 1, 1)
-        # Inverse distribution function of the normal; the clamp keeps draws that round to 0 or 1 finite.
+        # Inverse distribution function of the normal. The clamp keeps the noise finite where a draw rounds to 0 or 1.
         normal = math.sqrt(2) * torch.erfinv((2 * draws[:, 6:] - 1).clamp(-0.999999, 0.999999))
         normal = normal.to(images.device, non_blocking=True)
         return 2 * (ink + recipe.noise * normal.view_as(ink)) - 1

@@ -1,10 +1,10 @@
-"""ImageNet's classes in the hierarchy of BREEDS: which superclass a class belongs to.
+"""Superclasses of ImageNet's classes, in the class hierarchy of BREEDS.
 
-    python -m src.data.imagenet get [DIR]          # the three files, 112 kB, into the cache folder or DIR
+    python -m src.data.imagenet get [DIR]          # downloads the three files (112 kB) to DIR or the cache folder
 
-Santurkar, Tsipras and Madry, "BREEDS: Benchmarks for Subpopulation Shift", arXiv:2008.04859. The hierarchy is WordNet's,
-revised by hand; 890 of the 1,000 classes are in it. A superclass here holds all of its classes: BREEDS draws equally many
-of each, Self-Classifier, arXiv:2103.10994v3, does not.
+Source: Santurkar, Tsipras and Madry, "BREEDS: Benchmarks for Subpopulation Shift", arXiv:2008.04859. The hierarchy is a
+revision of WordNet by hand and contains 890 of the 1,000 classes. Here a superclass holds all of its classes, as in
+Self-Classifier, arXiv:2103.10994v3. BREEDS instead draws the same number of classes for each superclass.
 """
 
 import json
@@ -19,13 +19,13 @@ from ..config import OneLineParser
 from ..errors import InputError, run_script
 
 SOURCE = "https://raw.githubusercontent.com/MadryLab/BREEDS-Benchmarks/master/imagenet_class_hierarchy/modified/"
-FILES = {  # and what their SHA-256 is
+FILES = {  # file name: SHA-256
     "class_hierarchy.txt": "039cfaddf9732855b93f7899ba4b5ba6d80f8dbe15cfaad566f575b6c8ce0216",
     "dataset_class_info.json": "be90503d57a001f95e094a81dc4de90772bfc58546ca58061d6474799829afd0",
     "node_names.txt": "322af45711ed69a7b199f11225bd964c7dae71df3c586498bef2f7c9e031dedb",
 }
 ROOT, LIVING, NON_LIVING = "n00001740", "n00004258", "n00021939"
-SETS = {  # name: level, below which node, with how many classes at least
+SETS = {  # name: level, ancestor of the nodes, smallest number of classes
     "entity13": (3, ROOT, 20),
     "entity30": (4, ROOT, 8),
     "living17": (5, LIVING, 4),
@@ -35,11 +35,11 @@ SETS = {  # name: level, below which node, with how many classes at least
 
 @dataclass(frozen=True)
 class Superclasses:
-    """Groups of classes.
+    """Superclasses and the classes that belong to them.
 
     Attributes:
-        names: what people call each superclass.
-        of_class: {WordNet id of a class: position in `names`}; classes that belong to none are not there.
+        names: the English name of each superclass.
+        of_class: {WordNet id of a class: position of its superclass in `names`}, only for classes with a superclass.
     """
 
     names: list[str]
@@ -47,24 +47,26 @@ class Superclasses:
 
 
 def superclasses(choice: str, folder: str | Path = "") -> Superclasses:
-    """The superclasses of a level of the hierarchy, or of one of BREEDS' sets.
+    """Return the superclasses of one level of the hierarchy, or of one of BREEDS' sets.
 
-    A node's level is the length of the longest way to it from the root, which is level 0. The superclasses of a level are
-    all of its nodes with the classes below them; a node that is itself a class is its own superclass. A set has those nodes of a
-    level that are below a certain node and have a certain number of classes. They are numbered in the order of their ids.
+    The level of a node is the length of the longest path from the root to it. Each node of the chosen level is a superclass
+    of all classes below it. A node that is itself a class is its own superclass. A set of BREEDS keeps only the nodes of its
+    level that lie below a given ancestor and have a minimum number of classes. The superclasses are numbered in the order
+    of their WordNet ids.
 
     Args:
-        choice: "2" to "6", or "entity13", "entity30", "living17", "nonliving26".
-        folder: where the files are; "": where `get` leaves them.
+        choice: a level from "2" to "6", or "entity13", "entity30", "living17", "nonliving26".
+        folder: folder of the three files; "": the folder to which `get` downloads by default.
 
     Raises:
-        InputError: if a file is missing, cannot be read or is another one.
+        InputError: if a file is missing, cannot be read or is not the published file.
     """
     level, ancestor, at_least = SETS[choice] if choice in SETS else (int(choice), ROOT, 1)
     place = check(folder)
     classes = {wnid for _, wnid, _ in json.loads((place / "dataset_class_info.json").read_text())}
     name_of = dict(line.split("\t") for line in (place / "node_names.txt").read_text().splitlines() if line)
-    parents, children = defaultdict(list), defaultdict(list)
+    parents: defaultdict[str, list[str]] = defaultdict(list)
+    children: defaultdict[str, list[str]] = defaultdict(list)
     for line in (place / "class_hierarchy.txt").read_text().splitlines():
         parent, child = line.split()
         parents[child].append(parent)
@@ -74,8 +76,8 @@ def superclasses(choice: str, folder: str | Path = "") -> Superclasses:
     def depth(node: str) -> int:
         return 1 + max(map(depth, parents[node])) if parents[node] else 0
 
-    nodes = [node for node in sorted(_reached({ancestor}, children)) if depth(node) == level]
-    members = {node: classes & _reached({node}, children) for node in nodes}
+    nodes = [node for node in sorted(_descendants({ancestor}, children)) if depth(node) == level]
+    members = {node: classes & _descendants({node}, children) for node in nodes}
     chosen = {node: below for node, below in members.items() if len(below) >= at_least}
     return Superclasses(
         [name_of.get(node, node) for node in chosen],
@@ -83,8 +85,8 @@ def superclasses(choice: str, folder: str | Path = "") -> Superclasses:
     )
 
 
-def _reached(start: set[str], children: dict[str, list[str]]) -> set[str]:
-    """All nodes below these, themselves included."""
+def _descendants(start: set[str], children: dict[str, list[str]]) -> set[str]:
+    """Return the given nodes and all nodes below them."""
     found, new = set(start), list(start)
     while new:
         more = [node for node in children.get(new.pop(), ()) if node not in found]
@@ -96,47 +98,61 @@ def _reached(start: set[str], children: dict[str, list[str]]) -> set[str]:
 def class_to_superclass(
     choice: str, class_names: list[str], folder: str | Path = ""
 ) -> tuple[dict[int, int], list[str]]:
-    """{position of a class: position of its superclass}, for classes that have one, and the names of the superclasses.
+    """Map the classes of a data set to superclasses.
+
+    Args:
+        choice, folder: as for `superclasses`.
+        class_names: WordNet id of each class.
+
+    Returns:
+        {position of a class: position of its superclass}, only for classes with a superclass; the names of the superclasses.
 
     Raises:
-        InputError: as `superclasses`, if a class is not named by its WordNet id, or if none of them has a superclass.
+        InputError: if a class name is not a WordNet id, if no class has a superclass, or as in `superclasses`.
     """
     other = [name for name in class_names if not re.fullmatch(r"n\d{8}", name)]
     if other or not class_names:
+        problem = "the data set has no classes"
+        if other:
+            problem = f"{len(other)} of the {len(class_names)} class names are not WordNet ids, such as {other[0]}"
         raise InputError(
-            f"--superclass {choice} is for ImageNet, whose classes are called by their WordNet ids, as n01440764; "
-            + (f"{len(other)} of the {len(class_names)} here are not, such as {other[0]}" if other else "here are none")
-            + ": drop it"
+            f"--superclass {choice}: {problem}, expected ImageNet's class names such as n01440764: drop the flag"
         )
     found = superclasses(choice, folder)
     mapping = {i: found.of_class[name] for i, name in enumerate(class_names) if name in found.of_class}
     if not mapping:
         raise InputError(
-            f"--superclass {choice}: none of the {len(class_names)} classes belongs to one of its superclasses"
+            f"--superclass {choice}: none of the {len(class_names)} classes belongs to one of its superclasses: drop the flag"
         )
     return mapping, found.names
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# the files
+# files of the hierarchy
 
 
 def default_folder() -> Path:
+    """Return the folder to which `get` downloads by default."""
     return downloads.cache_folder() / "imagenet_info"
 
 
 def check(folder: str | Path = "") -> Path:
-    """The folder of the three files, each of which is the published one.
+    """Check that the three files are the published ones, and return their folder.
+
+    Args:
+        folder: folder of the files; "": the folder to which `get` downloads by default.
 
     Raises:
-        InputError: if one is missing, cannot be read or is another one.
+        InputError: if a file is missing, cannot be read or has another SHA-256.
     """
     place = Path(folder) if folder else default_folder()
     command = f"python -m src.data.imagenet get{f' {folder}' if folder else ''}"
     for name, expected in FILES.items():
         path = place / name
         if not path.is_file():
-            raise InputError(f"--hierarchy: {path} is missing; {command} fetches it, or name the folder it is in")
+            raise InputError(
+                f"--hierarchy: {path} is missing: run {command} to download it, or pass the folder that holds it"
+            )
         try:
             found = downloads.digest(path)
         except OSError as error:
@@ -144,17 +160,17 @@ def check(folder: str | Path = "") -> Path:
         if found != expected:
             raise InputError(
                 f"--hierarchy: {path} is not the published file: its SHA-256 is {found[:12]}..., expected "
-                f"{expected[:12]}...; remove it, and {command} fetches it again"
+                f"{expected[:12]}...: remove it and run {command} to download it again"
             )
     return place
 
 
 def get(folder: str | Path = "") -> list[Path]:
-    """Fetch the files that are not there, and check all of them.
+    """Download the missing files, check all files, and return their paths.
 
     Raises:
-        RunError: if a file cannot be had, or is not the expected one.
-        InputError: if one that was there is not.
+        RunError: if a download fails, or if a downloaded file is not the published one.
+        InputError: if a file that already exists is not the published one.
     """
     place = Path(folder) if folder else default_folder()
     with downloads.locked(place):
@@ -166,9 +182,15 @@ def get(folder: str | Path = "") -> list[Path]:
 
 
 def main() -> None:
-    parser = OneLineParser(prog="python -m src.data.imagenet", description="The hierarchy of ImageNet's classes.")
-    getter = parser.add_subparsers(dest="command", required=True).add_parser("get", help="download its three files")
-    getter.add_argument("folder", nargs="?", default="", metavar="DIR", help=f"where to (default: {default_folder()})")
+    parser = OneLineParser(
+        prog="python -m src.data.imagenet", description="Download the hierarchy of ImageNet's classes."
+    )
+    getter = parser.add_subparsers(dest="command", required=True).add_parser(
+        "get", help="download the three files of the hierarchy"
+    )
+    getter.add_argument(
+        "folder", nargs="?", default="", metavar="DIR", help=f"folder for the files (default: {default_folder()})"
+    )
     for path in get(parser.parse_args().folder):
         print(path)
 

@@ -1,4 +1,7 @@
-"""Which image files lie below a folder. For a large folder the answer is kept: on a network disk it takes minutes."""
+"""List the image files below a folder.
+
+The list of a large folder is cached, because listing a large folder on a network disk takes minutes.
+"""
 
 import contextlib
 import hashlib
@@ -7,23 +10,32 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .. import distributed
 from ..downloads import cache_folder
 from ..errors import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-WORTH_KEEPING = 20_000  # images
-SETTLED = (
-    2.0  # seconds that a folder must not have changed for, or a change after it might leave the same time of change
-)
-SECONDS_BETWEEN_LINES = 10.0
+WORTH_KEEPING = 20_000  # smallest number of images whose list is cached
+# A list is cached only if no folder has changed in this many seconds before the listing began. Otherwise a folder could
+# change once more without a new modification time.
+SETTLED = 2.0
+SECONDS_BETWEEN_LINES = 10.0  # of the progress report
 
 
 def list_images(top: Path, names: list[str]) -> list[list[str]]:
-    """The paths of all images below each folder `top / name`, sorted; links are followed, what is hidden is left out.
+    """List the images below each folder `top / name`, at any depth.
 
-    A list of many images is kept in the cache, and taken from there as long as no folder in it has changed.
+    The function follows links and skips hidden files and folders. It caches long lists, and uses a cached list as long as
+    no folder in it has changed.
+
+    Args:
+        top: folder that holds all others.
+        names: names of folders in `top`; "" is `top` itself.
+
+    Returns:
+        The sorted paths for each name.
 
     Raises:
         InputError: if a folder cannot be read.
@@ -32,7 +44,8 @@ def list_images(top: Path, names: list[str]) -> list[list[str]]:
     file = cache_folder() / "listings" / f"{key}.json"
     kept = _read(file)
     if kept is None:
-        began, folders, count = time.time(), {}, _Count(top)
+        began, count = time.time(), _Count(top)
+        folders: dict[str, int] = {}  # path: modification time in nanoseconds
         kept = [[os.path.relpath(path, top) for path in count(_walk(top / name, folders))] for name in names]
         kept = [sorted(paths) for paths in kept]
         newest = max(folders.values(), default=0) / 1e9
@@ -42,21 +55,22 @@ def list_images(top: Path, names: list[str]) -> list[list[str]]:
 
 
 def _walk(folder: Path, folders: dict[str, int]) -> Iterator[str]:
-    """Paths of images below a folder; notes the time of change of each folder in it."""
+    """Yield the paths of the images below a folder, and record the modification time of each folder in `folders`."""
     visited = set()
-    for parent, inside, names in os.walk(folder, followlinks=True, onerror=_refuse):
+    for parent, inside, names in os.walk(folder, followlinks=True, onerror=_raise_unreadable):
         status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:  # a link to where we have been: it may go round in circles
+        identity = (status.st_dev, status.st_ino)
+        if identity in visited:  # a link to a folder that was visited already: following it may never end
             inside.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
+        visited.add(identity)
         folders[os.path.abspath(parent)] = status.st_mtime_ns
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in names if _is_image(name))
 
 
-def _refuse(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be listed ({error.strerror})")
+def _raise_unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: the folder cannot be read ({error.strerror}): check its permissions")
 
 
 def _is_image(name: str) -> bool:
@@ -64,7 +78,7 @@ def _is_image(name: str) -> bool:
 
 
 class _Count:
-    """Passes paths on, and says now and then how many."""
+    """Count the paths that pass through, and print the count every ten seconds."""
 
     def __init__(self, top: Path):
         self.top, self.images, self.printed = top, 0, time.monotonic()
@@ -80,17 +94,21 @@ class _Count:
 
 
 def _read(file: Path) -> list[list[str]] | None:
-    """What was kept, unless there is nothing, or a folder has changed since."""
+    """Return the cached lists, or None if there are none or if a folder has changed."""
     try:
         content = json.loads(file.read_text())
         current = all(os.stat(folder).st_mtime_ns == changed for folder, changed in content["folders"].items())
         return content["images"] if current else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, damaged, or a folder that is gone
+    # There is no file, or it is damaged, or a folder no longer exists.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _write(file: Path, content: dict) -> None:
-    """Write aside, then rename. Where that cannot be done, the folder is listed again next time."""
+def _write(file: Path, content: dict[str, Any]) -> None:
+    """Write the lists to the cache: first to a temporary file, which is then renamed.
+
+    If this fails, there is no cached list and the next run lists the folder again.
+    """
     aside = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

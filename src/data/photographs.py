@@ -1,14 +1,14 @@
-"""Views of colour photographs, with the published parameters of Self-Classifier (arXiv:2103.10994v3, after DINO), and
-those of its first generation (v1, after MoCo v2).
+"""Views of colour photographs.
 
-A view is made in two parts. The crop comes first: its box is cut from the image and resized (antialiased); of files in
-worker processes, as uint8. Everything photometric follows on whole batches, on the training device, with each
-image's own random numbers: flip, colour jitter in random order, grayscale, Gaussian blur, solarise, strong operations,
-normalise, Cutout.
+The default parameters are those of Self-Classifier (arXiv:2103.10994v3, after DINO). Other recipes are those of its first
+generation (v1, after MoCo v2), SwAV, SeLa and SCAN.
+
+A view is made in two parts. First, the crop cuts a box from the image and resizes it with antialiasing. For image files
+this happens in worker processes and gives uint8. Second, the photometric operations process whole batches on the training
+device, with separate random numbers for each image. Their order is flip, colour jitter in random order, grayscale, Gaussian
+blur, solarise, strong operations, normalise, Cutout.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -20,27 +20,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import ViewSettings
+from .base import Views
+from .colour import (
+    NONE,
+    ORDERS,
+    change,
+    gaussian_blur,
+    grey,
+    jitter,
+    jitter_at_once,
+    normalise,
+    rgb,
+    solarize,
+)
 from .randomness import beside, uniforms
 from .strong import OPERATIONS, cutout, holes, strengthen
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SWAV_STD = (0.228, 0.224, 0.225)  # so in the authors' code, and in all weights they released
-# arXiv:2006.09882v5, A.2: SimCLR's, strength 1
-SWAV = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-PLAIN = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # crop and flip alone
-SIMCLR = {"blur": 0.0}  # as SCAN's first stage (arXiv:2005.12320) trains it: strength 1/2 and no blur
-SELA = (  # levels 0 to 3 of the authors' code of arXiv:1911.05371
+SWAV_STD = (0.228, 0.224, 0.225)  # the authors' code and all weights that they released use 0.228
+# arXiv:2006.09882v5, A.2: the colour jitter of SimCLR with strength 1
+SWAV: dict[str, Any] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+PLAIN: dict[str, Any] = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # only crop and flip
+SIMCLR: dict[str, Any] = {"blur": 0.0}  # as in SCAN's first stage (arXiv:2005.12320): strength 1/2 and no blur
+SELA: tuple[dict[str, Any], ...] = (  # levels 0 to 3 of the authors' code of arXiv:1911.05371
     {**PLAIN, "crop": "central", "resize_first": True, "flip": 0.0},
     {**PLAIN, "crop": "central", "resize_first": True},
     {**PLAIN, "resize_first": True},
     {"jitter": 1.0, "hue": 0.4, "blur": 0.0, "grayscale_first": True},
 )
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow
-ORDERS = np.array(list(itertools.permutations(range(4))))  # of `ADJUSTMENTS`
-CUDA_SHRINKS = 32  # times at most; torch's antialiased kernel has no room for wider windows
-TRIES = 10  # boxes drawn before the central crop is taken, as torchvision
+CUDA_SHRINKS = 32  # largest factor by which CUDA shrinks; torch's antialiased kernel does not support wider windows
+TRIES = 10  # random boxes per image before the central crop is used, as in torchvision
 
-# The draws of a view, by position: the photometric ones, four for each try of a box, the hole, the strong operations.
+# Positions of a view's random numbers: photometric operations, four numbers for each try of a box, the hole of Cutout, strong
+# operations.
 FLIP, JITTER, ORDER, FACTORS, GRAYSCALE, BLUR, RADIUS, SOLARIZE = 0, 1, 2, slice(3, 7), 7, 8, 9, 10
 PHOTOMETRIC = 11
 BOX = slice(PHOTOMETRIC, PHOTOMETRIC + 4 * TRIES)
@@ -50,14 +62,14 @@ STRONG = HOLE.stop
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoRecipe:
-    """One kind of view. Probabilities unless said otherwise."""
+    """Parameters of one view. A value without a comment is the probability of its operation."""
 
     size: int  # output pixels
-    scale: tuple[float, float]  # share of the image's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width to height
-    bicubic: bool = True  # how the box is resized; if off, bilinear
-    crop: Literal["resized", "random", "central"] = "resized"  # or a window of `size` pixels, whatever the scale
-    resize_first: bool = False  # cut from the image with its shorter side as for evaluation
+    scale: tuple[float, float]  # smallest and largest share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # smallest and largest ratio of width to height
+    bicubic: bool = True  # interpolation of the box; False: bilinear
+    crop: Literal["resized", "random", "central"] = "resized"  # random and central: a window of `size` pixels
+    resize_first: bool = False  # resize the image as for evaluation before cutting
     flip: float = 0.5
     jitter: float = 0.8
     brightness: float = 0.4  # factor 1 ± x
@@ -65,24 +77,25 @@ class PhotoRecipe:
     saturation: float = 0.2  # factor 1 ± x
     hue: float = 0.1  # ± x of the colour circle
     grayscale: float = 0.2
-    grayscale_first: bool = False  # before the jitter, not behind it
+    grayscale_first: bool = False  # before the jitter instead of after it
     blur: float = 0.5
     blur_radius: tuple[float, float] = (0.1, 2.0)  # standard deviation in pixels of the view
-    solarize: float = 0.0  # grey levels from 128 up are inverted
-    operations: tuple[str, ...] = ()  # of `strong.OPERATIONS`, to draw from
-    drawn: int = 0  # how many of them each view draws, with replacement
-    cutout: int = 0  # longest side of the hole in pixels; 0: none
+    solarize: float = 0.0  # inverts the grey levels from 128 up
+    operations: tuple[str, ...] = ()  # names from `strong.OPERATIONS` to draw from
+    drawn: int = 0  # number of operations that each view draws, with replacement
+    cutout: int = 0  # longest side of the hole in pixels; 0: no hole
 
     @property
     def draws(self) -> int:
-        """How many random numbers a view takes."""
+        """Number of random numbers that a view takes."""
         return STRONG + 2 * self.drawn
 
 
 def published_views(settings: ViewSettings) -> list[PhotoRecipe]:
-    """Return the published recipes: blur is rare for the first global view, certain for the others, and even for locals.
+    """Return the published recipes of Self-Classifier.
 
-    The blur radius is in pixels and was chosen for views of 224 pixels; for views of up to 64 it shrinks with the side.
+    The probability of blur is 0.1 for the first global view, 1 for the other global views and 0.5 for the local views. The
+    published blur radius is in pixels, for views of 224 pixels. For views of up to 64 pixels it shrinks with the side.
     """
 
     def radius(size: int) -> tuple[float, float]:
@@ -95,11 +108,11 @@ def published_views(settings: ViewSettings) -> list[PhotoRecipe]:
     return [first, *[other] * (settings.global_crops_number - 1), *[local] * settings.local_crops_number]
 
 
-def uniform_views(settings: ViewSettings, **changes: Any) -> list[PhotoRecipe]:
+def uniform_views(settings: ViewSettings, /, **changes: Any) -> list[PhotoRecipe]:
     """Return one recipe for all views: that of the first generation, which is MoCo v2's, with `changes`.
 
-    The authors flip last, which makes no difference: every other operation treats left and right alike. The blur keeps
-    its radius on small images, as on their 32 pixels.
+    The authors flip last. This makes no difference, because every other operation treats left and right alike. The blur
+    radius does not shrink for small views; the authors also keep it for images of 32 pixels.
     """
     changes = {"saturation": 0.4, "bicubic": False, **changes}
     large = PhotoRecipe(size=settings.global_crops_size, scale=settings.global_crops_scale, **changes)
@@ -108,25 +121,28 @@ def uniform_views(settings: ViewSettings, **changes: Any) -> list[PhotoRecipe]:
 
 
 def scan_views(settings: ViewSettings, *, central: int = 0) -> list[PhotoRecipe]:
-    """Return SCAN's strong recipe (arXiv:2005.12320) for all views but the first `central` ones, which are unaugmented.
+    """Return SCAN's recipes (arXiv:2005.12320): no augmentation for the first `central` views, strong for the others.
 
-    Windows are not resized, so the scales do not matter. The longest hole is 16 of 32 pixels, 32 of 96, 75 of 224, as in
-    the authors' settings.
+    The crops are windows without resizing, so the scales have no effect. As in the authors' settings, the longest side of
+    the hole is 16 pixels in a view of 32 pixels, 32 in a view of 96, and 75 in a view of 224.
     """
-    strong = {"crop": "random", "resize_first": True, "operations": tuple(OPERATIONS), "drawn": 4}
+    strong: dict[str, Any] = {"crop": "random", "resize_first": True, "operations": tuple(OPERATIONS), "drawn": 4}
     views = uniform_views(settings, **PLAIN, **strong)
     views = [replace(view, cutout=round(view.size / (2 if view.size <= 64 else 3))) for view in views]
     return [replace(view, crop="central", flip=0.0, drawn=0, cutout=0) for view in views[:central]] + views[central:]
 
 
-class PhotoViews:
-    """Augmented views, and the central view for evaluation, of photographs in memory or in files.
+class PhotoViews(Views):
+    """Make augmented views and evaluation views of photographs in memory or in files.
+
+    The evaluation view is the central crop of the resized image, with the size of the first recipe.
 
     Args:
         recipes: one for each view.
-        mean, std: normalisation of RGB in [0, 1].
-        eval_resize: the shorter side is resized to it before the central crop of the first recipe's size is taken.
-        compiled: change colours in one compiled pass over the pixels. Takes half a minute once, and a C++ compiler.
+        eval_resize: length in pixels to which evaluation resizes the shorter side before the central crop.
+        mean, std: normalisation of RGB values in [0, 1].
+        compiled: run the colour jitter as one compiled pass over the pixels. Compilation takes half a minute once and needs
+            a C++ compiler.
 
     Raises:
         ValueError: if some recipes resize the image first and others do not.
@@ -136,9 +152,9 @@ class PhotoViews:
         self,
         recipes: list[PhotoRecipe],
         eval_resize: int,
+        *,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        *,
         compiled: bool = False,
     ):
         self.recipes, self.eval_resize = recipes, eval_resize
@@ -147,7 +163,7 @@ class PhotoViews:
         self.mean, self.std = mean, std
         self.resize_first = recipes[0].resize_first
         if any(recipe.resize_first != self.resize_first for recipe in recipes):
-            raise ValueError("some recipes resize the image first, others do not: expected all or none")
+            raise ValueError("some recipes have resize_first and others do not, expected all or none")
 
     def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         if self.resize_first:
@@ -160,7 +176,10 @@ class PhotoViews:
         return self.finish(crops, indices, seed=seed, epoch=epoch)
 
     def cut(self, images: Sequence[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
-        """The crops of B decoded images, each (3, H, W) uint8, as V × (B, 3, size, size): uint8, on a GPU whole floats."""
+        """Cut the crops of B decoded images, each (3, H, W) uint8, to V × (B, 3, size, size).
+
+        The crops are uint8 on a CPU, and floats with whole numbers on a GPU.
+        """
         if self.resize_first:
             images = [_resize(image, self._resized_sides(*image.shape[1:]), "bilinear") for image in images]
             images = [image.round().clamp(0, 255) if image.is_floating_point() else image for image in images]
@@ -184,7 +203,7 @@ class PhotoViews:
         return crops
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
-        """Everything behind the crop, of grey levels 0 to 255."""
+        """Apply everything after the crop to V × (B, 1 or 3, size, size) grey levels from 0 to 255."""
         views = []
         for view, (crop, recipe) in enumerate(zip(crops, self.recipes, strict=True)):
             u = uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=recipe.draws)
@@ -196,22 +215,26 @@ class PhotoViews:
         return views
 
     def single(self, images: Tensor) -> Tensor:
-        """The evaluation view of images in memory: shorter side to `eval_resize`, central crop, normalised."""
+        """Return the evaluation view of images in memory: resized, central crop, normalised."""
         return normalise(self._centre(self._resized(rgb(images.float()))), self.mean, self.std)
 
     def single_cut(self, image: Tensor) -> Tensor:
-        """The evaluation crop of a decoded image, (3, size, size) uint8."""
+        """Return the evaluation crop of one decoded image, (3, size, size) uint8."""
         return self._centre(_resize(image, self._resized_sides(*image.shape[1:]), "bilinear"))
 
     def single_finish(self, crops: Tensor) -> Tensor:
+        """Normalise evaluation crops, (B, 3, size, size)."""
         return normalise(crops.float(), self.mean, self.std)
 
     def _centre(self, images: Tensor) -> Tensor:
-        top, left = (round((side - self.eval_size) / 2) for side in images.shape[-2:])  # as torchvision rounds
+        top, left = (round((side - self.eval_size) / 2) for side in images.shape[-2:])  # rounded as in torchvision
         return images[..., top : top + self.eval_size, left : left + self.eval_size]
 
     def _resized_sides(self, height: int, width: int) -> tuple[int, int]:
-        """The shorter side to `eval_resize`, the longer one in proportion, rounded down as torchvision does."""
+        """Return height and width for a shorter side of `eval_resize`.
+
+        The longer side keeps the proportion and is rounded down, as in torchvision.
+        """
         shorter = min(height, width)
         return self.eval_resize * height // shorter, self.eval_resize * width // shorter
 
@@ -227,11 +250,12 @@ class PhotoViews:
 
 
 def _resize(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """(3, *size) uint8, resized as Pillow does it: antialiased, in fixed-point numbers, rounded between the two passes.
+    """Resize (3, H, W) uint8 pixels to (3, *size) as Pillow does.
 
-    On grey levels with the channels last, torch does so with vector instructions, in a fifth of Pillow's time. The pixels are
-    Pillow's up to 0.02 grey levels on average, up to 0.3 where a box grows in one direction and shrinks in the other. On a GPU
-    in floats, not rounded.
+    On a CPU the result is uint8. As in Pillow, the resizing is antialiased, uses fixed-point numbers and rounds between its
+    two passes. For uint8 pixels with the channels last, torch uses vector instructions and takes a fifth of Pillow's time.
+    The pixels differ from Pillow's by up to 0.02 grey levels on average, and by up to 0.3 where a box grows in one direction
+    and shrinks in the other. On a GPU the result is floats without rounding.
     """
     if pixels.is_cuda:
         largest = max(have / wanted for have, wanted in zip(pixels.shape[1:], size, strict=True))
@@ -251,15 +275,17 @@ def crop_boxes(
     height: int | np.ndarray,
     width: int | np.ndarray,
 ) -> np.ndarray:
-    """(B, 4) int boxes (top, left, height, width) of crops.
+    """Draw the boxes of crops, (B, 4) int: top, left, height, width.
 
-    Resized ones: area share uniform in `scale`, aspect ratio log-uniform in `ratio`; after ten boxes that do not fit, the
-    central one of the nearest allowed ratio, as torchvision does. Others: windows of the view's size, or as large as they fit.
+    For a recipe with `crop="resized"`, the share of the area is uniform in `scale` and the aspect ratio is log-uniform in
+    `ratio`. As in torchvision, the function draws ten boxes and takes the first that fits into the image; if none fits, it
+    takes the central box with the nearest allowed ratio. For other recipes the box is a square window of the view's size,
+    or the largest square in the image if that is smaller.
 
     Args:
-        recipes: one for all rows, or one for each.
+        recipes: one for all rows, or one for each row.
         indices, view: as for `uniforms`.
-        height, width: of the images in pixels, the same for all or (B,).
+        height, width: size of the images in pixels, one number for all or (B,).
     """
     height, width = (np.broadcast_to(side, len(indices))[:, None] for side in (height, width))
     u = uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=BOX.stop)[:, BOX].reshape(-1, TRIES, 4)
@@ -279,12 +305,13 @@ def crop_boxes(
         for share, room in ((y, height - h), (x, width - w))
     )
     boxes = np.stack([*places, h, w], axis=1).astype(int)
-    for row in np.flatnonzero(~fitting):
+    for row in np.flatnonzero(~fitting).tolist():
         boxes[row] = _central_box(recipes[row % len(recipes)].ratio, int(height[row]), int(width[row]))
     return boxes
 
 
 def _central_box(ratio: tuple[float, float], height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the largest central box of an image with an aspect ratio in the allowed range."""
     w, h = width, height
     if width / height < ratio[0]:
         h = min(round(w / ratio[0]), height)
@@ -294,26 +321,39 @@ def _central_box(ratio: tuple[float, float], height: int, width: int) -> tuple[i
 
 
 def crop_resize(images: Tensor, boxes: np.ndarray, size: int, *, bicubic: bool = True) -> Tensor:
-    """Cut each image's own box and resize it, (B, C, H, W) → (B, C, size, size) float grey levels rounded as Pillow's.
+    """Cut one box from each image and resize it, (B, C, H, W) → (B, C, size, size).
 
-    Resizing is linear, so it is a product with each image's own weights from the left (rows) and the right (columns).
+    The result is floats with whole grey levels, rounded as in Pillow. Resizing is linear: it multiplies each image by its own
+    weights, from the left for the rows and from the right for the columns.
+
+    Args:
+        images: grey levels from 0 to 255.
+        boxes: (B, 4) int, top, left, height, width.
+        bicubic: interpolation; False: bilinear.
     """
-    boxes = beside(images, boxes)
-    rows = _resize_weights(boxes[:, 0], boxes[:, 2], side=images.shape[-2], size=size, bicubic=bicubic)  # (B, size, H)
-    columns = _resize_weights(
-        boxes[:, 1], boxes[:, 3], side=images.shape[-1], size=size, bicubic=bicubic
-    )  # (B, size, W)
+    top, left, height, width = beside(images, boxes).T
+    rows = _resize_weights(top, height, side=images.shape[-2], size=size, bicubic=bicubic)  # (B, size, H)
+    columns = _resize_weights(left, width, side=images.shape[-1], size=size, bicubic=bicubic)  # (B, size, W)
     with torch.autocast(images.device.type, enabled=False):
         across = (images.float() @ columns[:, None].mT).round_().clamp_(0, 255)  # Pillow rounds between the passes
         return (rows[:, None] @ across).round_().clamp_(0, 255)
 
 
 def _resize_weights(first: Tensor, length: Tensor, *, side: int, size: int, bicubic: bool) -> Tensor:
-    """(B, size, side) weights of bicubic (a = -1/2) or bilinear interpolation, widened when shrinking, within each box only."""
+    """Return the (B, size, side) weights of bicubic (a = -1/2) or bilinear interpolation along one side.
+
+    The kernel is wider for a box that shrinks. Pixels outside the box have weight 0.
+
+    Args:
+        first: (B,) first pixel of each box.
+        length: (B,) number of pixels in each box.
+        side: number of pixels in the image.
+        size: number of pixels in the view.
+    """
     scale = (length / size).float()[:, None, None]
     support = scale.clamp(min=1.0)
     centre = (torch.arange(size, device=first.device)[None, :, None] + 0.5) * scale
-    pixel = torch.arange(side, device=first.device)[None, None, :] - first[:, None, None]  # counted from the box's edge
+    pixel = torch.arange(side, device=first.device)[None, None, :] - first[:, None, None]  # position in the box
     x = ((pixel + 0.5 - centre) / support).abs()
     if bicubic:
         far = torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, 0.0)
@@ -325,11 +365,20 @@ def _resize_weights(first: Tensor, length: Tensor, *, side: int, size: int, bicu
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# colour; grey levels 0 to 255 throughout
+# photometric operations
 
 
 def photometric(crops: Tensor, recipe: PhotoRecipe, u: np.ndarray, *, compiled: bool = False) -> Tensor:
-    """Flip, colour jitter, grayscale, blur and solarise (B, 1 or 3, s, s), each image by its own (B, PHOTOMETRIC) draws."""
+    """Apply flip, colour jitter, grayscale, blur and solarise.
+
+    Args:
+        crops: (B, 1 or 3, s, s) grey levels from 0 to 255.
+        u: (B, at least PHOTOMETRIC) uniform numbers in [0, 1), one row for each image.
+        compiled: compile the colour jitter.
+
+    Returns:
+        (B, 3, s, s) float grey levels.
+    """
     x = torch.empty(len(crops), 3, *crops.shape[2:], device=crops.device).copy_(crops)
     change(x, u[:, FLIP] < recipe.flip, lambda x: x.flip(-1))
     greyed = u[:, GRAYSCALE] < recipe.grayscale
@@ -346,133 +395,13 @@ def photometric(crops: Tensor, recipe: PhotoRecipe, u: np.ndarray, *, compiled: 
     if not recipe.grayscale_first:
         change(x, greyed, grey)
     low, high = recipe.blur_radius
-    change(x, u[:, BLUR] < recipe.blur, partial(gaussian_blur, largest=high), low + (high - low) * u[:, RADIUS])
+    change(
+        x, u[:, BLUR] < recipe.blur, partial(gaussian_blur, largest=high), parameters=low + (high - low) * u[:, RADIUS]
+    )
     change(x, u[:, SOLARIZE] < recipe.solarize, solarize)
-    return x
-
-
-def change(x: Tensor, which: np.ndarray, operation: Callable[..., Tensor], *parameters: np.ndarray) -> None:
-    """In place: some images, each with its own parameters."""
-    rows = np.flatnonzero(which)
-    if len(rows):
-        at = beside(x, rows)
-        x[at] = operation(x[at], *(beside(x, values[rows]) for values in parameters))
-
-
-def jitter(x: Tensor, order: np.ndarray, factors: np.ndarray) -> None:
-    """In place: each image's adjustments in its own order.
-
-    Args:
-        x: (B, 3, s, s).
-        order: (B, 4) positions in `ADJUSTMENTS`, first to last, or `NONE`.
-        factors: (B, 4), in the order of `ADJUSTMENTS`.
-    """
-    for place in range(4):
-        for k, adjust in enumerate(ADJUSTMENTS):
-            change(x, order[:, place] == k, adjust, factors[:, k])
-
-
-def jitter_at_once(x: Tensor, order: Tensor, factors: Tensor) -> Tensor:
-    """The same as one expression, to be compiled: every image gets all adjustments at every place and keeps its own. That is
-    four times the arithmetic, but in registers: the pixels are read and written once for each place."""
-    for place in range(4):
-        kept = x
-        for k, adjust in enumerate(ADJUSTMENTS):
-            kept = torch.where(_each(order[:, place] == k), adjust(x, factors[:, k]), kept)
-        x = kept
     return x
 
 
 @cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=True)  # once for all sizes of views and batches
-
-
-def _each(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)
-
-
-def grey(x: Tensor) -> Tensor:
-    """(B, 1, s, s) luminance."""
-    r, g, b = x.split(1, dim=1)
-    return (GREY[0] * r).add_(g, alpha=GREY[1]).add_(b, alpha=GREY[2])
-
-
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * _each(factor)).clamp_(0, 255)
-
-
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from the mean of the image's luminance, rounded to a grey level as in Pillow."""
-    mean = grey(x).mean(dim=(1, 2, 3), keepdim=True).round_()
-    return (x * _each(factor)).add_(mean * (1 - _each(factor))).clamp_(0, 255)
-
-
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * _each(factor)).add_(grey(x).mul_(1 - _each(factor))).clamp_(0, 255)
-
-
-def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by `shift` of a full circle, at most half of it, in HSV.
-
-    What is chosen pixel by pixel is chosen by sign and lerp: on a CPU, torch.where and the remainder take ten times as long.
-    """
-    r, g, b = x.split(1, dim=1)
-    warm = torch.maximum(r, g)
-    high, low = torch.maximum(warm, b), torch.minimum(torch.minimum(r, g), b)
-    chroma = high - low
-    sector = torch.lerp(g - b, 2 * chroma + b - r, (warm - r).sign_())  # whether red or green is the highest,
-    sector = torch.lerp(sector, 4 * chroma + r - g, (high - warm).sign_())  # or blue
-    turned = sector.div_((6 * chroma).clamp_(min=1e-6)).add_(_each(shift))
-    # Back from (hue, chroma, value): each channel is the value less the chroma's share at its place on the circle.
-    offsets = torch.arange(11, 5, -2, device=x.device).view(1, 3, 1, 1) / 6
-    place = (turned + offsets).frac_()
-    return torch.minimum(place, 4 / 6 - place).mul_(6).clamp_(0, 1).mul_(chroma).neg_().add_(high)
-
-
-ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-NONE = len(ADJUSTMENTS)
-
-
-def gaussian_blur(x: Tensor, radius: Tensor, largest: float) -> Tensor:
-    """Blur each image with a Gaussian of its own standard deviation; pixels at the edge are repeated outwards.
-
-    Blurring is linear: a product with each image's own band matrix from the left and from the right.
-
-    Args:
-        x: (B, C, s, s).
-        radius: (B,), in pixels.
-        largest: three of it is how far every kernel reaches, so that an image is blurred alike in any company.
-    """
-    side, reach = x.shape[-1], max(1, math.ceil(3 * largest))
-    taps = torch.arange(-reach, reach + 1, device=x.device)
-    kernel = torch.exp(-0.5 * (taps / radius[:, None]).square())
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    reached = (torch.arange(side, device=x.device)[:, None] + taps).clamp_(0, side - 1)  # (s, taps)
-    band = x.new_zeros(len(x), side, side)
-    band.scatter_add_(2, reached.expand(len(x), -1, -1), kernel[:, None].expand(-1, side, -1))
-    with torch.autocast(x.device.type, enabled=False):
-        return _band_product(band, _band_product(band, x, reach).mT, reach).mT
-
-
-def _band_product(band: Tensor, x: Tensor, reach: int, *, block: int = 64) -> Tensor:
-    """(B, s, s) @ (B, C, s, s), block by block of rows, without the columns in which their band is zero."""
-    products = []
-    for row in range(0, x.shape[-2], block):
-        near = slice(max(row - reach, 0), row + block + reach)
-        products.append(band[:, None, row : row + block, near] @ x[..., near, :])
-    return torch.cat(products, dim=-2)
-
-
-def solarize(x: Tensor) -> Tensor:
-    """Invert the grey levels from 128 up: of a level and its inverse, the darker one stays."""
-    return torch.minimum(x, 255 - x)
-
-
-def rgb(x: Tensor) -> Tensor:
-    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-
-
-def normalise(x: Tensor, mean, std) -> Tensor:
-    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (mean, std))
-    return (x * beside(x, 1 / (255 * std))).sub_(beside(x, mean / std))
+    return torch.compile(function, dynamic=True)  # dynamic: one compilation for all sizes of views and batches

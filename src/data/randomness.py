@@ -1,7 +1,7 @@
-"""Random numbers that belong to an image instead of a process.
+"""Random numbers that depend on the image, not on the process.
 
-An augmented view must be the same whatever the number of workers, ranks or restarts, so its random numbers cannot
-come from a generator that is advanced by whoever happens to ask. They are a hash of where they are used:
+An augmented view must be the same for any number of workers, ranks or restarts. So its random numbers cannot come from a
+generator whose state depends on earlier calls. Each number is a hash of the place where it is used:
 
     (seed, epoch, index of the image in the data set, view, number of the draw)  ->  uniform in [0, 1)
 
@@ -16,20 +16,20 @@ GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment: 2^64 / g
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """Finaliser of splitmix64: every input bit changes every output bit with probability about one half."""
+    """Apply the finaliser of splitmix64: each input bit changes each output bit with a probability of about one half."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def uniforms(*, seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarray, count: int) -> np.ndarray:
-    """Uniform numbers for one view of every image of a batch, or for each view of one image.
+    """Return uniform random numbers for one view of each image in a batch, or for each view of one image.
 
     Args:
         seed, epoch: non-negative integers.
         indices: (B,) positions of the images in the data set.
-        view: a non-negative integer; or (B,) of them, with as many indices or one.
-        count: numbers per image.
+        view: a non-negative integer, or (B,) of them; then `indices` has B entries or one.
+        count: how many numbers each row gets.
 
     Returns:
         (B, count) float64 in [0, 1), with 53 random bits each.
@@ -42,9 +42,12 @@ def uniforms(*, seed: int, epoch: int, indices: np.ndarray, view: int | np.ndarr
 
 
 def beside(x: Tensor, values: np.ndarray) -> Tensor:
-    """Numbers of the host where `x` lies, floating-point ones in its dtype. So few go to a GPU without the host waiting for it, as
-    it would in `x.new_tensor`: a batch takes hundreds of such copies, and the GPU is busy with the step before."""
-    values = torch.from_numpy(values)
-    if values.is_floating_point():
-        values = values.to(x.dtype)
-    return values.to(x.device, non_blocking=True)
+    """Copy a few numbers from the host to the device of `x`. Floating-point numbers get the dtype of `x`.
+
+    The host does not wait for a GPU during such a small copy, but would wait in `x.new_tensor`. A batch takes hundreds of these
+    copies while the GPU still computes the previous step.
+    """
+    numbers = torch.from_numpy(values)
+    if numbers.is_floating_point():
+        numbers = numbers.to(x.dtype)
+    return numbers.to(x.device, non_blocking=True)

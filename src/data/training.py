@@ -1,4 +1,4 @@
-"""What a method may ask of its training data: everything but the labels."""
+"""The training data as a method sees it: without labels."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -9,18 +9,23 @@ from torch import Tensor
 from .. import distributed
 from .loaders import Batch, TrainLoader, single_views
 
-PIECE = 1 << 26  # bytes of rows that are exchanged between ranks at once
+PIECE = 1 << 26  # bytes of rows that one exchange between ranks sends
 
 
 class Rows(NamedTuple):
-    """One row per image: values (M, ...) and the images' positions in the data set, (M,) ascending."""
+    """One row per image.
+
+    Attributes:
+        values: (M, ...) rows of any shape.
+        indices: (M,) positions of the images in the data set, ascending.
+    """
 
     values: Tensor
     indices: Tensor
 
 
 class TrainingData:
-    """The images of a run without their labels; the argument of the hooks of `methods.base.Method`."""
+    """The images of a run without their labels. The hooks of `methods.base.Method` get this object."""
 
     def __init__(self, loader: TrainLoader):
         self._loader = loader
@@ -36,12 +41,13 @@ class TrainingData:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Number of steps in an epoch."""
         return len(self._loader)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch, the same as in training.
 
-        They may also be read while an epoch of training is under way.
+        This also works while an epoch of training is in progress.
         """
         return self._loader.epoch(epoch, apart=True)
 
@@ -49,17 +55,20 @@ class TrainingData:
     def embed(
         self, function: Callable[[list[Tensor]], Tensor], *, epoch: int | None = None, sharded: bool = False
     ) -> Rows:
-        """Apply a function to every image and return its rows by image. All ranks must call it.
+        """Apply a function to the views of every image and return its rows, ordered by image. All ranks must call it.
 
         Args:
-            function: V views of a batch, V × (B, C, H, W), to rows (B, ...) of any shape. It runs without gradients;
-                training or evaluation mode and precision are its own choice.
-            epoch: which views the function gets. None: the one evaluation view of every image. A number: the training
-                views of that epoch, without the images that the last partial batch of the epoch leaves out.
+            function: maps the V views of a batch, V × (B, C, H, W), to rows (B, ...) of any shape. It runs without
+                gradients. It sets training or evaluation mode and the precision itself.
+            epoch: None: the function gets one view, the evaluation view of the image. A number: it gets the training views
+                of that epoch, without the images of the last partial batch that the epoch drops.
             sharded: return only the rows that this rank computed. By default every rank gets the rows of all ranks.
 
         Returns:
             The rows, on the device of the function's output, and the positions of their images.
+
+        Raises:
+            ValueError: if this rank has no image and gets no rows from other ranks.
         """
         values, indices = [], []
         if epoch is None:
@@ -70,9 +79,9 @@ class TrainingData:
                 device=self._loader.device,
                 workers=self._loader.workers,
             )
-            for images, positions in batches:
+            for images, batch_indices in batches:
                 values.append(function([images]))
-                indices.append(torch.from_numpy(positions))
+                indices.append(torch.from_numpy(batch_indices))
         else:
             for batch in self.batches(epoch):
                 values.append(function(batch.views))
@@ -82,18 +91,18 @@ class TrainingData:
             own = None
         else:
             positions = torch.cat([each.to(device) for each in indices])
-            # A damaged image was replaced by another one, which may then appear twice.
+            # The loader replaces a damaged image by another one, which may then appear twice.
             unique, place = positions.unique(return_inverse=True)
             stacked = torch.cat(values)
             own = Rows(stacked.new_zeros(len(unique), *stacked.shape[1:]).index_copy_(0, place, stacked), unique)
         if distributed.world_size() == 1 or sharded:
             if own is None:
-                raise ValueError("this rank has no image: start fewer ranks")
+                raise ValueError("this rank has no image, expected at least one per rank: start fewer ranks")
             return own
         return self._from_all(own)
 
     def _from_all(self, own: Rows | None) -> Rows:
-        """Return the rows of all ranks, which are exchanged in pieces."""
+        """Return the rows of all ranks. The ranks exchange them in pieces, to save memory."""
         shapes = distributed.from_all(None if own is None else (tuple(own.values.shape[1:]), own.values.dtype))
         shape, dtype = next(known for known in shapes if known is not None)
         device = self._loader.device
@@ -106,5 +115,6 @@ class TrainingData:
             piece.copy_(distributed.sum_over_ranks(piece))
         counts = distributed.sum_over_ranks(counts)
         indices = counts.nonzero().flatten()
-        twice = counts[indices].clamp(min=1).view(-1, *[1] * len(shape))  # on two ranks, in place of damaged images
-        return Rows(values[indices] / twice if (twice > 1).any() else values[indices], indices)
+        # Two ranks may have read the same image in place of damaged images. Its row is the mean of theirs.
+        copies = counts[indices].clamp(min=1).view(-1, *[1] * len(shape))
+        return Rows(values[indices] / copies if (copies > 1).any() else values[indices], indices)

@@ -1,14 +1,15 @@
-"""Which recipe of views goes with which data."""
+"""Choose the views for a data set."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 from torch import Tensor
 
 from ..config import ViewSettings
+from .base import Views
 from .datasets import FeatureRows, Images, MemoryImages
 from .digits import DigitRecipe, DigitViews
-from .loaders import Views
 from .photographs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -31,8 +32,12 @@ CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training im
 }
 
 
-class IdentityViews:
-    """The views of frozen features: each of them the features as they are."""
+class IdentityViews(Views):
+    """Make views of frozen features: every view is the unchanged features.
+
+    Args:
+        number: V, the number of views.
+    """
 
     def __init__(self, number: int):
         self.number = number
@@ -47,12 +52,13 @@ class IdentityViews:
 def build_views(
     name: str, data: Images, settings: ViewSettings, *, reference: bool = False, compiled: bool = False
 ) -> Views:
-    """Build the views of a data set: the digits' own recipe, or for photographs the one that `--augment` names.
+    """Build the views of a data set.
 
-    Evaluation takes the central 224 of 256 pixels of a large image, and the whole of a small one.
+    The digits have a recipe of their own. For photographs, `--augment` names the recipe. The evaluation view of a large
+    image is the central 224 of 256 pixels, in proportion to the size of the views. For a small image it is the whole image.
 
     Args:
-        name: the value of `--data`.
+        name: value of `--data`.
         reference: make the views one by one with Pillow, as published.
         compiled: compile the colour jitter.
     """
@@ -68,13 +74,13 @@ def build_views(
     mean, std = CIFAR_STATISTICS.get(name, (IMAGENET_MEAN, SWAV_STD if settings.augment == "swav" else IMAGENET_STD))
     eval_resize = size if is_small else round(size * 256 / 224)
     if reference:
-        return ReferenceViews(recipes, eval_resize, mean, std)
-    return PhotoViews(recipes, eval_resize, mean, std, compiled=compiled)
+        return ReferenceViews(recipes, eval_resize, mean=mean, std=std)
+    return PhotoViews(recipes, eval_resize, mean=mean, std=std, compiled=compiled)
 
 
 def photo_recipes(settings: ViewSettings) -> list[PhotoRecipe]:
-    """Return the recipe of each view, by the name that `settings.augment` gives."""
-    recipes = {
+    """Return the recipes of all views for the augmentation that `settings.augment` names."""
+    recipes: dict[str, Callable[[ViewSettings], list[PhotoRecipe]]] = {
         "dino": published_views,
         "moco_v2": uniform_views,
         "swav": partial(uniform_views, **SWAV),

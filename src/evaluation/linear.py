@@ -153,6 +153,8 @@ def train(job: Job) -> dict[str, Any]:
     if found:
         trainer.load_state_dict(_migrated(found))
     run = Run(session.folder, settings, found, name=NAME, log=False)
+    if run.history and not trainer.done and best_epoch(run.history) is run.history[-1]:
+        run.save(trainer, extra=BEST)  # the process may have ended after the last checkpoint and before this one
 
     total = options.epochs * trainer.loader.images
     progress = Progress(total, trainer.images, enabled=distributed.is_main())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..config import DataOptions, EvaluationOptions, ViewSettings
-from ..data.datasets import Images, check_channels, open_data
+from ..data.datasets import FeatureRows, Images, check_channels, open_data
 from ..data.loaders import Views, single_views
 from ..data.subsets import keep_rows
 from ..data.views import build_views
@@ -142,6 +142,9 @@ def open_session(
     images = _labelled(source, splits) if labelled else {split: _open(source, split) for split in splits}
     first = images[splits[0]]
     check_channels(first, source.data, trained["channels"])
+    if isinstance(first, FeatureRows) != (trained["arch"] == "identity"):
+        takes = "features" if trained["arch"] == "identity" else "images"
+        raise InputError(f"--data {source.data}: checkpoint {options.checkpoint} takes {takes}: give others")
     views = build_views(source.data, first, ViewSettings.of(trained))
     folder = results_folder(options.checkpoint, output_dir=options.output_dir, below=below)
     device = distributed.start(options.device)

@@ -1,1 +1,1 @@
-"""Architectures with a declared feature width. Nothing here knows a loss or a data set."""
+"""Network architectures. Each backbone declares its feature width. This package does not depend on losses or data sets."""

@@ -1,7 +1,8 @@
-"""Backbones: networks without their classifier. Each has `width`, the size F of its features."""
+"""Backbones: networks without a classifier. The attribute `width` of a backbone is F, the size of its features."""
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,22 +11,34 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
-VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; depth is 12
-OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # whose parameters are not called as torchvision's
+VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; the depth is 12
+OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # parameter names differ from torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
 
-def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> nn.Module:
-    """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F), F in its attribute `width`.
+class Backbone(nn.Module):
+    """A network without a classifier, (B, C, H, W) → (B, F).
+
+    Attributes:
+        width: F, the size of the features.
+    """
+
+    width: int
+
+
+def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> Backbone:
+    """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F). Its attribute `width` is F.
 
     Args:
         arch: "small_convnet", "cifar_resnet18", "cifar_resnet34", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny",
-            "vit_small", "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity",
-            for features of width `in_channels`.
-        image_size: side of the global views; a ViT's position embedding is made for it and interpolated for others.
+            "vit_small", "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity"
+            for data that are features of width `in_channels`.
+        image_size: side of the global views in pixels. The position embedding of a ViT has this size; for images of other
+            sizes it is interpolated.
+        patch_size: side of a ViT's patches in pixels.
 
     Raises:
-        InputError: if there is no such network, or it does not take such images.
+        InputError: if the network does not exist, is not supported, or does not accept such images.
     """
     if arch == "identity":
         return Identity(in_channels)
@@ -38,38 +51,46 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
     return _torchvision(arch, in_channels)
 
 
-def _torchvision(arch: str, in_channels: int) -> nn.Module:
+def _torchvision(arch: str, in_channels: int) -> Backbone:
+    """Build one of torchvision's networks, or a ResNet-50 that is wider than theirs, without its classifier."""
     from torchvision import models  # slow to import
 
-    known = models.list_models(module=models)  # without those for detection, segmentation and video
+    # This module has only networks for classification, not for detection, segmentation or video.
+    known = models.list_models(module=models)
     if arch not in (*known, *WIDE_RESNETS):
         own = ", ".join([*OWN_NAMES, *WIDE_RESNETS])
-        raise InputError(f"--arch {arch}: expected {own}, or a torchvision network such as resnet50")
+        raise InputError(f"--arch {arch} is unknown, expected {own}, or a torchvision network such as resnet50")
     if arch in ("googlenet", "inception_v3"):
-        raise InputError(f"--arch {arch}: its auxiliary classifiers are not supported; take a ResNet, for instance")
+        raise InputError(
+            f"--arch {arch} has auxiliary classifiers, which are not supported: use another network, such as resnet50"
+        )
     if in_channels != 3:
         raise InputError(
-            f"--arch {arch} takes colour images, these have {in_channels} channel: take small_convnet or cifar_resnet18"
+            f"--arch {arch} takes images of 3 channels, but these have {in_channels}: use small_convnet or cifar_resnet18"
         )
     if arch in WIDE_RESNETS:
         return WideResNet(WIDE_RESNETS[arch])
-    backbone = models.get_model(arch, weights=None)
-    if not isinstance(getattr(backbone, "fc", None), nn.Linear):
+    backbone = cast(Backbone, models.get_model(arch, weights=None))  # it gets the attribute below
+    classifier = getattr(backbone, "fc", None)
+    if not isinstance(classifier, nn.Linear):
         raise InputError(
-            f"--arch {arch}: torchvision's network has no linear layer .fc to remove; take a ResNet, for instance"
+            f"--arch {arch} has no linear classifier named fc, which a backbone must drop: use a network such as resnet50"
         )
-    backbone.width = backbone.fc.in_features
+    backbone.width = classifier.in_features
     backbone.fc = nn.Identity()
     return backbone
 
 
-def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn.Module:
+def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> Backbone:
+    """Build a vision transformer of timm with depth 12 whose features are the class token."""
     from timm.models.vision_transformer import VisionTransformer  # slow to import
 
     if image_size % patch_size:
-        raise InputError(f"--patch-size {patch_size} does not divide --global-crops-size {image_size}")
+        raise InputError(
+            f"--patch-size {patch_size} does not divide --global-crops-size {image_size}: change one of them"
+        )
     width, heads = VITS[arch]
-    backbone = VisionTransformer(
+    network = VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,
         in_chans=in_channels,
@@ -80,16 +101,22 @@ def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> nn
         num_heads=heads,
         dynamic_img_size=True,
     )
+    backbone = cast(Backbone, network)
     backbone.width = width
     return backbone
 
 
-class WideResNet(nn.Module):
-    """ResNet-50 with every plane `widen` times as wide, within the blocks as between them, and 2048 · widen features.
+class WideResNet(Backbone):
+    """ResNet-50 in which every layer has `widen` times as many channels, (B, 3, H, W) → (B, 2048 · widen).
 
-    SwAV, arXiv:2006.09882v5. Names and blocks are those of torchvision's ResNet-50, which has wide networks only of another
-    kind: wide within the blocks.
+    Source: SwAV, arXiv:2006.09882v5. Parameter names and blocks are those of torchvision's ResNet-50. torchvision's own wide
+    ResNets are different: they are wider within the blocks, but not between them.
     """
+
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
 
     def __init__(self, widen: int):
         from torchvision.models.resnet import Bottleneck  # slow to import
@@ -104,8 +131,8 @@ class WideResNet(nn.Module):
         for i, number in enumerate((3, 4, 6, 3)):
             planes, stride = 64 * widen * 2**i, 1 if i == 0 else 2
             outputs = planes * Bottleneck.expansion
-            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-            blocks = [Bottleneck(inputs, planes, stride, shortcut)]
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+            blocks = [Bottleneck(inputs, planes, stride=stride, downsample=shortcut)]
             blocks += [Bottleneck(outputs, planes) for _ in range(number - 1)]
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
             inputs = outputs
@@ -125,20 +152,27 @@ class WideResNet(nn.Module):
 
 
 def conv_bn(inputs: int, outputs: int, size: int, *, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+    """Build a convolution of `size` × `size` pixels without bias, followed by batch normalisation."""
+    conv = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
-class SmallConvNet(nn.Module):
-    """Three 3×3 convolutions for images of 8×8 to 32×32 pixels, two of them of stride 2; trains in seconds on a CPU."""
+class SmallConvNet(Backbone):
+    """Three 3×3 convolutions for images of 8×8 to 32×32 pixels, (B, in_channels, H, W) → (B, 128).
+
+    The first and the last convolution have stride 2. The network trains in seconds on a CPU.
+    """
 
     def __init__(self, in_channels: int):
         super().__init__()
         self.layers = nn.Sequential(
-            *(conv_bn(in_channels, 32, 3, stride=2), nn.ReLU()),
-            *(conv_bn(32, 64, 3), nn.ReLU()),
-            *(conv_bn(64, 128, 3, stride=2), nn.ReLU()),
+            conv_bn(in_channels, 32, 3, stride=2),
+            nn.ReLU(),
+            conv_bn(32, 64, 3),
+            nn.ReLU(),
+            conv_bn(64, 128, 3, stride=2),
+            nn.ReLU(),
         )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.width = 128
@@ -147,8 +181,8 @@ class SmallConvNet(nn.Module):
         return self.avgpool(self.layers(images)).flatten(1)
 
 
-class Identity(nn.Identity):
-    """Frozen features as they are, (B, F) → (B, F)."""
+class Identity(nn.Identity, Backbone):
+    """Return frozen features unchanged, (B, F) → (B, F)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -156,7 +190,7 @@ class Identity(nn.Identity):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut, projected where the shape changes."""
+    """Two 3×3 convolutions with a shortcut. A 1×1 convolution projects the shortcut if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -170,10 +204,14 @@ class BasicBlock(nn.Module):
         return F.relu(self.residual(x) + self.shortcut(x))
 
 
-class CifarResNet(nn.Module):
-    """ResNet for 32×32 images: a 3×3 stem of stride 1 without pooling, four stages of basic blocks, 512 features.
+class CifarResNet(Backbone):
+    """ResNet for images of 32×32 pixels, (B, in_channels, H, W) → (B, 512).
 
-    He et al., arXiv:1512.03385v1, with the stem that work on CIFAR commonly uses.
+    The stem is a 3×3 convolution of stride 1 without pooling, as is common for CIFAR. Four stages of basic blocks follow.
+    Source: He et al., arXiv:1512.03385v1.
+
+    Args:
+        blocks: number of basic blocks in each stage.
     """
 
     def __init__(self, blocks: Sequence[int], in_channels: int = 3):
@@ -195,36 +233,42 @@ class CifarResNet(nn.Module):
 
 
 def pool_windows(backbone: nn.Module, window: int, *, in_channels: int, image_size: int) -> int:
-    """Replace the mean over the whole last map by those over all windows of `window` × `window` of its places, one step
-    apart, in place: a backbone with C channels then gives (B, C · n) features, the n windows of a channel side by side.
+    """Replace the global average pooling of a backbone by average pooling over windows, in place.
 
-    SwAV's linear evaluation does so, arXiv:2006.09882: windows of 6 on the 7 × 7 map of a ResNet-50 leave 4, 8192 features.
+    The pooling averages the last feature map over all n windows of `window` × `window` positions, with stride 1. A backbone
+    with C channels then returns (B, C · n) features; the n windows of a channel are adjacent.
+
+    The linear evaluation of SwAV, arXiv:2006.09882, pools in this way: windows of 6 on the 7 × 7 map of a ResNet-50 give
+    n = 4 and 8192 features.
 
     Args:
-        image_size: side of the images that it will see.
+        window: side of a window in positions of the map.
+        image_size: side of the backbone's input images in pixels.
 
     Returns:
-        C · n.
+        C · n, the new number of features.
 
     Raises:
-        InputError: if the backbone has no such mean, or the window does not fit into its map.
+        InputError: if the backbone has no global average pooling, or if the window is larger than the map.
     """
     if not isinstance(getattr(backbone, "avgpool", None), nn.AdaptiveAvgPool2d):
         raise InputError(
-            f"--pool-window {window}: this backbone does not end in the mean of a map; a ResNet does, for instance"
+            f"--pool-window {window}: the backbone does not end in global average pooling: use a ResNet, or drop the flag"
         )
+    channels = cast(Backbone, backbone).width
     backbone.avgpool = nn.Identity()
     with torch.no_grad():
-        places = backbone.eval()(torch.zeros(1, in_channels, image_size, image_size)).shape[1] // backbone.width
+        places = backbone.eval()(torch.zeros(1, in_channels, image_size, image_size)).shape[1] // channels
     side = math.isqrt(places)
     if window > side:
         raise InputError(
-            f"--pool-window {window} does not fit into the last map, {side} × {side} for images of {image_size} pixels: "
-            "give a smaller one, or 0 for the mean of all"
+            f"--pool-window {window} is larger than the last feature map, which is {side} × {side} for images of "
+            f"{image_size} pixels: pass a smaller window, or 0 for global average pooling"
         )
     backbone.avgpool = nn.AvgPool2d(window, stride=1)
-    return backbone.width * (side - window + 1) ** 2
+    return channels * (side - window + 1) ** 2
 
 
 def count_parameters(module: nn.Module) -> int:
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,7 +1,7 @@
-"""Trading time for memory: parts of a network are run a second time instead of being remembered."""
+"""Activation checkpointing: save memory by computing parts of a network a second time."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 from torch import nn
@@ -13,13 +13,15 @@ from ..errors import InputError
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation inside normalises as ever but leaves its running statistics alone.
+    """Keep the running statistics of all batch normalisation in `module` unchanged inside this context.
 
-    For the second time that the same images pass through: the statistics count every image once.
+    Batch normalisation itself works as usual. The context is for a second pass of the same images, so that the running
+    statistics count every image only once.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [dict(norm._buffers) for norm in norms]
-    for norm in norms:  # copies take the updates: without any buffer, autograd would remember other tensors than before
+    # Copies receive the updates. Without buffers, autograd would save other tensors than in the first pass.
+    for norm in norms:
         norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items() if buffer is not None})
     try:
         yield
@@ -29,9 +31,12 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_activations(backbone: nn.Module) -> int:
-    """Keep only the inputs of each block of a backbone, run the blocks again during backward; return their number.
+    """Checkpoint the activations of a backbone: keep only the input of each block and run the block again in backward.
 
-    A block is a child of one of the backbone's own sequences: of `layer1` to `layer4` in a ResNet, `blocks` in a ViT.
+    A block is an element of a sequence that is a child of the backbone: `layer1` to `layer4` in a ResNet, `blocks` in a ViT.
+
+    Returns:
+        The number of blocks.
 
     Raises:
         InputError: if the backbone has no such blocks.
@@ -45,12 +50,15 @@ def checkpoint_activations(backbone: nn.Module) -> int:
     ]
     if not blocks:
         name = type(backbone).__name__
-        raise InputError(f"--checkpoint-activations: {name} has no sequence of blocks to run again: drop it")
+        raise InputError(
+            f"--checkpoint-activations: the backbone {name} has no sequence of blocks, expected a ResNet or a ViT: drop the flag"
+        )
     for block in blocks:
         contexts = partial(_first_and_second_run, block)
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
     return len(blocks)
 
 
-def _first_and_second_run(block: nn.Module):
+def _first_and_second_run(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the forward pass and of its repetition in backward, for `checkpoint`."""
     return nullcontext(), statistics_kept(block)

@@ -106,7 +106,7 @@ def draw(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
 
     with figures.resolution(drawing.dpi):
         if len(known):
-            _draw_scored(drawing, result, known, file)
+            _draw_scored(drawing, result, known=known, file=file)
         elif data.has_pictures:
             figures.gallery(file("gallery"), data.picture, clusters=clusters, confidences=confidences)
         class_sizes = np.unique(labels, return_counts=True)[1] if len(known) == len(data) else None
@@ -123,7 +123,7 @@ def draw(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
     return drawn
 
 
-def _draw_scored(drawing: Drawing, result: dict[str, Any], known: np.ndarray, file: Callable[[str], Path]) -> None:
+def _draw_scored(drawing: Drawing, result: dict[str, Any], *, known: np.ndarray, file: Callable[[str], Path]) -> None:
     """Draw the figures that need labels, for the images at the positions `known`."""
     data = drawing.data
     names = [printable(name) for name in data.classes]
