@@ -317,15 +317,30 @@ def swav_files(tmp_path_factory):
         (True, "sela_v2", {}, "loaded backbone (318), projection_head (9), classifiers (3); left out nothing"),
         (True, "deepcluster_v2", {}, "loaded backbone (318), projection_head (9), classifiers (3); left out n"),
         (True, "swav", {}, "loaded backbone (318), projection_head (9); left out classifiers (3); initial values"),
-        (False, "swav", {}, "loaded backbone (318), projection_head (9), classifiers (1); left out nothing; initial values"),
+        (
+            False,
+            "swav",
+            {},
+            "loaded backbone (318), projection_head (9), classifiers (1); left out nothing; initial values",
+        ),
         (
             False,
             "sela_v2",
             {},
             "loaded backbone (318), projection_head (9); left out classifiers (1); initial values for cl",
         ),
-        (False, "sela_v2", {"prototypes": (3000,)}, "loaded backbone (318), projection_head (9), classifiers (1); left"),
-        (False, "deepcluster_v2", {"hidden_dim": 64}, "loaded backbone (318); left out projection_head (9), classifiers"),
+        (
+            False,
+            "sela_v2",
+            {"prototypes": (3000,)},
+            "loaded backbone (318), projection_head (9), classifiers (1); left",
+        ),
+        (
+            False,
+            "deepcluster_v2",
+            {"hidden_dim": 64},
+            "loaded backbone (318); left out projection_head (9), classifiers",
+        ),
         (
             False,
             "self_classifier",

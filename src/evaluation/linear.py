@@ -264,7 +264,7 @@ def training_views(job: Job) -> Views:
     return build_views(session.source.data, job.train, settings)
 
 
-class Unaugmented:
+class Unaugmented(Views):
     """Views whose training view is the evaluation view of other views. See `Views`."""
 
     def __init__(self, central: Views):
