@@ -1,15 +1,15 @@
-"""Score clusters against labels that training never saw: ACC, NMI, AMI, ARI, figures, and the cluster of every image.
+"""Score clusters against labels that training never saw. Writes ACC, NMI, AMI, ARI, figures, and the cluster of every image.
 
     python cls_eval.py --checkpoint runs/digits
     python cls_eval.py --checkpoint checkpoint.pt --data ~/pictures --output-dir what-is-in-it
-    python cls_eval.py --checkpoint checkpoint.pt --tsne 5 --grids 15               # figures of features and of clusters
+    python cls_eval.py --checkpoint checkpoint.pt --tsne 5 --grids 15               # figures of features and clusters
     python cls_eval.py --checkpoint checkpoint.pt --ensemble --feature-quality --compare other/checkpoint.pt
     python cls_eval.py --checkpoint checkpoint.pt --data "$IMAGENET" --superclass 2 living17
     python cls_eval.py --checkpoint moco-v2-800ep --data "$IMAGENET" --kmeans 1000 --fit-share 0.1
 
-The clusters are those of the classifier that training chose (the lowest training loss, no label involved) unless
---classifier is given. With --kmeans they are those of k-means on the features, which needs no classifier. Without labels
-there are no scores, but the figures and the list are written all the same.
+The clusters are those of the classifier that training chose, which is the classifier with the lowest training loss.
+--classifier selects another one. With --kmeans, the clusters are those of k-means on the features, which needs no classifier.
+If the data have no labels, the program prints no scores, but still writes the figures and the list.
 """
 
 from src import config

@@ -1,11 +1,11 @@
-"""Score features by their nearest neighbours: each of the k most similar labelled images votes for its class.
+"""Score features by their nearest neighbours: the k most similar labelled images vote for the class of an image.
 
     python knn_eval.py --checkpoint runs/demo                         # digits, seconds
     torchrun --standalone --nproc_per_node=8 knn_eval.py --checkpoint checkpoint.pt --data "$IMAGENET"
     python knn_eval.py --checkpoint moco-v2-800ep --data "$IMAGENET" --bank-share 0.1 --features-cache features
 
-Nothing is trained, so this is the quickest look at a representation. The labelled images are those of the training
-split, all of them or a share. The images to classify are those of the test split.
+This is the fastest evaluation of features, because it trains nothing. The labelled images are those of the training split,
+all of them or a fraction. The images to classify are those of the test split.
 """
 
 from src import config

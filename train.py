@@ -1,26 +1,33 @@
 """Train a network without labels.
 
     python train.py                                                  # handwritten digits on a CPU, about a minute
-    torchrun --standalone --nproc_per_node=8 train.py --data "$IMAGENET"       # the published recipe, on one machine
+    torchrun --standalone --nproc_per_node=8 train.py --data "$IMAGENET"       # the published recipe on one machine
     srun python train.py --data "$IMAGENET"                          # on a Slurm cluster, one task per GPU
 
-`python train.py --method NAME --help` shows every flag. A run that is stopped (Ctrl-C, SIGTERM) saves first; the same
-command with the same --output-dir continues from that step.
+`python train.py --method NAME --help` lists all flags. A run that is stopped (Ctrl-C, SIGTERM) saves a checkpoint first.
+The same command with the same --output-dir continues from that step.
 """
 
 import shlex
 import sys
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src import config
 from src.errors import run_script
+
+if TYPE_CHECKING:  # these modules import torch
+    from src.data.datasets import Images
+    from src.logs import Progress
+    from src.run import Run
+    from src.trainer import Trainer
 
 
 def main() -> None:
     options, name, knobs = config.parse_train()
 
-    # torch takes seconds to import; --help and wrong flags have been answered by now
+    # The import of torch takes seconds. It comes after the flags are checked, so that --help and errors appear at once.
     import torch
 
     from src import distributed
@@ -65,16 +72,17 @@ def main() -> None:
     folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
     found = find_checkpoint(folder, settings)
 
-    # method: backbone, heads, objective, and what it remembers between steps
+    # method: backbone, heads, objective, and its state between steps
     method = build_method(name, knobs, settings)
     started = start_from(method, name, options.pretrained) if options.pretrained and not found else ""
-    method = method.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    method = method.to(device).to(memory_format=layout)
     freeze(method, options.freeze)
     if options.checkpoint_activations:
         checkpoint_activations(method.backbone)
     if options.compile:
-        method.backbone.compile(dynamic=False)  # one graph for each size of views
-    torch.backends.cudnn.benchmark = True  # the sizes stay the same: cuDNN may look for its fastest kernels
+        method.backbone.compile(dynamic=False)  # compiles one graph per size of the views
+    torch.backends.cudnn.benchmark = True  # cuDNN searches its fastest kernels, as the sizes do not change
 
     # optimisation
     groups = parameter_groups(
@@ -89,6 +97,7 @@ def main() -> None:
         epochs=options.epochs,
         steps_per_epoch=len(loader),
     )
+    autocast = None if options.precision == "float32" else getattr(torch, options.precision)
     trainer = Trainer(
         method,
         optimizer,
@@ -96,7 +105,7 @@ def main() -> None:
         loader=loader,
         device=device,
         labels=data.labels,
-        autocast=None if options.precision == "float32" else getattr(torch, options.precision),
+        autocast=autocast,
         accumulate=options.accumulate,
         clip_grad=options.clip_grad,
         sync_bn_group=options.sync_bn_group,
@@ -113,29 +122,43 @@ def main() -> None:
     def score(summary: dict) -> dict:
         if held_out is None or (trainer.epoch % options.eval_every and trainer.epoch < options.epochs):
             return {}
-        how = {"batch_size": options.batch_size, "device": device, "autocast": trainer.autocast}
-        return evaluate(method, held_out, views, classifier=summary["classifier"], **how)
+        k = summary["classifier"]
+        return evaluate(
+            method, held_out, views, batch_size=options.batch_size, device=device, classifier=k, autocast=autocast
+        )
 
     run.train(trainer, options.epochs, progress, score=score)
     progress.say(method.report(run.history[-1]))
-    progress.say(f"\nsaved {run.last}; score it: python cls_eval.py --checkpoint {run.last}")
+    progress.say(f"\nsaved {run.last}; score it: python cls_eval.py --checkpoint {shlex.quote(str(run.last))}")
     distributed.stop()
 
 
-def open_images(options: config.TrainOptions) -> tuple:
-    """Open the training images, and the held-out ones if they are scored during the run."""
-    from src.data.datasets import open_data
+def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
+    """Return the training images, and with --eval-every also the images of the test split."""
+    from src.data.datasets import ImageFiles, open_data
 
-    source = {"root": options.data_root, "download": options.download, "subset_file": options.subset_file}
-    data = open_data(options.data, "train", **source)
-    held_out = open_data(options.data, "test", **source) if options.eval_every else None
-    if options.keep_decoded:
+    def open_split(split: str) -> "Images":
+        return open_data(
+            options.data,
+            split,
+            root=options.data_root,
+            download=options.download,
+            subset_file=options.subset_file,
+        )
+
+    data = open_split("train")
+    held_out = open_split("test") if options.eval_every else None
+    if options.keep_decoded and isinstance(data, ImageFiles):  # the flag is refused for other data
         data = data.keeping(int(options.keep_decoded * 2**30))
     return data, held_out
 
 
-def announce(progress, run, trainer, *, started: str) -> None:
-    """Log what is about to run, and how."""
+def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: str) -> None:
+    """Log the command, the code revision, the resolved configuration, and the sizes of this run.
+
+    Args:
+        started: line about the weights from which the run starts; "": none.
+    """
     from src import distributed
     from src.models.backbones import count_parameters
 
@@ -149,13 +172,13 @@ def announce(progress, run, trainer, *, started: str) -> None:
     if started:
         progress.say(started)
     if trainer.step:
-        progress.say(f"going on from step {trainer.step} (epoch {trainer.epoch + 1} of {settings['epochs']})")
+        progress.say(f"resuming from step {trainer.step} (epoch {trainer.epoch + 1} of {settings['epochs']})")
     if device.type == "cpu" and settings["precision"] == "float16":
-        progress.say("float16 is emulated on a CPU and many times slower there: --precision float32")
+        progress.say("--precision float16 is emulated on a CPU, which makes it many times slower: use float32")
 
 
 def describe(settings: dict) -> str:
-    """Return the resolved configuration, several options per line."""
+    """Return the resolved configuration as text, several options per line."""
     words = [f"{name}={value}" for name, value in settings.items() if value != ""]
     return textwrap.fill("  ".join(words), width=118, break_long_words=False, break_on_hyphens=False)
 

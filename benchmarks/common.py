@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, sides that take turns, peak memory, JSON."""
+"""Functions that all benchmarks use: description of the machine, timing in turns, peak memory, and JSON."""
 
 import argparse
 import ctypes
@@ -14,7 +14,7 @@ from statistics import median
 
 
 def machine(*packages: str) -> dict[str, str | int]:
-    """CPU, GPU if there is one, and the versions of these packages."""
+    """Return a description of the machine: CPU, GPU if there is one, and the versions of these packages."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -34,14 +34,23 @@ def machine(*packages: str) -> dict[str, str | int]:
 
 
 def in_words(where: dict) -> str:
+    """Return the description of the machine as text."""
     return ", ".join(f"{name} {value}" for name, value in where.items())
 
 
 def seconds_in_turns(
     sides: dict[str, Callable[[], object]], turns: int, finish: Callable[[], None] = lambda: None
 ) -> dict[str, list[float]]:
-    """Seconds of each run of each side. They take turns, so that a busy machine slows all of them down; one turn before
-    the first is not counted. `finish` waits for what runs in the background."""
+    """Time several functions, and return the seconds of each run of each function.
+
+    The functions run in turns, so that a busy machine slows down all of them. One additional turn at the start is a warm-up
+    and is not timed.
+
+    Args:
+        sides: {name: function}.
+        turns: number of timed turns.
+        finish: function that waits for work in the background.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name, run in sides.items():
@@ -55,14 +64,17 @@ def seconds_in_turns(
 
 
 def spread(values: list[float], digits: int = 4) -> str:
+    """Return the median and the range of some values as text."""
     return f"{median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def peak_memory(run: Callable[[], object]) -> int:
-    """Bytes by which this process grew at most during a run. Linux only."""
+    """Return the largest number of bytes by which this process grows during a run. Works on Linux only."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what earlier runs freed: it would be reused unseen
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    ctypes.CDLL("libc.so.6").malloc_trim(
+        0
+    )  # release memory that earlier runs freed; the run could otherwise reuse it unnoticed
+    Path("/proc/self/clear_refs").write_text("5")  # reset the recorded peak
     before = _status("VmRSS")
     run()
     return _status("VmHWM") - before
@@ -74,20 +86,22 @@ def _status(name: str) -> int:
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with the flags that every benchmark has."""
+    """Return a parser with the flags that all benchmarks have."""
     made = argparse.ArgumentParser(description=doc.split("\n")[0])
-    made.add_argument("--quick", action="store_true", help="smaller sizes, for a look at the table")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the same numbers, every run, to this file")
+    made.add_argument("--quick", action="store_true", help="use smaller sizes, to see the table quickly")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers of every run to this file")
     return made
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line."""
     arguments = made.parse_args()
     if arguments.json and not arguments.json.absolute().parent.is_dir():
-        made.error(f"--json {arguments.json}: its folder does not exist")
+        made.error(f"--json {arguments.json}: its folder does not exist; create it first")
     return arguments
 
 
 def write(path: Path | None, where: dict, results: list) -> None:
+    """Write the results as JSON if there is a path."""
     if path:
         path.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n")

@@ -1,11 +1,12 @@
-"""Images per second and core of the data path: the published pipeline in Pillow, ours in a worker, ours on the device.
+"""Measure the images per second and core of the data path, of the published pipeline with Pillow and of ours.
 
-    python benchmarks/data.py FOLDER            # of photographs
+    python benchmarks/data.py FOLDER            # a folder of photographs
     python benchmarks/data.py FOLDER --quick
 
-Views are those of the published recipe, two of 224 and six of 96 pixels. The published pipeline does everything with Pillow,
-view by view, in a worker. Ours decodes and cuts in a worker; colours, blur and normalisation run on whole batches where the
-network runs. On a CPU both parts share the cores, so `together` is what counts there; beside a GPU the worker part is.
+The views are those of the published recipe, two of 224 and six of 96 pixels. The published pipeline computes everything with
+Pillow in a worker, one view after the other. Our worker only decodes and cuts. Colours, blur and normalisation run on whole
+batches on the device of the network. On a CPU, both parts share the cores, so the row `together` tells the speed. With a GPU,
+the rows of the worker tell it.
 """
 
 import sys
@@ -29,7 +30,7 @@ SHORT_SIDE = 320
 
 
 class Published:
-    """The recipe view by view on Pillow images, built from torchvision's parts."""
+    """The published recipe on Pillow images, one view after the other, built from the transforms of torchvision."""
 
     def __init__(self, num_global: int, num_local: int, sizes=(GLOBAL[0], LOCAL[0])):
         from torchvision import transforms
@@ -66,13 +67,13 @@ class Published:
 
 
 def opened(data, index: int) -> Image.Image:
-    """As torchvision's loader."""
+    """Open an image as the loader of torchvision does."""
     with open(data.paths[index], "rb") as file:
         return Image.open(file).convert("RGB")
 
 
 def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[float], int]]:
-    """(what, seconds of each turn, images) of every side; they take turns on the same images."""
+    """Time both pipelines on the same image files, and return (name, seconds of each turn, number of images) of each side."""
     data = open_folder(folder, "test")
     rows = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
     data = data.keep(rows, data.labels.numpy()[rows], data.classes)
@@ -116,7 +117,7 @@ def from_files(folder: str, count: int, turns: int) -> list[tuple[str, list[floa
 
 
 def from_memory(count: int, turns: int) -> list[tuple[str, list[float], int]]:
-    """Four views of images of 32 pixels: one by one in Pillow, whole batches on the CPU."""
+    """Time four views of images of 32 × 32 pixels, one by one with Pillow and in whole batches on the CPU."""
     images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     published = Published(2, 2, (32, 16))
     settings = ViewSettings(global_crops_size=32, local_crops_number=2, local_crops_size=16)
@@ -131,7 +132,7 @@ def from_memory(count: int, turns: int) -> list[tuple[str, list[float], int]]:
 
 
 def on_gpu(turns: int) -> list[tuple[str, list[float], int]]:
-    """The device part of batches of 256 photographs."""
+    """Time the device part of our pipeline on the GPU, with batches of 256 photographs."""
     recipes = published_views(ViewSettings())
     views, compiled = PhotoViews(recipes, 256), PhotoViews(recipes, 256, compiled=True)
     sizes = [GLOBAL[0]] * 2 + [LOCAL[0]] * 6
@@ -145,7 +146,7 @@ def on_gpu(turns: int) -> list[tuple[str, list[float], int]]:
 
 def main():
     made = parser(__doc__)
-    made.add_argument("folder", help="of photographs")
+    made.add_argument("folder", help="folder of photographs")
     arguments = parse(made)
     torch.set_num_threads(1)
     where = machine("torch", "torchvision", "pillow")
@@ -155,12 +156,12 @@ def main():
     rows = from_files(arguments.folder, count, turns) + in_memory
     if torch.cuda.is_available():
         rows += on_gpu(turns)
-    print(f"one core; images per second and seconds per {count} images: median (range) of {turns} turns\n")
+    print(f"one core; images per second; seconds per {count} images: median (range) of {turns} turns\n")
     results = []
     for name, seconds, images in rows:
         reference = in_memory[0] if name.startswith("32²") else rows[0]
         ratio = median(reference[1]) / reference[2] / (median(seconds) / images)
-        print(f"{name:40}{images / median(seconds):9.1f}  {spread(seconds, 2):22}{ratio:7.2f} times the published")
+        print(f"{name:40}{images / median(seconds):9.1f}  {spread(seconds, 2):22}{ratio:7.2f} × the published")
         results.append({"side": name, "images": images, "seconds": seconds, "ratio": ratio})
     write(arguments.json, where, results)
 

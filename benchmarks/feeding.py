@@ -1,10 +1,10 @@
-"""Images per second of training from image files, beside the same steps on tensors that lie ready.
+"""Measure the images per second of training from image files, and of the same steps on tensors in memory.
 
-    python benchmarks/feeding.py FOLDER            # of photographs; listed again and again until there are enough
+    python benchmarks/feeding.py FOLDER            # a folder of photographs, which are repeated until there are enough
     python benchmarks/feeding.py FOLDER --quick    # ResNet-18, small views
 
-The steps are ours with the fastest switches, those of `benchmarks/step.py`. Beside a GPU, whose workers have cores of their own, the
-share says how much of it the data path leaves idle. On a CPU network and workers share the cores, so that it must be below 1.
+The steps are ours with the fastest options of `benchmarks/step.py`. With a GPU, the workers have their own cores: a ratio of 1
+means that the GPU never waits for images. On a CPU, network and workers share the cores, so the ratio is below 1.
 """
 
 import sys
@@ -29,13 +29,15 @@ from src.models.backbones import build_backbone
 
 def main():
     made = parser(__doc__)
-    made.add_argument("folder", help="of photographs")
-    made.add_argument("--batch-size", type=int, help="images per step (default: 8 on a CPU, 256 on a GPU)")
-    made.add_argument("--steps", type=int, help="of an epoch (default: 12 on a CPU, 100 on a GPU)")
-    made.add_argument("--workers", type=int, default=-1, help="processes that decode; -1: as many as there are cores")
-    made.add_argument("--compile", action="store_true", help="also compile backbone and colour jitter")
-    made.add_argument("--decode-on-gpu", action="store_true", help="leave decoding to the device")
-    made.add_argument("--turns", type=int, default=3, help="epochs of each side that are timed")
+    made.add_argument("folder", help="folder of photographs")
+    made.add_argument("--batch-size", type=int, help="number of images per step (default: 8 on a CPU, 256 on a GPU)")
+    made.add_argument("--steps", type=int, help="number of steps per epoch (default: 12 on a CPU, 100 on a GPU)")
+    made.add_argument(
+        "--workers", type=int, default=-1, help="number of processes that decode (-1: one per available core)"
+    )
+    made.add_argument("--compile", action="store_true", help="also compile the backbone and the colour jitter")
+    made.add_argument("--decode-on-gpu", action="store_true", help="decode on the device instead of in the workers")
+    made.add_argument("--turns", type=int, default=3, help="number of timed epochs per side (default: 3)")
     arguments = parse(made)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -83,7 +85,7 @@ def main():
             ours.step(batch)
         waited.append(loader.waited)
 
-    epochs = {"tensors that lie ready": on_tensors, "image files": from_files}
+    epochs = {"tensors in memory": on_tensors, "image files": from_files}
     seconds = seconds_in_turns(epochs, arguments.turns, torch.cuda.synchronize if on_gpu else lambda: None)
     loader.close()
     print(
@@ -91,8 +93,10 @@ def main():
     )
     for name, values in seconds.items():
         print(f"{name:26}{spread(values, 2):24}s{steps * batch_size / median(values):10.1f} images/s")
-    share = median(seconds["tensors that lie ready"]) / median(seconds["image files"])
-    print(f"\nfrom files {share:.2f} of the rate on tensors; waited for files {median(waited[1:]):.2f} s of an epoch")
+    share = median(seconds["tensors in memory"]) / median(seconds["image files"])
+    print(
+        f"\nimage files reach {share:.2f} of the rate of tensors; an epoch waited {median(waited[1:]):.2f} s for files"
+    )
     row = {"arch": arch, "batch_size": batch_size, "steps": steps, "workers": workers, "device": str(device)}
     write(arguments.json, where, [row | {"seconds": seconds, "waited": waited[1:], "share": share}])
 

@@ -1,10 +1,11 @@
-"""Time k-means against scikit-learn's, and faiss' where it is installed, from the same start.
+"""Compare our k-means with that of scikit-learn, and with that of faiss if it is installed.
 
     python benchmarks/kmeans.py
     PYTHONPATH=/tmp/faiss python benchmarks/kmeans.py      # after: pip install --target /tmp/faiss faiss-cpu
 
-Three comparisons: Lloyd's algorithm from the same centroids, as each ends by default (faiss after 25 iterations); from the
-same centroids for 25 iterations; and k-means++. The peak is what the process grows by beyond the features.
+There are three comparisons: Lloyd's algorithm from the same centroids with the default stopping rule of each library (faiss
+stops after 25 iterations), the same for exactly 25 iterations, and k-means++. The peak is the memory that the process uses
+beyond the features.
 """
 
 import sys
@@ -25,11 +26,14 @@ try:
 except ImportError:
     faiss = None
 
-FIXED = 25  # faiss' default number of iterations
+FIXED = 25  # default number of iterations of faiss
 
 
 def features(rows: int, width: int, classes: int) -> torch.Tensor:
-    """Overlapping groups whose variance falls with the square of the dimension's number, as that of networks' features does."""
+    """Draw rows in overlapping groups.
+
+    The variance of a dimension is inversely proportional to its number, similar to features of networks.
+    """
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(classes, width, generator=generator)
     labels = torch.randint(classes, (rows,), generator=generator)
@@ -38,7 +42,7 @@ def features(rows: int, width: int, classes: int) -> torch.Tensor:
 
 
 def inertia(rows: torch.Tensor, centroids) -> float:
-    """Sum of squared distances to the nearest centroid, in float64."""
+    """Return the sum of the squared distances to the nearest centroids, in float64."""
     centroids = torch.as_tensor(np.asarray(centroids))
     clusters, _ = kmeans.assign(rows, centroids)
     total = 0.0
@@ -48,7 +52,7 @@ def inertia(rows: torch.Tensor, centroids) -> float:
 
 
 def lloyd(rows: torch.Tensor, start: torch.Tensor, turns: int, iterations: int | None) -> dict:
-    """From the same centroids until each ends by default, or for a number of iterations."""
+    """Run Lloyd's algorithm from the same centroids with the default stopping rules, or for a number of iterations."""
     centroids, done = {}, {}
 
     def ours():
@@ -61,7 +65,7 @@ def lloyd(rows: torch.Tensor, start: torch.Tensor, turns: int, iterations: int |
         centroids["scikit-learn"], done["scikit-learn"] = fitted.cluster_centers_, fitted.n_iter_
 
     def with_faiss():
-        # all rows: it would otherwise take 256 for each cluster
+        # use all rows: faiss would otherwise draw 256 per cluster
         fitted = faiss.Kmeans(rows.shape[1], len(start), niter=iterations or FIXED, max_points_per_centroid=len(rows))
         fitted.train(rows.numpy(), init_centroids=start.numpy())
         centroids["faiss"], done["faiss"] = fitted.centroids, iterations or FIXED
@@ -69,13 +73,13 @@ def lloyd(rows: torch.Tensor, start: torch.Tensor, turns: int, iterations: int |
     sides = {"ours": ours, "scikit-learn": sklearn}
     if faiss:
         sides["faiss"] = with_faiss
-    what = "Lloyd, as each ends by default" if iterations is None else f"Lloyd, {iterations} iterations"
+    what = "Lloyd, default stopping rules" if iterations is None else f"Lloyd, {iterations} iterations"
     row = compare(what, sides, turns)
     return {**row, "iterations": done, "inertia": {side: inertia(rows, found) for side, found in centroids.items()}}
 
 
 def plus_plus(rows: torch.Tensor, clusters: int, turns: int) -> dict:
-    """Choosing the centroids to begin with; both draw as many candidates for each."""
+    """Run k-means++. Both sides draw the same number of candidates per centroid."""
     chosen = {}
 
     def ours():
@@ -89,7 +93,7 @@ def plus_plus(rows: torch.Tensor, clusters: int, turns: int) -> dict:
 
 
 def growth(rows: torch.Tensor, clusters: int) -> dict:
-    """What five iterations take beyond the features, of these rows and of twice as many."""
+    """Measure the memory of five iterations beyond the features, for these rows and for twice as many."""
     peaks = {}
     for features_now in (rows, torch.cat([rows, rows.flip(0)])):
         start = rows[:clusters].clone()
@@ -99,18 +103,20 @@ def growth(rows: torch.Tensor, clusters: int) -> dict:
 
 
 def compare(what: str, sides: dict, turns: int) -> dict:
+    """Measure the time and the peak memory of several functions."""
     seconds = seconds_in_turns(sides, turns)
     return {"what": what, "seconds": seconds, "peak_bytes": {side: peak_memory(run) for side, run in sides.items()}}
 
 
 def show(row: dict) -> None:
+    """Print one comparison."""
     print(row["what"])
     for side, seconds in row["seconds"].items():
         ratio = median(seconds) / median(row["seconds"]["ours"])
         more = 100 * (row["inertia"][side] / row["inertia"]["scikit-learn"] - 1)
         done = f"{row['iterations'][side]:4} iterations" if "iterations" in row else " " * 15
         print(
-            f"  {side:13}{spread(seconds, 2):22} s  {ratio:5.2f} times ours  {done}  inertia {more:+.3f} % of scikit-learn's"
+            f"  {side:13}{spread(seconds, 2):22} s  {ratio:5.2f} × ours  {done}  inertia {more:+.3f} % from scikit-learn"
             f"  peak {row['peak_bytes'][side] / 2**20:5.0f} MiB",
             flush=True,
         )

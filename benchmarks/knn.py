@@ -1,10 +1,10 @@
-"""Chunked nearest-neighbour votes against scikit-learn's brute force: seconds, and peak memory as the bank grows.
+"""Compare our nearest-neighbour votes, computed in chunks, with the brute-force search of scikit-learn.
 
     python benchmarks/knn.py
-    python benchmarks/knn.py --large      # the size of ImageNet: 1.28 million x 2048 against 50,000; for a GPU
+    python benchmarks/knn.py --large      # the size of ImageNet, 1.28 million × 2048 features and 50,000 queries; for a GPU
 
-Both sides find the same neighbours of the same features. The peak is what the process grows by beyond the features
-themselves, so it should not depend on the bank; for scikit-learn it is printed to compare.
+Both sides find the same neighbours of the same features. The benchmark reports the seconds and the peak memory beyond the
+features. The peak of our search should not grow with the bank.
 """
 
 import sys
@@ -24,7 +24,7 @@ KS, TAU, CLASSES = (10, 20, 100, 200), 0.1, 1000
 
 
 def features(rows: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit rows around a centre for each class, and their classes."""
+    """Draw rows of unit length around one centre per class, and return them with their classes."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (rows,), generator=generator)
     centres = torch.randn(CLASSES, width, generator=torch.Generator().manual_seed(0))
@@ -35,10 +35,10 @@ def features(rows: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def compare(bank_size: int, num_queries: int, width: int, turns: int) -> dict:
-    """One row of the table, on the CPU. scikit-learn searches once for one k, the largest; ours votes for four of them."""
+    """Compute one row of the table, on the CPU. scikit-learn votes for the largest k only, our search for all four k."""
     bank, bank_labels = features(bank_size, width, 1)
     queries, query_labels = features(num_queries, width, 2)
-    # cosine similarity is 1 - distance; the same votes
+    # the cosine similarity is 1 - distance, so the votes are the same
     theirs = KNeighborsClassifier(
         max(KS), algorithm="brute", metric="cosine", weights=lambda distance: np.exp((1 - distance) / TAU)
     )
@@ -67,7 +67,7 @@ def compare(bank_size: int, num_queries: int, width: int, turns: int) -> dict:
 
 
 def large(bank_size: int, num_queries: int, width: int) -> dict:
-    """ImageNet's size, the bank in host memory, the search on a GPU if there is one; no other side takes part."""
+    """Time our search alone at the size of ImageNet, with the bank in host memory, on a GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bank, bank_labels = features(bank_size, width, 1)
     queries, query_labels = features(num_queries, width, 2)
@@ -90,7 +90,7 @@ def large(bank_size: int, num_queries: int, width: int) -> dict:
 def main():
     flags = parser(__doc__)
     flags.add_argument(
-        "--large", action="store_true", help="ImageNet's size instead, ours alone, on a GPU if there is one"
+        "--large", action="store_true", help="time our search alone at the size of ImageNet, on a GPU if there is one"
     )
     arguments = parse(flags)
     where = machine("torch", "scikit-learn", "numpy")
@@ -100,15 +100,15 @@ def main():
         row = large(bank, queries, width)
         print(
             f"bank {bank:,} x {width} ({row['bank_bytes'] / 2**30:.1f} GiB), {queries:,} queries, {row['device']}: "
-            f"{spread(row['seconds']['ours'], 1)} s; beyond the features {row['peak_bytes']['ours'] / 2**30:.2f} GiB of host "
-            f"memory; on the device {row['device_peak_bytes'] / 2**30:.2f} GiB with the queries; top-1 {row['top1']:.4f}"
+            f"{spread(row['seconds']['ours'], 1)} s; peak {row['peak_bytes']['ours'] / 2**30:.2f} GiB of host memory beyond the features, "
+            f"{row['device_peak_bytes'] / 2**30:.2f} GiB on the device with the queries; top-1 {row['top1']:.4f}"
         )
         write(arguments.json, where, [row])
         return
     turns, num_queries, width = (2, 1000, 128) if arguments.quick else (3, 4000, 256)
     sizes = (10_000, 20_000) if arguments.quick else (50_000, 100_000, 200_000)
     print(
-        f"{num_queries:,} queries x {width}; seconds: median (range) of {turns} runs; peak beyond the features in MiB"
+        f"{num_queries:,} queries × {width}; seconds: median (range) of {turns} runs; peak memory beyond the features in MiB"
     )
     print(f"{'bank':>8}{'MiB':>6}  {'ours':24}{'scikit-learn':24}{'times':>6}  {'peak':>6}{'theirs':>8}   top-1, both")
     rows = []
@@ -123,7 +123,7 @@ def main():
             flush=True,
         )
     growth = rows[-1]["peak_bytes"]["ours"] - rows[-2]["peak_bytes"]["ours"]
-    print(f"twice the bank: the peak beyond the features changes by {growth / 2**20:+.0f} MiB")
+    print(f"with twice the bank, our peak memory beyond the features changes by {growth / 2**20:+.0f} MiB")
     write(arguments.json, where, rows)
 
 

@@ -1,12 +1,12 @@
-"""Self-Classifier's loss by column statistics against the same loss from gathered logits, side by side in one run.
+"""Compare our loss of Self-Classifier, which exchanges column statistics, with the same loss from gathered logits.
 
     OMP_NUM_THREADS=1 python benchmarks/loss.py            # one, two and four gloo processes
     OMP_NUM_THREADS=1 python benchmarks/loss.py --quick
 
-Gathered is how the paper's formulas read: every rank gathers every logit, forms both softmaxes over all N rows, keeps its
-own, and goes through the ordered pairs of views one by one. Both sides run forward and backward. Bytes are those that a
-rank sends, counted at the collectives, for ring algorithms: an all-reduce of n bytes sends 2 n (W - 1) / W, an all-gather
-n (W - 1) for its own n.
+The gathered loss follows the formulas of the paper: every rank gathers all logits, computes both softmaxes over all N rows,
+keeps its own rows, and processes the ordered pairs of views one by one. Both sides run forward and backward. The benchmark
+counts the bytes that a rank sends in its collectives, as ring algorithms send them: 2 n (W - 1) / W for an all-reduce of n
+bytes, and n (W - 1) for an all-gather to which each of W ranks contributes n bytes.
 """
 
 import os
@@ -28,7 +28,7 @@ ROW_TAU, COL_TAU, EPS = 0.1, 0.05, 1e-12
 
 
 class Gather(torch.autograd.Function):
-    """All ranks' rows; backward sums the gradients over ranks and keeps the own rows."""
+    """Gathers the rows of all ranks. The backward pass sums the gradients over the ranks and returns those of the own rows."""
 
     @staticmethod
     def forward(ctx, z):
@@ -45,7 +45,7 @@ class Gather(torch.autograd.Function):
 
 
 def gathered(logits, num_global=2):
-    """The loss, pair by pair, from all logits on every rank."""
+    """Compute the loss pair by pair, from all logits on every rank."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     terms = []
     for views in logits:
@@ -67,7 +67,7 @@ def gathered(logits, num_global=2):
 
 
 def count_bytes(run):
-    """Bytes that this rank sends in the collectives of one run, by a ring, and how many collectives those are."""
+    """Return the bytes that this rank sends in the collectives of one run with ring algorithms, and their number."""
     sent, calls = 0, 0
     all_reduce, all_gather, world_size = dist.all_reduce, dist.all_gather, dist.get_world_size()
 
@@ -92,7 +92,7 @@ def count_bytes(run):
 
 
 def measure(views, N, C, turns, out):
-    """One rank's part; rank 0 saves its numbers."""
+    """Run the benchmark on one rank. Rank 0 saves its numbers."""
     world_size = int(os.environ["WORLD_SIZE"])
     if world_size > 1:
         dist.init_process_group("gloo")
@@ -140,7 +140,7 @@ def measure(views, N, C, turns, out):
 
 
 def run_ranks(world_size, *words):
-    """Start this file once per rank and return what rank 0 saved."""
+    """Start this file once per rank, and return the numbers that rank 0 saved."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -155,14 +155,18 @@ def run_ranks(world_size, *words):
             for rank in range(world_size)
         ]
         if any([rank.wait() for rank in ranks]):
-            raise SystemExit("a rank failed")
+            raise SystemExit("a rank failed; its message is above")
         return torch.load(out)
 
 
 def main():
     made = parser(__doc__)
-    made.add_argument("--rank-of", nargs=5, metavar=("VIEWS", "N", "C", "TURNS", "OUT"), help="used by itself")
-    made.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    made.add_argument(
+        "--rank-of", nargs=5, metavar=("VIEWS", "N", "C", "TURNS", "OUT"), help="for internal use: run as one rank"
+    )
+    made.add_argument(
+        "--processes", type=int, nargs="+", default=[1, 2, 4], help="numbers of processes (default: 1 2 4)"
+    )
     arguments = parse(made)
     if arguments.rank_of:
         *numbers, out = arguments.rank_of
@@ -195,10 +199,10 @@ def main():
 
 
 def extrapolate(row: dict) -> str:
-    """What the loss of the 800-epoch recipe sends at each step on more ranks, from the counted bytes of one row.
+    """Estimate from one row the bytes that a rank sends per step of the 800-epoch recipe, for more ranks.
 
-    Ours sends vectors as long as the classes, however many images there are; the gathered form sends logits. By a ring, a
-    rank sends 2 (W - 1) / W of what is reduced.
+    Our loss sends vectors with one number per class, for any number of images. The gathered loss sends logits. With a ring
+    algorithm, a rank sends 2 (W - 1) / W times the reduced bytes.
     """
     W, per_view = row["processes"], row["views"] * row["C"] * 4
     vectors = row["sent_bytes"]["ours"] * W / (2 * (W - 1)) / per_view
@@ -206,8 +210,8 @@ def extrapolate(row: dict) -> str:
     views, classes, N = 8, 15_000, 4096
     calls = row["collectives"]
     lines = [
-        f"800-epoch recipe ({views} views, {classes:,} classes in four classifiers, N = {N:,}), bytes of the loss that a rank sends "
-        f"at each step; for one classifier {calls['ours']} collectives, gathered {calls['gathered']}"
+        f"800-epoch recipe ({views} views, {classes:,} classes in four classifiers, N = {N:,}), bytes that a rank sends per step "
+        f"for the loss, ours / gathered; collectives per classifier: {calls['ours']} / {calls['gathered']}"
     ]
     for ranks in (8, 64, 512):
         ours = vectors * views * classes * 4 * 2 * (ranks - 1) / ranks

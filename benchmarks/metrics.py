@@ -1,11 +1,11 @@
-"""Time the clustering scores against scikit-learn and SciPy, side by side in one run.
+"""Compare the time of our clustering scores with that of scikit-learn and SciPy in one run.
 
-    python benchmarks/metrics.py                 # a quarter of an hour, nearly all of it in scikit-learn's AMI
-    python benchmarks/metrics.py --quick         # seconds, smaller data
+    python benchmarks/metrics.py                 # 15 minutes, nearly all of it for the AMI of scikit-learn
+    python benchmarks/metrics.py --quick         # seconds, on smaller data
     python benchmarks/metrics.py --json out.json
 
-Both sides get the same label arrays and include their own contingency table. They take turns, so that a busy machine
-slows both down.
+Both sides get the same arrays of labels, and their time includes the contingency table. They run in turns, so that a busy
+machine slows down both.
 """
 
 import sys
@@ -24,18 +24,18 @@ from src import metrics as ours
 
 
 def imagenet_class_sizes(rng, N, K):
-    """Like ImageNet's training set: 1300 images in 895 of 1000 classes, from 732 on in the others, scaled to N."""
+    """Return class sizes like those of ImageNet: 1300 in 895 of 1000 classes, 732 to 1299 in the others, scaled to N."""
     sizes = np.where(np.arange(K) < 0.895 * K, 1300, rng.integers(732, 1300, K))
     return with_sum(sizes, N)
 
 
 def broad_sizes(rng, N, K):
-    """Log-normal sizes: the largest clusters are some twenty times the smallest."""
+    """Return log-normal sizes. The largest cluster is about 20 times as large as the smallest."""
     return with_sum(rng.lognormal(0, 0.5, K), N)
 
 
 def different_sizes(rng, N, K):
-    """The same spread, but no two sizes are equal; in random order."""
+    """Return sizes with the same spread, all different, in random order."""
     sizes = np.sort(broad_sizes(rng, N, K))
     sizes = np.maximum.accumulate(sizes - np.arange(K)) + np.arange(K)
     sizes[-1] += N - sizes.sum()
@@ -45,13 +45,13 @@ def different_sizes(rng, N, K):
 
 
 def with_sum(sizes, N):
-    """Scale to whole numbers with sum N."""
+    """Scale sizes to whole numbers whose sum is N."""
     ends = np.round(np.cumsum(sizes) * (N / np.sum(sizes))).astype(int)
     return np.diff(ends, prepend=0)
 
 
 def labels_and_clusters(rng, class_sizes, cluster_sizes, agreement=0.4):
-    """Clusters of exactly these sizes, in which about this share of the images is of the cluster's own class."""
+    """Draw clusters of exactly these sizes. About the share `agreement` of a cluster has the class of the cluster."""
     agreeing = (agreement * np.minimum(class_sizes, cluster_sizes)).astype(int)
     ids = np.arange(len(class_sizes))
     labels = np.concatenate([ids.repeat(agreeing), ids.repeat(class_sizes - agreeing)])
@@ -94,7 +94,7 @@ def timed(function, *arguments):
 
 
 def compare(score, labels, clusters, budget):
-    """Time both sides in turn, twice at least, until either five turns or `budget` seconds are over."""
+    """Time both sides in turns: at least twice, and then until five turns are done or `budget` seconds have passed."""
     seconds, largest_difference = {"ours": [], "theirs": []}, 0.0
     start = time.perf_counter()
     while len(seconds["ours"]) < 2 or (len(seconds["ours"]) < 5 and time.perf_counter() - start < budget):
@@ -116,7 +116,7 @@ def compare(score, labels, clusters, budget):
 def main(arguments):
     where = machine("numpy", "scipy", "scikit-learn")
     print(in_words(where), flush=True)
-    warnings.simplefilter("ignore")  # scikit-learn takes many classes for a sign of a regression target
+    warnings.simplefilter("ignore")  # scikit-learn warns that many classes look like a regression target
 
     small, large, K = (5_000, 60_000, 100) if arguments.quick else (50_000, 1_281_167, 1000)
     cases = [
@@ -155,5 +155,10 @@ def main(arguments):
 
 if __name__ == "__main__":
     made = parser(__doc__)
-    made.add_argument("--budget", type=float, default=60, help="no further runs of a score after so many seconds")
+    made.add_argument(
+        "--budget",
+        type=float,
+        default=60,
+        help="number of seconds after which a score gets no further turns (default: 60)",
+    )
     main(parse(made))

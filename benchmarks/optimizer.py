@@ -1,9 +1,9 @@
-"""LARS on all tensors at once against the same rule tensor by tensor, on ResNet-50's parameters, side by side in one run.
+"""Compare our LARS, which updates all tensors at once, with an update tensor by tensor, on the parameters of ResNet-50.
 
     python benchmarks/optimizer.py
 
-Tensor by tensor is how the rule is usually written: two norms per tensor are read by the host, which decides. Both sides
-get the same gradients and end with the same weights.
+The usual implementation updates tensor by tensor: the host reads two norms per tensor and then decides. Both sides get the
+same gradients and end with the same weights.
 """
 
 import sys
@@ -21,7 +21,7 @@ LR, MOMENTUM, DECAY, TRUST, EPS = 3.2, 0.9, 1e-6, 0.001, 1e-8
 
 
 class PerTensor:
-    """The rule as a loop."""
+    """LARS as a loop over the tensors."""
 
     def __init__(self, params):
         self.params = params
@@ -64,7 +64,7 @@ def main():
     for name, values in seconds.items():
         print(f"{name:18}{spread([1000 * value for value in values], 2)}")
     ratio = median(seconds["tensor by tensor"]) / median(seconds["all at once"])
-    print(f"{ratio:.2f} times as fast; largest relative difference of a tensor after all steps {difference:.0e}")
+    print(f"speed-up {ratio:.2f} ×; largest relative difference of a tensor after all steps {difference:.0e}")
     row = {"device": str(device), "seconds": seconds, "ratio": ratio, "difference": difference}
     write(arguments.json, where, [row])
 

@@ -1,13 +1,13 @@
-"""Codes of a batch against a plain loop over the published formula, and balanced labels of a data set.
+"""Compare our codes of a batch with the published formula, and measure the balanced labels of a data set.
 
-Labels are solved for twice: from the whole matrix of scores, and from embeddings and prototypes, whose scores are computed
-anew in every iteration. Memory is counted with the inputs.
+The benchmark computes the labels twice: from the whole matrix of scores, and from embeddings and prototypes, whose scores it
+computes again in every iteration. The memory of the labels includes the inputs.
 
-    python benchmarks/sinkhorn.py            # 4,096 x 3,000 scores; labels of 100,000 x 3,000
+    python benchmarks/sinkhorn.py            # codes of 4,096 × 3,000 scores, labels of 100,000 × 3,000 scores
     python benchmarks/sinkhorn.py --quick
 
-The plain form exponentiates as it stands and scales rows and columns in turn. Errors are the largest difference to the same
-formula in the log domain in float64.
+The plain form takes the exponential of the scores and scales rows and columns in turns. An error is the largest difference to
+the same formula in the log domain in float64.
 """
 
 import sys
@@ -27,13 +27,14 @@ SOLVER = {"lam": 25.0, "tolerance": 0.1, "max_iterations": LABEL_ITERATIONS}
 
 
 def cosines(rows: int, columns: int, seed: int) -> torch.Tensor:
+    """Return the cosines of random vectors, (rows, columns)."""
     generator = torch.Generator().manual_seed(seed)
     a, b = (F.normalize(torch.randn(n, DIM, generator=generator), dim=1) for n in (rows, columns))
     return a @ b.T
 
 
 def plain(scores: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """The formula as it is published: K x B, sums to 1."""
+    """Compute the published formula. Q is K × B, and its sum is 1."""
     Q = torch.exp(scores / epsilon).T
     Q /= Q.sum()
     K, B = Q.shape
@@ -46,6 +47,7 @@ def plain(scores: torch.Tensor, epsilon: float) -> torch.Tensor:
 
 
 def exact(scores: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Compute the formula in the log domain in float64."""
     logs = scores.double() / epsilon
     for _ in range(ITERATIONS):
         logs = logs - logs.logsumexp(dim=0)
@@ -54,6 +56,7 @@ def exact(scores: torch.Tensor, epsilon: float) -> torch.Tensor:
 
 
 def codes(B: int, K: int, turns: int) -> list[dict]:
+    """Measure time, peak memory and errors of both sides for several epsilons."""
     rows = []
     for epsilon in (0.05, 0.03, 0.01, 0.005):
         scores = cosines(B, K, 0)
@@ -71,7 +74,7 @@ def codes(B: int, K: int, turns: int) -> list[dict]:
 
 
 def labels(N: int, K: int) -> dict:
-    """A few iterations of a solve; how many it takes depends on the data. Some prototypes are preferred."""
+    """Measure a few iterations of the solver, on data that prefer some prototypes. A full solve takes more iterations."""
     generator = torch.Generator().manual_seed(1)
     images, prototypes = (
         F.normalize(torch.randn(n, DIM, generator=generator) * torch.linspace(0.2, 2, DIM) + 0.2, dim=1) for n in (N, K)
@@ -88,7 +91,7 @@ def labels(N: int, K: int) -> dict:
     inputs = images.nbytes + prototypes.nbytes
     sides = {"anew": anew, "whole": whole}
     peaks, seconds = {}, {}
-    for name, run in sides.items():  # one run each: it takes minutes
+    for name, run in sides.items():  # one run each, because a run takes minutes
         began = time.perf_counter()
         peaks[name] = inputs + peak_memory(run)
         seconds[name] = [time.perf_counter() - began]
@@ -110,7 +113,7 @@ def main():
     print(in_words(where), flush=True)
     B, K, N, turns = (1024, 300, 10_000, 3) if arguments.quick else (4096, 3000, 100_000, 5)
     print(f"codes of {B:,} x {K:,}, {ITERATIONS} iterations; median (range) of {turns} turns\n")
-    print(f"{'epsilon':8}{'ours, s':24}{'plain, s':24}{'time':>6}  {'memory':18}{'largest error':>22}")
+    print(f"{'epsilon':8}{'ours, s':24}{'plain, s':24}{'ratio':>6}  {'memory':18}{'largest error':>22}")
     rows = codes(B, K, turns)
     for row in rows:
         ours, theirs = (row["seconds"][name] for name in ("ours", "plain"))
@@ -126,9 +129,9 @@ def main():
         f"\nlabels of {N:,} x {K:,}, {LABEL_ITERATIONS} iterations; cluster sizes {solved['sizes'][0]} to {solved['sizes'][1]}, "
         f"{solved['different_labels']} labels differ"
     )
-    for name, what in (("anew", "scores computed anew"), ("whole", "the whole matrix")):
+    for name, what in (("anew", "scores computed again"), ("whole", "the whole matrix")):
         print(
-            f"{what:24}{solved['seconds'][name][0]:8.1f} s, {solved['peak_bytes'][name] / 2**30:.2f} GiB with the inputs"
+            f"{what:24}{solved['seconds'][name][0]:8.1f} s, {solved['peak_bytes'][name] / 2**30:.2f} GiB including the inputs"
         )
     write(arguments.json, where, [*rows, solved])
 

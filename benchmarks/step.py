@@ -1,13 +1,12 @@
-"""Images per second of a whole training step, ours against a plain float32 loop, on tensors that lie ready.
+"""Compare the images per second of our training step with those of a plain float32 loop, on tensors in memory.
 
     python benchmarks/step.py                      # ResNet-50, two views of 224² and six of 96², four classifiers, queue
     python benchmarks/step.py --quick              # ResNet-18, small views
 
-The plain loop is what one writes first: contiguous float32, the loss pair by pair, LARS tensor by tensor, a queue look-up
-over one big matrix. Ours runs with each switch alone and with all of them. On a GPU the rate that the bare backbone reaches
-forward and backward, with the fastest of our settings, stands beside it: the share of it is what everything else leaves.
-On a CPU the bound stands below: what the plain loop's multiplications alone would take at the rate of float32 matrix products,
-so that no float32 step can be faster.
+The plain loop is a simple implementation: contiguous float32, the loss pair by pair, LARS tensor by tensor, and a queue
+look-up over one big matrix. Our step runs with each option alone and with all options. On a GPU, the benchmark also reports
+the ratio of our fastest step to the forward and backward pass of its backbone alone. On a CPU, it reports a bound: the time
+that the multiplications of the plain loop take at the rate of float32 matrix products. No float32 step can be faster.
 """
 
 import os
@@ -31,6 +30,8 @@ from src.trainer import TrainingStep
 
 
 class PlainLoop:
+    """A training step as a simple implementation computes it."""
+
     def __init__(self, build, batch):
         self.method, self.batch = build(), batch
         self.optimizer = PerTensor(list(self.method.parameters()))
@@ -52,6 +53,8 @@ class PlainLoop:
 
 
 class Ours:
+    """Our training step with some of its options."""
+
     def __init__(self, build, batch, precision=None, channels_last=False, compiled=False):
         self.method, self.batch, self.precision = build(), batch, precision
         if channels_last:
@@ -81,8 +84,10 @@ class Ours:
 
 
 def bound(step) -> tuple[float, float]:
-    """Floating-point operations of the products and convolutions of a step, and how many of them a second of float32 matrix
-    products has here at best."""
+    """Return the floating-point operations of a step, and the highest measured rate of this machine per second.
+
+    The operations are those of the products and convolutions. The rate is that of float32 matrix products.
+    """
     with FlopCounterMode(display=False) as counter:
         step()
     a, b = torch.randn(2, 2048, 2048)
@@ -92,13 +97,15 @@ def bound(step) -> tuple[float, float]:
 
 def main():
     made = parser(__doc__)
-    made.add_argument("--batch-size", type=int, help="images per step (default: 8 on a CPU, 256 on a GPU)")
-    made.add_argument("--compile", action="store_true", help="also compile the backbone; takes minutes at first")
-    made.add_argument("--turns", type=int, default=5, help="steps of each side that are timed")
+    made.add_argument("--batch-size", type=int, help="number of images per step (default: 8 on a CPU, 256 on a GPU)")
+    made.add_argument(
+        "--compile", action="store_true", help="also time a compiled backbone; the first step then takes minutes"
+    )
+    made.add_argument("--turns", type=int, default=5, help="number of timed steps per side (default: 5)")
     arguments = parse(made)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    torch.backends.cudnn.benchmark = True  # for all of them, as in train.py
+    torch.backends.cudnn.benchmark = True  # for all sides, as in train.py
     where = machine("torch")
     print(in_words(where), flush=True)
 
@@ -128,7 +135,7 @@ def main():
     seconds = seconds_in_turns(steps, arguments.turns, finish)
     print(f"{arch}, 2 x {sides[0]}² + 6 x {sides[1]}², batch {batch_size}, queue {length:,}, {device}, ", end="")
     print(f"{os.environ.get('OMP_NUM_THREADS', torch.get_num_threads())} thread(s); {arguments.turns} steps each\n")
-    print(f"{'':24}{'seconds per step':28}{'images/s':>9}{'times the plain loop':>22}")
+    print(f"{'':24}{'seconds per step':28}{'images/s':>9}{'× the plain loop':>22}")
     for name, values in seconds.items():
         ratio = median(seconds["plain loop"]) / median(values)
         print(f"{name:24}{spread(values, 3):28}{batch_size / median(values):9.1f}{ratio:22.2f}")
@@ -138,15 +145,16 @@ def main():
         pair = {"whole step": runs[fastest].step, "backbone alone": runs[fastest].backbone_only}
         again = seconds_in_turns(pair, arguments.turns, finish)
         share = median(again["backbone alone"]) / median(again["whole step"])
-        print(f"\n{fastest}: {share:.2f} of the rate of its backbone alone, forward and backward")
+        print(f"\n{fastest}: {share:.2f} of the rate of the forward and backward pass of its backbone alone")
         row |= {"fastest": fastest, "backbone": again, "share": share}
     else:
         operations, rate = bound(steps["plain loop"])
         most = median(seconds["plain loop"]) / (operations / rate)
         print(
-            f"\n{operations / 1e9:,.0f} GFLOP a step, at {rate / 1e9:,.0f} GFLOP/s of float32 matrix products: ", end=""
+            f"\n{operations / 1e9:,.0f} GFLOP per step take, at {rate / 1e9:,.0f} GFLOP/s of float32 matrix products, ",
+            end="",
         )
-        print(f"{operations / rate:.2f} s; in float32 no step can be {most:.2f} times as fast as the plain loop")
+        print(f"{operations / rate:.2f} s; no float32 step can be more than {most:.2f} times as fast as the plain loop")
         row |= {"operations": operations, "operations_per_second": rate, "bound": most}
     write(arguments.json, where, [row])
 

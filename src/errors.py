@@ -1,20 +1,36 @@
-"""Errors that end a program with one line, and the function that runs every entry script."""
+"""Errors that a user sees as one line, and `run_script`, which runs the main function of every program."""
 
 import errno
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
+
+BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit status of a program that SIGPIPE ends
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class InputError(ValueError):
-    """What the user gave is wrong. One line: what was found, what was expected, what to do. Exit status 2."""
+    """The input of the user is wrong. The program ends with exit status 2.
+
+    The message is one line: what was found, what was expected, what to do.
+    """
 
 
 class RunError(RuntimeError):
-    """A failure after work started; shown as one line, exit status 1. All ranks fail alike and rank 0 says it, unless this
-    one has to speak for them."""
+    """The work failed after it started. The program ends with exit status 1.
+
+    Usually all ranks raise the same error, and rank 0 prints it.
+
+    Args:
+        message: one line.
+        speaks: print the message on this rank, whatever its number.
+    """
 
     def __init__(self, message: str, speaks: bool = False):
         super().__init__(message)
@@ -22,41 +38,157 @@ class RunError(RuntimeError):
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run an entry script: what was expected to go wrong becomes one line and exit status 2 (input) or 1 (later)."""
+    """Run the main function of a program and turn the expected failures into one line on standard error.
+
+    Raises:
+        SystemExit: 2 after an `InputError`, 1 after a `RunError` or if the disk is full, 128 + the signal after SIGINT
+            or SIGTERM. If the reader of standard output is gone, as in `| head`, 141 and no line.
+    """
+    _replace_closed_streams()
+    handlers = _handle_signals()
+    status: int | str | None = 0
     try:
         try:
             main()
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise RunError(f"no space left on the disk, writing {error.filename or 'a file'}") from None
-        except RuntimeError as error:
-            distributed = sys.modules.get("src.distributed")  # loaded by now if ranks have met
-            explained = distributed.explain(error) if distributed else error
+        except (OSError, RuntimeError) as error:
+            explained = _explain(error)
             if explained is error:
                 raise
             raise explained from None
     except (InputError, RunError) as error:
-        where = _place_of_speaker(error)
-        if where is not None:
-            message = re.sub(r"\s+", " ", str(error))
-            print(f"{Path(sys.argv[0]).name}: error{where}: {message}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+        place = _place_of_speaker(error)
+        if place is not None:
+            _print_line(f"error{place}: {error}")
+        status = 2 if isinstance(error, InputError) else 1
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        status = BROKEN_PIPE
+    except KeyboardInterrupt:
+        _print_line("interrupted")
+        status = 128 + signal.SIGINT
+    except SystemExit as end:
+        status = end.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        failure = _flush_output()
+    if isinstance(failure, BrokenPipeError):
+        status = status or BROKEN_PIPE
+    elif failure is not None and not status:
+        _print_line(f"error: standard output: {failure.strerror}")
+        status = 1
+    if status:
+        raise SystemExit(status)
+
+
+def _explain(error: Exception) -> Exception:
+    """Return the error that says in one line what went wrong, or the error itself if it is unexpected."""
+    if isinstance(error, OSError):
+        if error.errno not in DISK_IS_FULL:
+            return error
+        return RunError(
+            f"{error.filename or 'a file or standard output'} cannot be written ({error.strerror}): free some space"
+        )
+    distributed = sys.modules.get("src.distributed")  # looked up, because an import here would import torch
+    return distributed.explain(error) if distributed else error
+
+
+def _print_line(message: str) -> None:
+    """Print a message on standard error as one line that begins with the name of the program."""
+    line = re.sub(r"\s+", " ", message)
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
 
 
 def _place_of_speaker(error: InputError | RunError) -> str | None:
-    """Where this process is among the ranks, if it is the one to say what is wrong; None if another one is.
+    """Return "" or " on rank N" if this process prints the error, and None if another rank does.
 
-    Most often all fail alike and rank 0 says it. Another speaks if it fails alone: of a file, say, that its host lacks.
+    Usually all ranks fail with the same error, and rank 0 prints it. Another rank prints an error that it alone has,
+    for example if a file is missing on its host.
     """
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    ranks = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-    if ranks == "1" or not rank.isdecimal() or getattr(error, "speaks", False):
+    number, ranks = _launched_as()
+    if ranks == "1" or not number.isdecimal() or getattr(error, "speaks", False):
         return ""
     distributed = sys.modules.get("src.distributed")
-    met = distributed is not None and distributed.world_size() > 1
-    if rank == "0":
-        if met:
-            distributed.speaks_first()
+    if distributed is None or distributed.world_size() == 1:  # the ranks do not know each other yet
+        return "" if number == "0" else None
+    if number == "0":
+        distributed.speaks_first()
         return ""
-    return f" on rank {rank}" if met and isinstance(error, InputError) and distributed.speaks_first() else None
+    return f" on rank {number}" if isinstance(error, InputError) and distributed.speaks_first() else None
+
+
+def _launched_as() -> tuple[str, str]:
+    """Return the number of this rank and the number of ranks, as torchrun or Slurm wrote them into the environment."""
+    number = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return number, os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
+
+
+# ---- signals --------------------------------------------------------------------------------------------------------
+
+
+def _handle_signals() -> dict[int, Any]:
+    """End the program with one line at SIGINT and SIGTERM, and return the handlers that this replaces.
+
+    A signal that the caller ignores stays ignored: a shell ignores SIGINT for its background jobs. Training replaces these
+    handlers by those of `stopping.StopRequest`, and data-loading workers ignore both signals.
+    """
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the program at once
+        if os.getpid() == process and _launched_as()[0] == "0":
+            name = Path(sys.argv[0]).name
+            os.write(2, f"{name}: interrupted by {signal.Signals(number).name}\n".encode())
+        if _is_importing(frame):
+            os._exit(128 + number)  # nothing has begun, and the C code of a module may swallow an exception
+        raise SystemExit(128 + number)
+
+    replaced: dict[int, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            replaced[number] = signal.signal(number, end)
+    return replaced
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Return True if this frame or one of its callers imports a module."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+# ---- standard streams -----------------------------------------------------------------------------------------------
+
+
+def _replace_closed_streams() -> None:
+    """Open the null device for each closed standard stream. Otherwise the first file that is opened would take its number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115  for the whole program
+
+
+def _reader_is_gone() -> bool:
+    """Return True if the pipe behind standard output has no reader any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _flush_output() -> OSError | None:
+    """Flush standard output. If that fails, discard its buffer and return the error."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        drop_output()
+        return error
+    return None
+
+
+def drop_output() -> None:
+    """Send the buffer of standard output, and everything that is printed from now on, to the null device."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -1,19 +1,32 @@
-"""Writing numbers: a progress line, one JSON line per epoch, TensorBoard, and tables."""
+"""Progress lines, one JSON line per epoch, TensorBoard events, and tables."""
 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
 class Progress:
-    """A bar with images per second and time left on a terminal, a plain line every few seconds elsewhere."""
+    """Shows how far the work is: a bar on a terminal, and one line every few seconds elsewhere.
+
+    Both show the images per second and the time left.
+
+    Args:
+        total: number of images of the whole work.
+        done: number of images that an earlier process has already processed.
+        enabled: print at all; only rank 0 should.
+        seconds_between_lines: seconds between two lines where there is no bar.
+
+    Attributes:
+        when_closed: called in place of `BrokenPipeError` if standard output is closed.
+    """
 
     def __init__(self, total: int, done: int, *, enabled: bool, seconds_between_lines: float = 10.0):
         self.total, self.done, self.enabled = total, done, enabled
         self.first, self.began = done, time.monotonic()
         self.seconds, self.printed = seconds_between_lines, time.monotonic()
+        self.when_closed: Callable[[], None] | None = None
         self.bar = None
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
@@ -21,7 +34,7 @@ class Progress:
             self.bar = tqdm(total=total, initial=done, unit="img", unit_scale=True, dynamic_ncols=True, smoothing=0.05)
 
     def advance(self, images: int, epoch: int, loss: float | None) -> None:
-        """Count a step's images; `loss` is None where it was not looked at."""
+        """Count the images of a training step. `loss` is None if the trainer did not read it."""
         self.done += images
         if self.bar is not None:
             self.bar.update(images)
@@ -31,8 +44,8 @@ class Progress:
             self.say(f"epoch {epoch}  {pace[0]}  loss {loss:.3f}  {pace[1]}")
 
     def count(self, images: int, what: str) -> None:
-        """Count images of work other than training."""
-        images = min(images, self.total - self.done)  # ranks may have one image less than others
+        """Count the images of other work, which `what` names."""
+        images = min(images, self.total - self.done)  # another rank may have one image less than this one
         self.done += images
         if self.bar is not None:
             self.bar.set_description_str(what, refresh=False)
@@ -41,7 +54,7 @@ class Progress:
             self.say(f"{what}  {'  '.join(pace)}")
 
     def _pace(self) -> tuple[str, str] | None:
-        """The share that is done, and how fast it goes, if it is time for another line."""
+        """Return the share of the images that is done, and the speed, or None if it is too early for another line."""
         if not self.enabled or time.monotonic() - self.printed < self.seconds:
             return None
         self.printed = time.monotonic()
@@ -50,19 +63,25 @@ class Progress:
         return f"{self.done / self.total:4.0%}", f"{rate:,.0f} images/s  {clock(left)} left"
 
     def say(self, line: str) -> None:
-        """Print a line without tearing the bar."""
-        if self.bar is not None:
-            self.bar.write(line, file=sys.stdout)
-        elif self.enabled:
-            print(line, flush=True)
+        """Print a line above the bar, if there is a bar."""
+        try:
+            if self.bar is not None:
+                self.bar.write(line, file=sys.stdout)
+            elif self.enabled:
+                print(line, flush=True)
+        except BrokenPipeError:
+            if self.when_closed is None:
+                raise
+            self.when_closed()
 
     def close(self) -> None:
+        """Finish the bar."""
         if self.bar is not None:
             self.bar.close()
 
 
 class EpochLog:
-    """`metrics.jsonl`, one object per epoch, and TensorBoard events beside it."""
+    """Writes `metrics.jsonl`, one object per epoch, and TensorBoard events into the same folder."""
 
     def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -71,12 +90,13 @@ class EpochLog:
         self.board = SummaryWriter(folder)
 
     def keep_until(self, epoch: int) -> None:
-        """Drop lines of epochs after `epoch`: the run goes on from there and writes them again."""
+        """Delete the lines of the epochs after `epoch`: the run continues from there and writes them again."""
         if self.path.exists():
             lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
             self.path.write_text("".join(line + "\n" for line in lines))
 
     def write(self, summary: dict[str, float | int]) -> None:
+        """Add the summary of an epoch."""
         with open(self.path, "a") as file:
             file.write(json.dumps(summary) + "\n")
         for name, value in summary.items():
@@ -87,19 +107,20 @@ class EpochLog:
         self.board.flush()
 
     def close(self) -> None:
+        """Close the file of the events."""
         self.board.close()
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write readable JSON aside, then rename."""
+    """Write readable JSON to a temporary file and rename it, so that the file is always complete."""
     aside = path.with_name(f".{path.name}.part")
     aside.write_text(json.dumps(content, indent=2) + "\n")
     aside.replace(path)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned for a terminal: the first to the left, the others to the right."""
-    cells = [list(header), *[list(row) for row in rows]]
+    """Return a table for a terminal. The first column is aligned to the left, the others to the right."""
+    cells = [list(header)] + [list(row) for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
         "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])
@@ -110,11 +131,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def percent(fraction: float) -> str:
+    """Return a fraction in percent with one decimal: 0.123 → 12.3."""
     return f"{100 * fraction:.1f}"
 
 
 def clock(seconds: float) -> str:
-    """75 → 1:15, 3675 → 1:01:15."""
+    """Return a duration as minutes and seconds, or with hours: 75 → 1:15, 3675 → 1:01:15."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

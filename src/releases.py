@@ -91,12 +91,17 @@ def resolve(name: str | Path) -> Path:
         InputError: if there is no such file. The message says how to get it.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        if not (path / "checkpoint.pt").is_file():
-            raise InputError(f"{name}: a folder without checkpoint.pt; expected a run folder of train.py, or a file")
-        return path / "checkpoint.pt"
+    try:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            if not (path / "checkpoint.pt").is_file():
+                raise InputError(
+                    f"{name}: a folder without checkpoint.pt; expected a run folder of train.py, or a file"
+                )
+            return path / "checkpoint.pt"
+    except OSError as error:  # a name that is too long, or a folder without permission
+        raise InputError(f"{name}: cannot be opened ({error.strerror}); give another file") from None
     release, _, file = str(name).partition("/")
     if release not in RELEASES:
         raise InputError(f"{name}: no such file, and no released model of that name; {hint(release)}")

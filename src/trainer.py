@@ -1,6 +1,6 @@
-"""The only training loop: order of operations in a step, precision, readings of the loss, stopping and resuming.
+"""The only training loop: the order of operations in a step, precision, reading of the loss, stopping and resuming.
 
-It does not know which method it runs. The linear probe is a method too.
+The loop does not know which method it runs. The linear probe is a method too.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import distributed
-from .data.loaders import Batch, TrainLoader
+from .data.loaders import DAMAGED_SHARE, Batch, TrainLoader
 from .data.training import TrainingData
 from .errors import InputError, RunError
 from .logs import Progress
@@ -22,12 +22,12 @@ from .models.memory import statistics_kept
 from .optim import clip_gradients
 from .stopping import Interrupted, StopRequest
 
-NOT_FINITE, DAMAGED = 1, 2  # why a rank must end the run
-RANKS = 10**6  # more than there are
+NOT_FINITE, DAMAGED = 1, 2  # reasons for which a rank must end the run
+RANKS = 10**6  # larger than any number of ranks
 
 
 class TrainingStep(nn.Module):
-    """The forward pass of one step, the module that DistributedDataParallel wraps: it sees one call per step."""
+    """Runs the forward pass of one step. DistributedDataParallel wraps this module and sees one call per step."""
 
     def __init__(self, method: Method):
         super().__init__()
@@ -38,27 +38,29 @@ class TrainingStep(nn.Module):
 
 
 class Trainer:
-    """Trains a method epoch by epoch; can be stopped and resumed after any step, on a CPU bit for bit.
+    """Trains a method epoch by epoch.
+
+    Training can stop and resume after any step. On a CPU the result is then the same bit for bit.
 
     Args:
         method: on its device.
-        optimizer: a group's `lr_scale`, if it has one, multiplies the learning rate of its parameters.
+        optimizer: the `lr_scale` of a group, if there is one, multiplies the learning rate of its parameters.
         lr: learning rate as a function of the step.
-        labels: (N,) of the data set, -1 where unknown, only to log how often paired images agree; the method does not
-            see them.
+        labels: (N,) label of every image, -1 where unknown. They only serve to log how often paired images have the same
+            label; the method does not see them.
         autocast: dtype of the networks in mixed precision, or None. With float16 the loss is scaled before backward.
-        accumulate: parts that a rank's batch is processed in; see `_forward_in_parts`.
-        clip_grad: largest norm of each tensor's gradient; 0: no clipping.
+        accumulate: number of parts in which a rank processes its batch; see `_forward_in_parts`.
+        clip_grad: largest norm of the gradient of each tensor; 0: no clipping.
         sync_bn_group: consecutive ranks that share batch-norm statistics; 0: all ranks.
         log_every: steps between readings of the loss on a GPU, where each reading waits for the device. On a CPU the
             trainer reads it in every step.
 
     Attributes:
-        epoch: finished epochs.
-        done: finished steps of the current epoch.
-        skipped: those of them that changed nothing; see `Step.skip`.
-        totals: sums over the other steps of the current epoch.
-        seconds: time spent in the current epoch.
+        epoch: number of finished epochs.
+        done: number of finished steps of the current epoch.
+        skipped: number of finished steps of the current epoch that changed nothing; see `Step.skip`.
+        totals: sums of the logged numbers over the finished steps that were not skipped.
+        seconds: seconds spent in the current epoch.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Trainer:
     ):
         if loader.per_rank % accumulate:
             raise InputError(
-                f"--accumulate {accumulate} does not divide the {loader.per_rank} images per rank and step"
+                f"--accumulate {accumulate} does not divide the {loader.per_rank} images per rank and step: give a divisor"
             )
         loader.companions = method.companions
         self.method, self.optimizer, self.lr, self.loader = method, optimizer, lr, loader
@@ -99,21 +101,21 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Steps so far."""
+        """Number of finished steps of the run."""
         return self.epoch * len(self.loader) + self.done
 
     @property
     def images(self) -> int:
-        """Images seen so far, over all ranks."""
+        """Number of images seen in the run, over all ranks."""
         return self.epoch * self.loader.images + self.loader.images_until(self.done)
 
     def train_epoch(self, progress: Progress) -> dict[str, Any]:
         """Run to the end of the current epoch and return its summary.
 
         Raises:
-            Interrupted: after a whole step, when this or another rank was asked to stop.
-            RunError: if a loss is not finite, too many images are damaged, or every step was skipped. After a loss that
-                is not finite the weights were not updated on a CPU, and up to `log_every` times on a GPU.
+            Interrupted: at the end of a step, if this rank or another one was asked to stop.
+            RunError: if a loss is not finite, if too many images are damaged, or if every step was skipped. When a loss is not
+                finite, a CPU run stops before it updates the weights; a GPU run may have updated them up to `log_every` times.
         """
         self._training_mode()
         if self.step == 0:
@@ -166,13 +168,13 @@ class Trainer:
         self.method.train()
         for module in self.method.modules():
             if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
-                module.eval()  # frozen, and so are its statistics
+                module.eval()  # its weights are frozen, so its statistics stay as they are
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     def _forward(self, batch: Batch) -> tuple[Step, Callable[[], None]]:
-        """Return the step, and a function that computes the gradients."""
+        """Return the result of the step, and a function that computes the gradients."""
         if self.accumulate > 1:
             return self._forward_in_parts(batch)
         with self._autocast():
@@ -180,16 +182,17 @@ class Trainer:
         return step, lambda: self.scaler.scale(step.loss).backward()
 
     def _forward_in_parts(self, batch: Batch) -> tuple[Step, Callable[[], None]]:
-        """Do the same with the memory of a part of the batch.
+        """Do what `_forward` does, with the memory that one part of the batch needs.
 
-        The loss couples all images of a batch, so the mean of the parts' losses would be another objective. Instead the
-        whole batch is embedded part by part without a graph; the loss and its gradient with respect to the embeddings
-        are those of the whole batch; then each part is embedded again and receives its share of that gradient. This is
-        exact, except that batch normalisation sees parts; its running statistics count them once.
+        The loss couples all images of a batch, so the mean of the losses of the parts would be another objective. Instead,
+        the network first embeds the batch part by part without a graph. The loss and its gradient with respect to the embeddings are
+        those of the whole batch. Then the network embeds each part again, and the part receives its share of that
+        gradient. The result is exact, except that batch normalisation sees one part at a time; its running statistics
+        count each part once.
         """
         method = self.method
-        parts = list(zip(*(view.chunk(self.accumulate) for view in batch.views), strict=True))  # of V views each
-        idle = method.idle_views()  # asked now: the objective changes what the method remembers
+        parts = list(zip(*(view.chunk(self.accumulate) for view in batch.views), strict=True))  # each part has V views
+        idle = method.idle_views()  # before the objective, which changes the state of the method
         with torch.no_grad(), self._autocast(), statistics_kept(method):
             embedded = [method.embed_views(list(part)) for part in parts]
         whole = [torch.cat(view).requires_grad_() for view in zip(*embedded, strict=True)]
@@ -209,7 +212,7 @@ class Trainer:
         return step, backward
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches and count all time between them as the epoch's."""
+        """Yield the batches and add the time between them to `seconds`."""
         began = time.monotonic()
         for batch in batches:
             yield batch
@@ -218,7 +221,7 @@ class Trainer:
             began = now
 
     def _agree(self, losses: list[Tensor]) -> int:
-        """Return the signal that asks any rank to stop after this step, or 0.
+        """Return the signal that asked any rank to stop, or 0. All ranks get the same answer.
 
         Raises:
             RunError: on all ranks, if any rank must end the run now.
@@ -230,7 +233,7 @@ class Trainer:
             trouble = DAMAGED
         rank = 0
         if distributed.world_size() > 1:
-            # The greater trouble wins, then the lower rank, so that all ranks name the same one.
+            # The higher reason wins, then the lower rank, so that all ranks name the same rank.
             mine = torch.tensor([trouble * RANKS + (RANKS - 1 - distributed.rank()), number])
             code, number = distributed.max_over_ranks(mine).tolist()
             trouble, rank = code // RANKS, RANKS - 1 - code % RANKS
@@ -238,17 +241,19 @@ class Trainer:
             first = self.step - len(losses) + 1
             where = f"step {self.step}" if len(losses) == 1 else f"steps {first} to {self.step}"
             raise RunError(
-                f"the loss is not finite in {where} on rank {rank}; the last checkpoint is kept. Try a smaller --lr or --precision float32"
+                f"the loss is not finite in {where} on rank {rank}; the last checkpoint is kept; "
+                "try a smaller --lr or --precision float32"
             )
         if trouble == DAMAGED:
             raise RunError(
-                f"more than 1 % of the images are damaged (rank {rank}, step {self.step}); repair or remove the reported files"
+                f"more than {100 * DAMAGED_SHARE:g} % of the images are damaged (rank {rank}, step {self.step}); "
+                "repair or remove the files that the log names"
             )
         return number
 
     @torch.no_grad()
     def _add(self, step: Step, indices: Tensor) -> None:
-        """Add a step to the epoch's totals, on the device and without waiting for it."""
+        """Add a step to the totals of the epoch. This happens on the device, and the host does not wait for it."""
         add = {"loss": step.loss.detach(), **step.numbers}
         if step.neighbors is not None and self.labels is not None:
             here, there = self.labels[indices], self.labels[step.neighbors]
@@ -282,7 +287,7 @@ class Trainer:
         return summary
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next step depends on. All ranks must call it."""
+        """Return everything on which the next step depends. All ranks must call it."""
         return {
             "model": self.method.saved_state(),
             "optimizer": self.optimizer.state_dict(),
@@ -302,7 +307,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]
-        self.skipped = state.get("skipped", 0)  # files of earlier versions do not have it
+        self.skipped = state.get("skipped", 0)  # checkpoints of earlier versions do not have this entry
         self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
         torch.set_rng_state(state["generator"])
         if self.device.type == "cuda" and state["cuda_generator"] is not None:

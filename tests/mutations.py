@@ -489,8 +489,8 @@ MUTATIONS = [
         ),
         (
             "scores of the views mixed up",
-            "head(stacked).unflatten(0, (len(embeddings), -1))",
-            "head(stacked).unflatten(0, (-1, len(embeddings))).transpose(0, 1)",
+            "[head(stacked).unflatten(0, (len(embeddings), -1))",
+            "[head(stacked).unflatten(0, (-1, len(embeddings))).transpose(0, 1)",
         ),
     ),
     *mistakes(
@@ -514,6 +514,16 @@ MUTATIONS = [
             "= torch.special.xlogy(prediction, prediction)",
         ),
         ("collapse recognised after one epoch", "if len(recent) < 5:", "if len(recent) < 1:"),
+    ),
+    *mistakes(
+        BASE,
+        (T_SWAV,),
+        (
+            "prototypes frozen for one step more",
+            "if step < self.freeze_prototypes:",
+            "if step <= self.freeze_prototypes:",
+        ),
+        ("prototypes not brought back to unit length", "                head.normalize_()\n", "                pass\n"),
     ),
     # ---- Self-Classifier -----------------------------------------------------------------------------------------------
     *mistakes(
@@ -611,6 +621,7 @@ MUTATIONS = [
         ),
         ("views swapped: a view predicts only its own codes", "if v != assigned]", "if v == assigned]"),
         ("codes always of view 0", "scores[assigned].detach())", "scores[0].detach())"),
+        ("SwAV's prototypes learn from the first step", "self.freeze_prototypes = config.freeze_prototypes", "pass"),
         (
             "epsilon is the temperature",
             "return sinkhorn(scores, self.config.epsilon,",
@@ -622,11 +633,7 @@ MUTATIONS = [
             "self.config.epsilon, 3)",
         ),
         ("codes of the queue instead of the batch", "[-len(embeddings) :]", "[: len(embeddings)]"),
-        (
-            "one queue for all assigned views",
-            "cast(EmbeddingQueue, self.queues[i])",
-            "cast(EmbeddingQueue, self.queues[0])",
-        ),
+        ("one queue for all assigned views", "past = queue.embeddings", "past = self.queues[0].embeddings"),
         (
             "a loaded method does not know that its queues have started",
             "        self._started = bool(self.queue_started)\n",
@@ -681,6 +688,7 @@ MUTATIONS = [
             "torch.stack([embeddings[0].detach() for v in",
         ),
         ("heads summed, not averaged", "return Step(terms.mean(),", "return Step(terms.sum(),"),
+        ("centroids are trained", "self.classifiers.requires_grad_(False)", "self.classifiers.requires_grad_(True)"),
         (
             "prototypes are the initial centroids",
             "self.heads[head].weight.copy_(centroids)",
@@ -706,10 +714,11 @@ MUTATIONS = [
         ("transport of a tolerance of its own", "tolerance=self.config.tolerance", "tolerance=0.1"),
         ("transport of any length", "max_iterations=self.config.max_iterations", "max_iterations=1000"),
         ("transport of a sharpness of its own", "lam=self.config.lam", "lam=25.0"),
+        ("prototypes learn from the first step", "self.freeze_prototypes = config.freeze_prototypes", "pass"),
         (
             "SeLa-v2's prototypes do not learn",
-            "        self.freeze_prototypes = config.freeze_prototypes\n",
-            "        self.classifiers.requires_grad_(False)\n",
+            "self.freeze_prototypes = config.freeze_prototypes",
+            "self.classifiers.requires_grad_(False)",
         ),
     ),
     # ---- clustering scores ---------------------------------------------------------------------------------------------

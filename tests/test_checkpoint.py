@@ -280,7 +280,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
     assert run.find_checkpoint(tmp_path, config)["epoch"] == 2
     said = capsys.readouterr().out
     assert "checkpoint.pt" in said
-    assert "going on from the one before it, checkpoint_previous.pt" in said
+    assert "resuming from the previous checkpoint, checkpoint_previous.pt" in said
     assert not list(tmp_path.glob(".*.part"))
 
     # going on, the damaged file does not take the place of the good one, even if the next save fails
@@ -308,7 +308,10 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("code", "difference"),
-    [("2 - rank", "rank 0 finds one of epoch 2, step 5, rank 1 one of epoch 1, step 5"), ("None", "rank 1 none")],
+    [
+        ("2 - rank", "rank 0 finds epoch 2, step 5, rank 1 finds epoch 1, step 5"),
+        ("None", "rank 1 finds no checkpoint"),
+    ],
 )
 def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, difference):
     """As on a disk of each host, or a network disk that is behind: half of a network would be trained from the start."""
@@ -328,7 +331,7 @@ def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, differe
             torch.save(str(error), out / f"{{rank}}.pt")
         """,
     )
-    assert all("is not the same for all ranks: of checkpoints, " in text for text in found)
+    assert all("differs between ranks: rank 0 finds " in text for text in found)
     assert all(difference in text for text in found)
 
 
@@ -341,7 +344,7 @@ def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys, start_progra
         assert other.poll() is None, other.stderr
         time.sleep(0.01)
     monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 0.0)
-    who = rf"another run is writing there \(process {other.pid} on .+\): give another folder, or end that run"
+    who = rf"another run is writing there \(process {other.pid} on .+\); give another folder, or end that run"
     with pytest.raises(InputError, match=who):
         run.Run(tmp_path, {}, None)
     with pytest.raises(InputError, match=who):
@@ -350,7 +353,7 @@ def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys, start_progra
     monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 60.0)
     monkeypatch.setattr(run.time, "sleep", lambda _: other.kill())  # it leaves meanwhile
     run.Run(tmp_path, {}, None).log.close()
-    assert f"waiting for the run that is writing there (process {other.pid} on " in capsys.readouterr().out
+    assert f"waiting for another run to end (process {other.pid} on " in capsys.readouterr().out
     assert (tmp_path / "config.json").exists()
 
 

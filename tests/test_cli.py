@@ -165,10 +165,10 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(trained, start_p
     process.send_signal(signal.SIGTERM)
     done = process.finish(120)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
-    assert "goes on from there" in done.stdout
+    assert "continues from there" in done.stdout
     done = start_program(*words).finish(240)
     assert done.returncode == 0, done.stderr
-    assert "going on from step" in done.stdout
+    assert "resuming from step" in done.stdout
     expected, resumed = (checkpoint.load(path / "checkpoint.pt")["model"] for path in (folder, tmp_path))
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 

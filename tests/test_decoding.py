@@ -155,7 +155,7 @@ def test_memory_that_is_not_to_be_had_is_refused(folder):
 def test_the_flag_is_for_files(tmp_path):
     options, _, _ = parse_train(["--data", str(tmp_path), "--keep-decoded", "0.5"])
     assert options.keep_decoded == 0.5
-    with pytest.raises(InputError, match="--keep-decoded is for image files, --data digits"):
+    with pytest.raises(InputError, match="--keep-decoded is for image files, but --data digits"):
         parse_train(["--data", "digits", "--keep-decoded", "1"])
 
 
@@ -241,7 +241,7 @@ def test_what_a_device_cannot_decode_the_host_does(folder, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "digits"], "is for image files, --data digits is in memory"),
+        (["--data", "digits"], "is for image files, but --data digits is in memory"),
         (["--device", "cpu"], "needs a GPU, but --device is cpu"),
         (["--reference-views"], "does not go with --reference-views"),
         (["--keep-decoded", "1"], "does not go with --keep-decoded"),

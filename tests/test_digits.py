@@ -196,7 +196,7 @@ def test_nothing_is_mirrored():
 def test_ink_stays_within_what_brightness_allows():
     full = torch.full((500, 1, 8, 8), 255, dtype=torch.uint8)
     ink = view(full, replace(DigitRecipe(), noise=0.0), np.arange(500))
-    assert ink.min() >= -1
+    assert ink.min() >= -1 - 1e-6
     assert 1.55 < ink.max() <= 2 * 1.3 - 1 + 1e-5
     assert ink[:, 0, 3:5, 3:5].min() >= 2 * 0.7 - 1 - 1e-5  # the middle is never left for paper
 
@@ -228,8 +228,9 @@ def test_a_view_does_not_depend_on_its_batch(images):
     whole = view(images, DigitRecipe(), np.array([7, 8, 9, 10]), seed=3, epoch=5)
     mixed = view(images[order], DigitRecipe(), np.array([7, 8, 9, 10])[order], seed=3, epoch=5)
     alone = view(images[1:2], DigitRecipe(), np.array([8]), seed=3, epoch=5)
-    assert torch.equal(mixed, whole[order])
-    assert torch.equal(alone, whole[1:2])
+    # products of matrices of another size may be rounded otherwise
+    torch.testing.assert_close(mixed, whole[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone, whole[1:2], rtol=0, atol=1e-5)
 
 
 def test_seed_epoch_index_and_view_each_change_what_is_drawn(images):

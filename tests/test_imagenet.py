@@ -240,7 +240,7 @@ def test_cls_eval_prints_and_writes_both_protocols(released, small, tmp_path, mo
 
 
 def test_cls_eval_refuses_before_any_work(released, small, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.features._run", lambda *_: pytest.fail("the network was run"))
+    monkeypatch.setattr("src.features._run", lambda *_, **__: pytest.fail("the network was run"))
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["cls_eval.py", *map(str, (*released, *words))])

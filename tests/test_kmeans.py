@@ -1,30 +1,30 @@
 """k-means against scikit-learn's from the same start, by hand, over ranks; and cls_eval.py --kmeans as a user types it."""
 
-import json
 import re
 import shutil
-import sys
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import save_untrained
-from PIL import Image
+from evaluating import (
+    digit_features,
+    make_pictures,
+    read_json,
+    run_here,
+    save_as_moco,
+    save_untrained,
+    torchvision_trunk,
+)
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.metrics import adjusted_mutual_info_score
-from torchvision import models
 
-import cls_eval
-from src import config
 from src.config import KMeansOptions, parse_cls_eval
-from src.data.datasets import open_data
+from src.config.flags import comments_of
 from src.data.subsets import draw_share
 from src.errors import InputError
 from src.evaluation import kmeans
-from src.loading import load_method
 
 
 def blobs(N=1500, width=12, centres=40, spread=0.6, offset=0.0, seed=0):
@@ -96,7 +96,7 @@ def test_an_empty_centroid_takes_the_farthest_row():
 def test_more_empty_centroids_than_different_rows_stay_where_they_are():
     rows = torch.tensor([[0.0, 0.0]] * 4 + [[2.0, 0.0]] * 3)
     for init in ("random", "k-means++"):
-        found = kmeans.fit(rows, 5, init, restarts=2)
+        found = kmeans.fit(rows, 5, init=init, restarts=2)
         assert found.inertia == 0
         assert found.centroids.isfinite().all()
         assert len(kmeans.assign(rows, found.centroids)[0].unique()) == 2
@@ -138,9 +138,10 @@ def test_one_cluster_and_a_cluster_for_each_row():
 
 def test_how_sure_an_assignment_is():
     centroids = torch.tensor([[0.0], [4.0], [4.0]])
-    clusters, sure = kmeans.assign(torch.tensor([[0.0], [1.0], [2.0], [4.0], [-4.0]]), centroids)
+    rows = torch.tensor([[0.0], [1.0], [2.0], [4.0], [-2.0]])  # of mean 1: nothing is rounded
+    clusters, sure = kmeans.assign(rows, centroids)
     assert clusters[:2].tolist() == [0, 0]
-    assert sure.tolist() == pytest.approx([1, 1 - 1 / 3, 0, 0, 0.5], abs=1e-6)
+    assert sure.tolist() == pytest.approx([1, 1 - 1 / 3, 0, 0, 1 - 2 / 6], abs=1e-6)
 
 
 def test_plus_plus_finds_far_groups_and_is_as_good_as_scikit_learns():
@@ -168,30 +169,13 @@ def test_the_best_restart_counts_and_the_seed_decides():
         each.append(kmeans.lloyd(rows, rows[start]))
     inertias = [inertia for _, inertia, _ in each]
     best = int(np.argmin(inertias))
-    found = kmeans.fit(rows, 45, "random", restarts=4, seed=7)
+    found = kmeans.fit(rows, 45, init="random", restarts=4, seed=7)
     assert (found.restart, found.inertia, found.iterations) == (best, inertias[best], each[best][2])
     assert torch.equal(found.centroids, each[best][0])
     assert best > 0
-    assert kmeans.fit(rows, 45, "random", restarts=4, seed=8).inertia != found.inertia
+    assert kmeans.fit(rows, 45, init="random", restarts=4, seed=8).inertia != found.inertia
     one, two = (kmeans.fit(rows, 45, seed=1) for _ in range(2))
     assert torch.equal(one.centroids, two.centroids)
-
-
-@pytest.mark.slow
-def test_ranks_share_the_restarts_and_find_the_same(run_ranks):
-    code = """
-        from src.evaluation import kmeans
-        rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-        found = [kmeans.fit(rows, 20, "random", restarts, 2)._asdict() for restarts in (5, 1)]
-        torch.save(found, out / f"{rank}.pt")
-    """
-    rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-    expected = [kmeans.fit(rows, 20, "random", restarts, 2) for restarts in (5, 1)]
-    assert expected[0].restart == 1  # of rank 1
-    for found in run_ranks(2, code):
-        for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one.pop("centroids"), other.centroids)
-            assert one == {name: value for name, value in other._asdict().items() if name != "centroids"}
 
 
 # ---- cls_eval.py ----------------------------------------------------------------------------------------------------
@@ -208,27 +192,18 @@ def run(evaluate):
     return partial(evaluate, "cls_eval")
 
 
-def digit_features(path, layer="backbone"):
-    """Features of both splits straight from the network, and their labels."""
-    method, _ = load_method(path)
-    found = []
-    for split in ("train", "test"):
-        data = open_data("digits", split)
-        with torch.no_grad():
-            images = 2 * (data.images.float() / 255) - 1
-            found.append(
-                (method.backbone(images) if layer == "backbone" else method.embed(images), data.labels.numpy())
-            )
-    return found
-
-
 def check(result, fitted_on, tested, labels, K, **settings):
-    """The written numbers are those of these features."""
+    """The written numbers are those of these features; an image as near to another centroid may be in the one or the other."""
     fit = kmeans.fit(fitted_on, K, **settings)
-    clusters = torch.cdist(tested.double(), fit.centroids.double()).argmin(dim=1)
+    nearest = torch.cdist(tested.double(), fit.centroids.double()).topk(2, largest=False)
+    clusters = nearest.indices[:, 0]
+    unsure = int((nearest.values[:, 1] < nearest.values[:, 0] * (1 + 1e-5)).sum())
+    assert unsure < 3
     assert result["kmeans"]["inertia"] == pytest.approx(fit.inertia, rel=1e-4)
-    assert result["ami"] == pytest.approx(adjusted_mutual_info_score(labels, clusters), abs=1e-3)
-    assert result["cluster_sizes"] == torch.bincount(clusters, minlength=K).tolist()
+    ami = adjusted_mutual_info_score(labels, clusters)
+    assert result["ami"] == pytest.approx(ami, abs=0.01 if unsure else 1e-6)
+    sizes = torch.bincount(clusters, minlength=K)
+    assert (torch.tensor(result["cluster_sizes"]) - sizes).abs().sum() <= 2 * unsure
     assert result["kmeans"]["fit_images"] == len(fitted_on)
 
 
@@ -251,7 +226,7 @@ def test_the_written_numbers_are_those_of_the_features(trained, run, tmp_path):
     check(result, train[rows], test, labels, 12, restarts=2, seed=3, init="random")
     again, printed = run("--checkpoint", trained, *words)
     assert "taken from" not in printed
-    assert again["kmeans"]["inertia"] == pytest.approx(result["kmeans"]["inertia"], rel=1e-5)
+    assert again["kmeans"]["inertia"] == pytest.approx(result["kmeans"]["inertia"], rel=1e-3)
 
 
 def test_the_head_at_unit_length_from_a_list_applied_to_the_training_split(trained, run, tmp_path):
@@ -282,25 +257,14 @@ def test_normalize_changes_what_is_clustered(trained, run):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three colours as classes, five training and two validation images of each."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 5), ("val", 2)):
-        for colour in range(3):
-            place = tmp_path / "data" / split / "rgb"[colour]
-            place.mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 256, (40, 40, 3)) // 8 + 200 * np.eye(3, dtype=int)[colour]
-                Image.fromarray(pixels.astype(np.uint8)).save(place / f"{colour}{i}.png")
-    return tmp_path / "data"
+    """Three colours as classes, three training and two validation images of each."""
+    colours = {"b": (200, 0, 0), "g": (0, 200, 0), "r": (0, 0, 200)}
+    return make_pictures(tmp_path / "data", colours, splits=(("train", 3), ("val", 2)), noise=31)
 
 
 @pytest.fixture
 def moco(tmp_path):
-    """A file as MoCo v2 leaves it, of a ResNet-18 with random weights."""
-    torch.manual_seed(0)
-    state = {f"module.encoder_q.{name}": value for name, value in models.resnet18().state_dict().items()}
-    torch.save({"epoch": 7, "arch": "resnet18", "state_dict": state}, tmp_path / "moco.pth.tar")
-    return tmp_path / "moco.pth.tar"
+    return save_as_moco(tmp_path / "moco.pth.tar", torchvision_trunk("resnet18"))
 
 
 def test_a_released_backbone_without_classifiers(run, folder, moco, tmp_path):
@@ -308,29 +272,27 @@ def test_a_released_backbone_without_classifiers(run, folder, moco, tmp_path):
     result, _ = run(*words, "--kmeans", "3")
     assert [result[name] for name in ("acc", "nmi", "ami", "ari")] == [1, 1, 1, 1]
     assert (result["method"], result["epochs"], result["cluster_sizes"]) == ("MoCo v2", 7, [2, 2, 2])
-    (tmp_path / "list.txt").write_text("00.png\n10.png\ng/11.png\n")
+    (tmp_path / "list.txt").write_text("b/0.png\ng/0.png\ng/1.png\n")
     assert run(*words, "--kmeans", "2", "--fit-list", tmp_path / "list.txt")[0]["kmeans"]["fit_images"] == 3
     # images without labels are clustered as well, and there is nothing to score
-    for path in sorted(folder.rglob("*.png")):
-        path.rename(tmp_path / path.name)
-    shutil.rmtree(folder)
-    folder.mkdir()
-    for path in sorted(tmp_path.glob("*.png")):
-        path.rename(folder / path.name)
+    for i, path in enumerate(sorted(folder.rglob("*.png"))):
+        path.rename(folder / f"{i}.png")
+    for split in ("train", "val"):
+        shutil.rmtree(folder / split)
     result, printed = run(*words, "--kmeans", "3", "--fit-share", "0.5")
     assert "no labels, so no scores" in printed
     assert (sum(result["cluster_sizes"]), result["kmeans"]["fit_images"]) == (15, 8)
 
 
 def test_what_is_wrong_is_said_before_any_work(trained, run, folder, moco, monkeypatch, tmp_path):
-    monkeypatch.setattr("src.features._run", lambda *_: pytest.fail("the network was run"))
+    monkeypatch.setattr("src.features._run", lambda *_, **__: pytest.fail("the network was run"))
     (tmp_path / "list.txt").write_text("0\n1437\n")
     digits = ("--checkpoint", trained, "--kmeans")
     cases = [
         ((*digits, "1438"), r"--kmeans 1438 is larger than the 1437 images it is fitted on, of 1437 training images"),
         (
             (*digits, "200", "--fit-share", "0.1"),
-            r"--kmeans 200 is larger than the 142 images .*\(10 % of each class's\)",
+            r"--kmeans 200 is larger than the 142 images .*\(10 % of each class\)",
         ),
         ((*digits, "5", "--fit-list", tmp_path / "list.txt"), r"--fit-list .*1 of the 2 listed images, such as 1437"),
         ((*digits, "5", "--data", folder), r"images have 3 channels, but the network takes 1"),
@@ -367,14 +329,11 @@ def test_wrong_flags_are_refused(words, message):
 
 
 def test_every_flag_has_help():
-    source = Path(config.__file__).read_text()
-    comments = config.field_comments(source, "KMeansOptions")
-    assert all(comments[field.name] for field in fields(KMeansOptions))
+    assert all(comments_of(KMeansOptions)[field.name] for field in fields(KMeansOptions))
 
 
-def test_without_output_dir_the_scores_of_the_classifiers_are_kept(trained, monkeypatch, capsys):
+def test_without_output_dir_the_scores_of_the_classifiers_are_kept(trained):
     for words in ((), ("--kmeans", "10", "--restarts", "1")):
-        monkeypatch.setattr(sys, "argv", ["cls_eval.py", "--checkpoint", str(trained), *words])
-        cls_eval.main()
-    read = [json.loads((path / "cls_eval.json").read_text()) for path in (trained.parent, trained.parent / "kmeans")]
+        run_here("cls_eval", "--checkpoint", trained, *words)
+    read = [read_json(folder, "cls_eval") for folder in (trained.parent, trained.parent / "kmeans")]
     assert [("classifiers" in result, "kmeans" in result) for result in read] == [(True, False), (False, True)]

@@ -57,8 +57,9 @@ def images(count: int = 5, seed: int = 0) -> MemoryImages:
     return MemoryImages(pixels, torch.zeros(count, dtype=torch.long), ["all"])
 
 
-def pull(method, data, cache="", views=None, layer="backbone", batch_size=2, autocast=None):
-    return extract(method, data, "train", views or Pixels(), layer, batch_size, CPU, 0, autocast, cache)
+def pull(method, data, cache="", views=None, **how):
+    how = {"layer": "backbone", "batch_size": 2, **how}
+    return extract(method, data, views or Pixels(), split="train", device=CPU, workers=0, cache=cache, **how)
 
 
 @pytest.mark.parametrize(("layer", "factor"), [("backbone", 2.0), ("head", 6.0)])
@@ -197,26 +198,3 @@ def test_a_full_disk_does_not_cost_the_features(tmp_path, capsys, monkeypatch):
     assert torch.equal(pull(Method(), data, tmp_path), 2 * data.images.flatten(1).float())
     assert "No space left" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
-
-
-def test_ranks_share_the_work_and_all_get_everything(run_ranks, tmp_path):
-    """Three ranks: five images, then two, so that the last rank has none; the second time from rank 0's cache."""
-    code = f"""
-        import sys; sys.path.insert(0, {str(os.path.dirname(__file__))!r})
-        from test_knn_features import Method, images, pull
-        import src.features
-        src.features.PIECE = 20  # one row of four numbers at once
-        saved = []
-        for count in (5, 2):
-            for _ in range(2):
-                method = Method()
-                cache = {str(tmp_path)!r} + "/cache" if rank == 0 else "/nowhere"
-                saved.append((pull(method, images(count), cache), method.batches))
-        torch.save(saved, out / f"{{rank}}.pt")
-    """
-    everyone = run_ranks(3, code)
-    for rank, saved in enumerate(everyone):
-        for (found, batches), count, cached in zip(saved, (5, 5, 2, 2), (0, 1, 0, 1), strict=True):
-            assert torch.equal(found, 2 * images(count).images.flatten(1).float())
-            mine = len(range(rank, count, 3))
-            assert batches == (0 if cached else -(-mine // 2))

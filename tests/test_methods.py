@@ -260,5 +260,6 @@ def test_digits_are_learned(name, run_program, tmp_path):
         scores.append(evaluate(method, digits, DigitViews([DigitRecipe()]), **how))
     trained, untrained = scores
     assert {key: lines[-1][key] for key in trained} == pytest.approx(trained, abs=0.02)
-    assert trained["nmi"] > max(0.6, untrained["nmi"] + 0.1)
-    assert trained["acc"] > max(0.5, untrained["acc"] + 0.1)
+    # of four seeds of each method, the worst had NMI 0.67 and ACC 0.64
+    assert trained["nmi"] > max(0.5, untrained["nmi"] + 0.2)
+    assert trained["acc"] > max(0.5, untrained["acc"] + 0.2)

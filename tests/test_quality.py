@@ -1,13 +1,13 @@
 """Numbers without labels by hand and against scikit-learn; several classifiers as one; cls_eval.py as a user types it."""
 
-import json
 import math
+import re
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import save_untrained
+from evaluating import digit_features, digit_probabilities, save_untrained
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, silhouette_samples
 
@@ -16,7 +16,6 @@ from src.data.datasets import open_data
 from src.errors import InputError
 from src.evaluation.quality import agreement, align, rankme, silhouette
 from src.features import average_clusters, predict_clusters
-from src.loading import load_method
 from src.metrics import balance, clustering_scores
 
 
@@ -110,14 +109,14 @@ def test_an_ensemble_averages_probabilities_in_common_names():
     torch.manual_seed(0)
     tables = torch.randn(20, 4), torch.randn(20, 9), torch.randn(20, 4)
     names = {0: np.arange(4), 2: np.array([2, 0, 3, 1])}
-    clusters, confidences = average_clusters(Logits(*tables), batches(20), 20, names)
+    clusters, confidences = average_clusters(Logits(*tables), batches(20), 20, names=names)
     mean = torch.zeros(20, 4)
     for k, name in names.items():
         for c in range(4):
             mean[:, name[c]] += (tables[k] / 0.5).softmax(dim=1)[:, c] / 2
     assert np.array_equal(clusters, mean.argmax(dim=1))
     assert np.allclose(confidences, mean.amax(dim=1))
-    alone, _ = average_clusters(Logits(*tables), batches(20), 20, {2: np.arange(4)})
+    alone, _ = average_clusters(Logits(*tables), batches(20), 20, names={2: np.arange(4)})
     assert not np.array_equal(clusters, alone)
 
 
@@ -137,21 +136,37 @@ def run(evaluate):
 
 def test_the_written_numbers_are_those_of_the_network(trained, run):
     result, printed = run("--checkpoint", trained, "--classifier", "1", "--ensemble", "--feature-quality")
-    method, _ = load_method(trained)
+    features = digit_features(trained)[1][0]
     data = open_data("digits", "test")
-    with torch.no_grad():
-        images = 2 * (data.images.float() / 255) - 1
-        logits, features = method.predict(images), method.backbone(images)
-    probabilities = [(z / method.temperature).softmax(dim=1).double() for z in logits]
+    probabilities = [p.double() for p in digit_probabilities(trained)]
     clusters = [p.argmax(dim=1).numpy() for p in probabilities]
 
-    entropy = [(-(m * m.log()).sum() / math.log(len(m))).item() for m in (p.mean(dim=0) for p in probabilities)]
-    assert [row["balance"] for row in result["classifiers"]] == pytest.approx(entropy, rel=1e-5)
+    def entropy(shares):
+        """Of shares of 1, over that of equal shares: 1 if all clusters are as large."""
+        return -sum(share * math.log(share) for share in shares if share > 0) / math.log(len(shares))
+
+    soft = [entropy(p.mean(dim=0).tolist()) for p in probabilities]
+    hard = [
+        entropy((np.bincount(row, minlength=p.shape[1]) / 360).tolist())
+        for row, p in zip(clusters, probabilities, strict=True)
+    ]
+    assert [row["balance_soft"] for row in result["classifiers"]] == pytest.approx(soft, rel=1e-5)
+    assert [row["balance_hard"] for row in result["classifiers"]] == pytest.approx(hard, rel=1e-9)
+    assert min(abs(a - b) for a, b in zip(hard, soft, strict=True)) > 0.01  # so that exchanging them would be seen
     quality = result["quality"]
-    assert (quality["balance"], quality["used"]) == (pytest.approx(entropy[1], rel=1e-5), len(set(clusters[1])))
+    assert quality["used"] == len(set(clusters[1]))
+    assert (quality["balance_hard"], quality["balance_soft"]) == pytest.approx((hard[1], soft[1]), rel=1e-5)
+    header = re.search("^ +clusters  used  balance \\(hard\\)  balance \\(soft\\)  ", printed, re.M)
+    row = re.search(r"^classifier 1 \(chosen\) +10 +(\d+) +([\d.]+) +([\d.]+) ", printed, re.M)
+    assert header
+    both = [f"{100 * quality[name]:.1f}" for name in ("balance_hard", "balance_soft")]
+    assert row.groups() == (str(quality["used"]), *both)
     pairs = [adjusted_mutual_info_score(clusters[a], clusters[b]) for a, b in ((0, 1), (0, 3), (1, 3))]
     assert quality["agreement"] == {"10": {"ami": pytest.approx(np.mean(pairs), abs=1e-6), "pairs": 3}}
-    assert f"agreement of the 3 pairs of classifiers with 10 clusters: AMI {100 * np.mean(pairs):.1f}" in printed
+    assert (
+        f"agreement of the 3 pairs of classifiers with 10 clusters: AMI {100 * quality['agreement']['10']['ami']:.1f}"
+        in printed
+    )
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum() + 1e-7
     assert quality["rankme"] == pytest.approx(torch.exp(-(shares * shares.log()).sum()).item(), rel=1e-3)
@@ -162,17 +177,19 @@ def test_the_written_numbers_are_those_of_the_network(trained, run):
     for k in (0, 1, 3):
         counts = np.array([[((clusters[k] == a) & (clusters[1] == b)).sum() for b in range(10)] for a in range(10)])
         mean[:, linear_sum_assignment(-counts)[1]] += probabilities[k] / 3
+    first, second = mean.topk(2).values.T
+    within = 1e-6 if (first - second).min() > 1e-5 else 0.02  # rounding may decide the cluster of an image or two
     together = clustering_scores(data.labels.numpy(), mean.argmax(dim=1).numpy())
     assert result["ensemble"]["members"] == [0, 1, 3]
-    assert result["ensemble"]["ami"] == pytest.approx(together["ami"], abs=1e-6)
-    assert result["ensemble"]["ami"] != result["ami"]
+    assert result["ensemble"]["ami"] == pytest.approx(together["ami"], abs=within)
+    assert abs(result["ensemble"]["ami"] - result["ami"]) > 0.02
     assert "mean of 3 classifiers" in printed
 
 
 def test_no_pass_more_than_asked_for(trained, run, monkeypatch):
-    monkeypatch.setattr("src.features._run", lambda *_: pytest.fail("features were computed"))
+    monkeypatch.setattr("src.features._run", lambda *_, **__: pytest.fail("features were computed"))
     result, printed = run("--checkpoint", trained)
-    assert set(result["quality"]) == {"used", "balance", "agreement"}
+    assert set(result["quality"]) == {"used", "balance_hard", "balance_soft", "agreement"}
     assert "ensemble" not in result
     assert "RankMe" not in printed
 
@@ -181,29 +198,23 @@ def test_k_means_has_a_balance_of_sizes_and_one_pass(trained, run, monkeypatch):
     from src import features
 
     passes, compute = [], features._run
-    monkeypatch.setattr(features, "_run", lambda *words: passes.append(words[-1]) or compute(*words))
-    result, _ = run("--checkpoint", trained, "--kmeans", "3", "--restarts", "1", "--feature-quality")
+
+    def count_passes(*words, **how):
+        passes.append(how["count"].keywords["what"])
+        return compute(*words, **how)
+
+    monkeypatch.setattr(features, "_run", count_passes)
+    result, printed = run("--checkpoint", trained, "--kmeans", "3", "--restarts", "1", "--feature-quality")
     assert passes == ["features, test", "features, train"]
-    assert result["quality"]["balance"] == pytest.approx(balance(np.array(result["cluster_sizes"])))
-    assert set(result["quality"]) == {"used", "balance", "rankme", "features", "silhouette"}
+    hard = balance(np.array(result["cluster_sizes"]))
+    assert result["quality"]["balance_hard"] == pytest.approx(hard)
+    assert set(result["quality"]) == {"used", "balance_hard", "rankme", "features", "silhouette"}
+    row = re.search(r"^k-means, backbone +3 +3 +([\d.]+) {18,}[\d.]+ ", printed, re.M)  # nothing below balance (soft)
+    assert row[1] == f"{100 * hard:.1f}"
 
 
 def test_wrong_flags(trained, run):
     with pytest.raises(InputError, match="--ensemble: classifier 2 is the only one with 20 classes"):
         run("--checkpoint", trained, "--classifier", "2", "--ensemble")
-    with pytest.raises(InputError, match="--ensemble puts classifiers together, --kmeans"):
+    with pytest.raises(InputError, match="--ensemble averages classifiers, but --kmeans"):
         parse_cls_eval(["--checkpoint", "x", "--kmeans", "3", "--ensemble"])
-
-
-@pytest.mark.slow
-def test_two_ranks_write_what_one_writes(trained, run, run_python, tmp_path):
-    words = ("--checkpoint", trained, "--ensemble", "--feature-quality")
-    one, _ = run(*words)
-    ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "cls_eval.py")
-    done = run_python(*ranks, *words, "--output-dir", tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = json.loads((tmp_path / "two" / "cls_eval.json").read_text())
-    assert two["ensemble"] == one["ensemble"]
-    assert two["quality"] == {
-        name: value if name == "agreement" else pytest.approx(value, rel=1e-4) for name, value in one["quality"].items()
-    }

@@ -418,7 +418,9 @@ def test_a_warm_up_goes_up():
     words = ("--preset", "100ep", "--batch-size", "1024", "--lr", "0.1")
     # the preset's share, where its own start is above
     assert rates(*words) == pytest.approx([0.1, 0.1 * 0.3 / 4.8, 0.0048])
-    with pytest.raises(InputError, match=r"--warmup-start 0\.3 is above --lr 0\.1, but a warm-up goes up"):
+    with pytest.raises(
+        InputError, match=r"--warmup-start 0\.3 is above --lr 0\.1, but a warm-up raises the learning rate"
+    ):
         rates(*words, "--warmup-start", "0.3")
     assert rates(*words, "--warmup-start", "0.3", "--warmup-epochs", "0")[0] == 0.1
 
@@ -641,11 +643,11 @@ class TestOnSlurm:
         step = int(re.search(r"stopped by SIGTERM: saved .* at step (\d+)", log.read_text())[1])
         saved = (folder / "checkpoint.pt").stat().st_mtime_ns
         wait_until(lambda: (folder / "checkpoint.pt").stat().st_mtime_ns > saved, shown)
-        assert f"going on from step {step} " in log.read_text()
+        assert f"resuming from step {step} " in log.read_text()
         cluster.run("scontrol", "requeue", job)
         started_again(2)
         assert wait_for_end(cluster, job, tmp_path) == "COMPLETED"
-        assert log.read_text().count("going on from step ") == 2
+        assert log.read_text().count("resuming from step ") == 2
         assert_ended_with_the_weights_of(trained, folder)
 
     def test_kill_9_of_one_rank_ends_the_job_within_a_minute_and_it_is_not_requeued(self, cluster, submit, tmp_path):

@@ -69,7 +69,7 @@ def assert_stopped_whole(process: subprocess.Popen, folder) -> int:
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert exit_codes(errors) == {0: 143, 1: 143}, errors
     assert "Traceback" not in errors
-    step = int(re.search(r"stopped by SIGTERM: saved .* at step (\d+); the same command goes on", output)[1])
+    step = int(re.search(r"stopped by SIGTERM: saved .* at step (\d+); the same command continues", output)[1])
     assert 0 < step < STEPS
     left = checkpoint.load(folder / "checkpoint.pt")
     assert left["epoch"] * 11 + left["done"] == step
@@ -113,7 +113,7 @@ def test_a_signal_to_the_step_saves_and_the_same_command_goes_on_bit_for_bit(clu
     step = assert_stopped_whole(process, folder)
     done = cluster.run(*SRUN, folder)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"going on from step {step} " in done.stdout
+    assert f"resuming from step {step} " in done.stdout
     assert_same_weights(whole, folder)
 
 

@@ -1,4 +1,4 @@
-"""Flags: declared once as fields of a dataclass, with the comment after the field as their help. Nothing imports torch."""
+"""Flags, declared once as the fields of dataclasses, with the comment after the field as help. Nothing here imports torch."""
 
 from .evaluation import (
     SUPERCLASSES,

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from . import flags
-from .flags import Options, flag, require_at_least, require_momentum, require_positive
+from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum, require_positive
 from .training import DataOptions, DeviceOptions
 
 SUPERCLASSES = ("2", "3", "4", "5", "6", "entity13", "entity30", "living17", "nonliving26")
 
 
 class EvaluationOptions(DeviceOptions, DataOptions):
-    """What all evaluations share. A subclass declares the flags `checkpoint`, `arch` and `output_dir`."""
+    """Options that all evaluations share. Each subclass declares the flags `checkpoint`, `arch` and `output_dir`."""
 
     checkpoint: str
     arch: str
@@ -31,71 +31,73 @@ class KMeansOptions(Options):
     """k-means on features"""
 
     kmeans: int = (
-        0  # number of clusters of k-means on features, scored instead of the classifiers' clusters (0: no k-means)
+        0  # number of clusters for k-means on features, which replaces the clusters of the classifiers (0: no k-means)
     )
-    layer: Literal["backbone", "head"] = "backbone"  # layer whose output is clustered; head: the embedding
-    normalize: bool = False  # scale features to unit length first
+    layer: Literal["backbone", "head"] = "backbone"  # layer whose output is clustered; head is the embedding
+    normalize: bool = False  # scale the features to unit length before k-means
     fit_share: float = (
-        1.0  # share of each class's training images that k-means is fitted on, drawn by --seed; published: 0.1
+        1.0  # fraction of each class's training images on which k-means is fitted, drawn with --seed; published: 0.1
     )
-    fit_list: str = ""  # file that lists these images instead, one per line: CLASS/NAME or NAME, or positions in memory
-    init: Literal["k-means++", "random"] = "k-means++"  # initial centroids; random: images drawn by --seed
-    restarts: int = 10  # number of starts; the fit with the smallest sum of squared distances counts
-    seed: int = 0  # seed of the draws
+    fit_list: str = ""  # file that lists the images for the fit, one per line: CLASS/NAME, NAME or a position in memory
+    init: Literal["k-means++", "random"] = "k-means++"  # choice of the initial centroids; random draws images
+    restarts: int = 10  # number of starts; the fit with the smallest sum of squared distances is used
+    seed: int = 0  # seed of all draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClsEvalOptions(KMeansOptions, EvaluationOptions):
     """evaluation"""
 
-    checkpoint: str = (
-        ""  # run folder or file of train.py, a file of another project, or a name of `python -m src.pretrained list`
-    )
-    arch: str = ""  # architecture of a released network whose file does not name it (default: resnet50)
-    split: Literal["train", "test"] = "test"  # split of the data
-    classifier: int | None = None  # classifier to score (default: the one that training chose)
-    ensemble: bool = False  # also score the mean prediction of all classifiers of this size; a second pass
+    checkpoint: str = ""  # run folder or file of train.py, file of another project, or name in `python -m src.pretrained list` (required)
+    arch: str = ""  # architecture of a released network if its file does not name it (default: resnet50)
+    split: Literal["train", "test"] = "test"  # split whose images are clustered
+    classifier: int | None = None  # number of the classifier to score (default: the one that training chose)
+    ensemble: bool = False  # also score the mean prediction of all classifiers of the same size; needs a second pass
     feature_quality: bool = (
-        False  # also compute RankMe of the backbone's features and the clusters' silhouette; a second pass
+        False  # also compute RankMe of the features and the silhouette of the clusters; needs a second pass
     )
-    compare: tuple[str, ...] = ()  # other checkpoints whose clusters of the same images are compared (AMI)
-    batch_size: int = 256  # images per forward pass and rank
-    features_cache: str = ""  # folder where features are looked for and stored
+    compare: tuple[str, ...] = ()  # other checkpoints whose clusters of the same images are compared by AMI
+    batch_size: int = 256  # number of images per forward pass and rank
+    features_cache: str = ""  # folder from which features are read, and to which they are written (default: no cache)
     superclass: tuple[
         str, ...
-    ] = ()  # ImageNet superclasses to score against as well: levels 2 to 6, entity13, entity30, living17, nonliving26
-    hierarchy: str = ""  # folder of their three files (default: the one `python -m src.data.imagenet get` writes to)
-    pixel_kmeans: bool = False  # also score k-means on raw pixels, for small images held in memory
-    grids: int = 0  # number of figures with nine random images of a cluster each, the most accurate clusters first
-    pca: bool = False  # draw the backbone's features along their two principal directions
-    tsne: int = 0  # number of t-SNE figures of the backbone's features, each with other random classes
-    tsne_classes: int = 10  # classes per t-SNE figure (0: all)
+    ] = ()  # also score against superclasses of ImageNet: levels 2 to 6, entity13, entity30, living17, nonliving26
+    hierarchy: str = (
+        ""  # folder with the three files of the hierarchy (default: that of `python -m src.data.imagenet get`)
+    )
+    pixel_kmeans: bool = False  # also score k-means on raw pixels; only for small images that are held in memory
+    grids: int = 0  # number of figures with nine random images of one cluster each, the most accurate clusters first
+    pca: bool = False  # plot the features of the backbone along their two principal directions
+    tsne: int = 0  # number of t-SNE figures of the features of the backbone, each with other random classes
+    tsne_classes: int = 10  # number of classes per t-SNE figure (0: all)
     figures: Literal["png", "pdf", "svg"] = "png"  # file format of the figures
     dpi: int = 150  # resolution of the figures in dots per inch
-    output_dir: str = ""  # folder for the results (default: beside the checkpoint, with --kmeans in its folder kmeans/)
+    output_dir: str = (
+        ""  # folder for the results (default: that of the checkpoint, with --kmeans its subfolder kmeans/)
+    )
 
     def check(self) -> None:
         require_at_least(self, batch_size=1, grids=0, tsne=0, tsne_classes=0, kmeans=0, restarts=1, seed=0, dpi=10)
         require_positive(self, "fit_share")
         for field in fields(KMeansOptions):
             if not self.kmeans and getattr(self, field.name) != field.default:
-                raise InputError(f"{flag(field.name)} is for k-means, which --kmeans asks for: give that, or drop this")
+                raise InputError(f"{flag(field.name)} is for k-means: give --kmeans, or drop {flag(field.name)}")
         for choice in self.superclass:
             if choice not in SUPERCLASSES:
                 raise InputError(f"--superclass {choice}: expected some of {', '.join(SUPERCLASSES)}")
         if self.hierarchy and not self.superclass:
-            raise InputError("--hierarchy is for superclasses, which --superclass asks for: give that, or drop this")
+            raise InputError("--hierarchy is for superclasses: give --superclass, or drop --hierarchy")
         if self.kmeans and self.classifier is not None:
-            raise InputError("--kmeans and --classifier both name the clusters to score: drop one")
+            raise InputError("--kmeans and --classifier both name the clusters to score: drop one of them")
         if self.kmeans and self.ensemble:
-            raise InputError("--ensemble puts classifiers together, --kmeans does without them: drop one")
+            raise InputError("--ensemble averages classifiers, but --kmeans uses no classifier: drop one of them")
         if self.fit_share > 1:
-            raise InputError(f"--fit-share is {self.fit_share}: expected a fraction, 0.1 for 10 %")
+            raise InputError(f"--fit-share is {self.fit_share}: expected a fraction, for example 0.1 for 10 %")
         if self.fit_share < 1 and self.fit_list:
-            raise InputError("--fit-share and --fit-list both choose the images to fit on: drop one")
+            raise InputError("--fit-share and --fit-list both choose the images to fit on: drop one of them")
 
     def unused(self) -> dict[str, str]:
-        """Return {flag without effect beside the other flags: the reason}."""
+        """Return {flag that has no effect with the other options: the reason}."""
         return {} if self.tsne else {"--tsne-classes": "--tsne is not given"}
 
 
@@ -103,51 +105,51 @@ class ClsEvalOptions(KMeansOptions, EvaluationOptions):
 class LinclsEvalOptions(EvaluationOptions):
     """linear classifier"""
 
-    checkpoint: str = (
-        ""  # run folder or file of train.py, a file of the authors, or a name of `python -m src.pretrained list`
-    )
+    checkpoint: str = ""  # run folder or file of train.py, file of another project, or name in `python -m src.pretrained list` (required)
     preset: Literal["self_classifier", "swav", "swav_2x2", "swav_semi_10", "swav_semi_1", "digits"] = (
-        "self_classifier"  # named set of defaults, see docs/recipes.md; on digits the default is digits
+        "self_classifier"  # named set of defaults, see docs/recipes.md (default: digits for the digits, otherwise self_classifier)
     )
-    arch: str = ""  # architecture of a released backbone whose file does not name it (default: resnet50)
-    epochs: int = 100  # passes over the labelled training images
-    batch_size: int = 4096  # images per step over all ranks; the last batch of an epoch is smaller
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"  # lars is SGD with layer-wise rates
-    lr: float = 0.8  # learning rate of the linear layer, absolute
-    backbone_lr: float | None = None  # learning rate of the backbone with --finetune (default: --lr)
+    arch: str = ""  # architecture of a released backbone if its file does not name it (default: resnet50)
+    epochs: int = 100  # number of passes over the labelled training images
+    batch_size: int = 4096  # number of images per step over all ranks; the last batch of an epoch may be smaller
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"  # optimizer; lars is SGD with layer-wise learning rates
+    lr: float = 0.8  # learning rate of the linear layer, not scaled by the batch size
+    backbone_lr: float | None = None  # learning rate of the backbone with --finetune (default: the value of --lr)
     schedule: Literal["cosine", "step", "constant"] = (
-        "cosine"  # schedule of the learning rates, which change once per epoch
+        "cosine"  # schedule of the learning rates, which change at the start of an epoch
     )
-    decay_epochs: tuple[int, ...] = (60, 80)  # epochs at which the step schedule lowers the rates
-    gamma: float = 0.1  # factor of the step schedule
+    decay_epochs: tuple[int, ...] = (60, 80)  # epochs after which the step schedule lowers the rates
+    gamma: float = 0.1  # factor by which the step schedule multiplies the rates
     momentum: float = 0.9  # momentum of lars and sgd
-    nesterov: bool = False  # use Nesterov's momentum with sgd
+    nesterov: bool = False  # use Nesterov momentum with sgd
     weight_decay: float = 0.0  # weight decay of every trained parameter
-    pool_window: int = 0  # side of the windows of the last map that are averaged, one step apart (0: the whole map)
+    pool_window: int = 0  # side of the windows over which the last map is averaged, one step apart (0: the whole map)
     feature_bn: bool = False  # add batch normalisation between the backbone and the linear layer
     crop_flip: bool = (
-        True  # train on random resized crops and flips (digits: on their own views), else on the central view
+        True  # train on random resized crops and flips (digits: on their own views), otherwise on the central view
     )
-    finetune: bool = False  # train the backbone too
+    finetune: bool = False  # also train the backbone
     train_bn: bool = (
-        False  # with --finetune, batch normalisation uses the statistics of the batch, not the learned ones
+        False  # with --finetune, batch normalisation uses the statistics of the batch instead of the learned ones
     )
-    train_share: float = 1.0  # share of each class's training images that are labelled, drawn by --seed: 0.01 or 0.1
+    train_share: float = (
+        1.0  # fraction of the training images of each class that are labelled, drawn with --seed; for example 0.01
+    )
     train_list: str = (
-        ""  # file that lists the labelled training images, one per line: CLASS/NAME or NAME, or positions in memory
+        ""  # file that lists the labelled training images, one per line: CLASS/NAME, NAME or a position in memory
     )
     fast: bool = (
-        False  # fit on features computed once, with several rates and decays; choose the best on held-out images
+        False  # compute the features once, fit with several rates and decays, choose the best on held-out images
     )
     fast_lrs: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates that --fast tries
     fast_weight_decays: tuple[float, ...] = (0.0, 1e-5, 1e-4, 1e-3)  # weight decays that --fast tries with each rate
-    held_out: float = 0.2  # share of the training images that --fast holds out to choose on
-    features_cache: str = ""  # folder where --fast looks for features and stores them
-    val_batch_size: int = 256  # images per forward pass and rank when scoring
-    seed: int = 0  # seed of the linear layer, the order, the views and the draws
-    fresh: bool = False  # discard an unfinished probe in the folder
-    log_every: int = 16  # steps between readings of the loss on a GPU
-    output_dir: str = ""  # folder for lincls_eval.json and the probe's weights (default: beside the checkpoint)
+    held_out: float = 0.2  # fraction of the training images that --fast holds out to choose the best fit
+    features_cache: str = ""  # folder from which --fast reads features, and to which it writes them (default: no cache)
+    val_batch_size: int = 256  # number of images per forward pass and rank for scores
+    seed: int = 0  # seed of the linear layer, the order of the images, the views and all draws
+    fresh: bool = False  # discard an unfinished probe in --output-dir instead of continuing it
+    log_every: int = 16  # number of steps between two readings of the loss on a GPU; on a CPU every step reads it
+    output_dir: str = ""  # folder for lincls_eval.json and the weights of the probe (default: that of the checkpoint)
 
     def check(self) -> None:
         require_at_least(self, epochs=1, batch_size=1, val_batch_size=1, weight_decay=0, gamma=0, seed=0, log_every=1)
@@ -155,25 +157,26 @@ class LinclsEvalOptions(EvaluationOptions):
         require_positive(self, "lr", "train_share", "held_out")
         require_momentum(self)
         if self.train_share > 1:
-            raise InputError(f"--train-share is {self.train_share}: expected a fraction, 0.01 for 1 %")
+            raise InputError(f"--train-share is {self.train_share}: expected a fraction, for example 0.01 for 1 %")
         if self.train_share < 1 and self.train_list:
-            raise InputError("--train-share and --train-list both choose the labelled images: drop one")
+            raise InputError("--train-share and --train-list both choose the labelled images: drop one of them")
         if self.held_out >= 1:
             raise InputError(f"--held-out is {self.held_out}: expected a fraction below 1")
         if self.fast and self.finetune:
-            raise InputError("--fast fits on features of a frozen backbone, --finetune trains it: drop one")
+            raise InputError(
+                "--fast fits on features of a frozen backbone, but --finetune trains the backbone: drop one of them"
+            )
         if self.fast and self.feature_bn:
-            raise InputError("--fast standardises every feature already, in the place of --feature-bn: drop one")
+            raise InputError("--fast standardises every feature already, instead of --feature-bn: drop one of them")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise InputError(
-                f"--nesterov is for --optimizer sgd with momentum, not for {self.optimizer} with --momentum {self.momentum}: drop it"
+                f"--nesterov is for --optimizer sgd with momentum, not for {self.optimizer} with --momentum {self.momentum}: "
+                "drop --nesterov"
             )
         if not self.finetune:
             for name in ("backbone_lr", "train_bn"):
                 if getattr(self, name):
-                    raise InputError(
-                        f"{flag(name)} is for --finetune; without it the backbone stays as it is: drop one"
-                    )
+                    raise InputError(f"{flag(name)} is for --finetune: give --finetune, or drop {flag(name)}")
         if self.backbone_lr is not None:
             require_positive(self, "backbone_lr")
         if not self.fast_lrs or min(self.fast_lrs) <= 0:
@@ -183,7 +186,7 @@ class LinclsEvalOptions(EvaluationOptions):
             raise InputError(f"--fast-weight-decays is {found}: expected numbers of at least 0")
 
     def unused(self) -> dict[str, str]:
-        """Return {flag without effect beside the other flags: the reason}."""
+        """Return {flag that has no effect with the other options: the reason}."""
         reasons = {}
         if self.optimizer == "adamw" and not self.fast:
             reasons["--momentum"] = "--optimizer adamw has no momentum"
@@ -200,31 +203,29 @@ class LinclsEvalOptions(EvaluationOptions):
 class KnnEvalOptions(EvaluationOptions):
     """nearest neighbours"""
 
-    checkpoint: str = (
-        ""  # run folder or file of train.py, a file of another project, or a name of `python -m src.pretrained list`
+    checkpoint: str = ""  # run folder or file of train.py, file of another project, or name in `python -m src.pretrained list` (required)
+    arch: str = ""  # architecture of a released backbone if its file does not name it (default: resnet50)
+    layer: Literal["backbone", "head"] = "backbone"  # layer whose output is compared; head is the embedding
+    k: tuple[int, ...] = (10, 20, 100, 200)  # numbers of neighbours to score; one search serves all of them
+    tau: float = 0.1  # temperature; the vote of a neighbour has the weight exp(similarity / tau); 0.07 is also common
+    bank_share: float = (
+        1.0  # fraction of the training images of each class that are searched, drawn with --seed; for example 0.1
     )
-    arch: str = ""  # architecture of a released backbone whose file does not name it (default: resnet50)
-    layer: Literal["backbone", "head"] = "backbone"  # layer whose output is compared; head: the embedding
-    k: tuple[int, ...] = (10, 20, 100, 200)  # numbers of neighbours; one search serves all of them
-    tau: float = 0.1  # temperature: a neighbour's vote weighs exp(similarity / tau); 0.07 is also common
-    bank_share: float = 1.0  # share of each class's training images that are searched, drawn by --seed: 0.01 or 0.1
-    bank_list: str = (
-        ""  # file that lists these images instead, one per line: CLASS/NAME or NAME, or positions in memory
-    )
-    features_cache: str = ""  # folder where features are looked for and stored
-    batch_size: int = 256  # images per forward pass and rank
-    seed: int = 0  # seed of the draw
-    output_dir: str = ""  # folder for knn_eval.json (default: beside the checkpoint)
+    bank_list: str = ""  # file that lists the images to search, one per line: CLASS/NAME, NAME or a position in memory
+    features_cache: str = ""  # folder from which features are read, and to which they are written (default: no cache)
+    batch_size: int = 256  # number of images per forward pass and rank
+    seed: int = 0  # seed of the draw for --bank-share
+    output_dir: str = ""  # folder for knn_eval.json (default: that of the checkpoint)
 
     def check(self) -> None:
         require_at_least(self, batch_size=1, seed=0)
         require_positive(self, "tau", "bank_share")
         if min(self.k) < 1:
-            raise InputError(f"--k is {' '.join(map(str, self.k))}: expected numbers of neighbours of at least 1")
+            raise InputError(f"--k is {' '.join(map(str, self.k))}: expected numbers of at least 1")
         if self.bank_share > 1:
-            raise InputError(f"--bank-share is {self.bank_share}: expected a fraction, 0.01 for 1 %")
+            raise InputError(f"--bank-share is {self.bank_share}: expected a fraction, for example 0.01 for 1 %")
         if self.bank_share < 1 and self.bank_list:
-            raise InputError("--bank-share and --bank-list both choose the labelled images: drop one")
+            raise InputError("--bank-share and --bank-list both choose the labelled images: drop one of them")
 
 
 # Named sets of defaults of lincls_eval.py.
@@ -233,7 +234,7 @@ LINCLS_PRESETS = {
     "self_classifier": {},
     # SwAV, arXiv:2006.09882: linear classification on ImageNet, and semi-supervised learning with 1 % and 10 % of the labels
     "swav": {"optimizer": "sgd", "batch_size": 256, "lr": 0.3, "weight_decay": 1e-6},
-    # their other pooling, of a ResNet-50's map of 7 × 7; without published numbers
+    # SwAV's other pooling of the 7 × 7 map of a ResNet-50; there are no published numbers for it
     "swav_2x2": {"base": "swav", "pool_window": 6},
     "swav_semi_10": {
         "optimizer": "sgd",
@@ -249,7 +250,7 @@ LINCLS_PRESETS = {
         "train_share": 0.1,
     },
     "swav_semi_1": {"base": "swav_semi_10", "lr": 5.0, "backbone_lr": 0.02, "train_share": 0.01},
-    # ours, for seconds on a CPU
+    # our own, which takes seconds on a CPU
     "digits": {"optimizer": "sgd", "batch_size": 128, "epochs": 30, "lr": 1.0, "crop_flip": False},
 }
 
@@ -261,7 +262,7 @@ LINCLS_PRESETS = {
 def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:
     """Parse the command line of cls_eval.py."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser("cls_eval.py", "Score clusters against labels.")
+    parser = _parser("cls_eval.py", "Score the clusters of a checkpoint against labels.")
     _add_groups(parser, (ClsEvalOptions, KMeansOptions), {"data": ""})
     values = parser.parse_args(argv)
     options = flags.collect(ClsEvalOptions, values)
@@ -272,7 +273,7 @@ def parse_cls_eval(argv: Sequence[str] | None = None) -> ClsEvalOptions:
 
 def parse_knn_eval(argv: Sequence[str] | None = None) -> KnnEvalOptions:
     """Parse the command line of knn_eval.py."""
-    parser = _parser("knn_eval.py", "Score features by the votes of their nearest neighbours.")
+    parser = _parser("knn_eval.py", "Score the features of a checkpoint by the votes of nearest neighbours.")
     _add_groups(parser, (KnnEvalOptions,), {"data": ""})
     values = parser.parse_args(argv)
     options = flags.collect(KnnEvalOptions, values)
@@ -284,8 +285,8 @@ def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict[str, Any]
     """Parse the command line of lincls_eval.py.
 
     Args:
-        trained: configuration of the checkpoint, once it is known. Its data are the default, and the default preset
-            follows the data.
+        trained: configuration of the checkpoint, or None if it is not known yet. It sets the default of --data, and the
+            data set the default of --preset.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = flags.OneLineParser(add_help=False, allow_abbrev=False, prog="lincls_eval.py")
@@ -299,9 +300,9 @@ def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict[str, Any]
     preset = known.preset or ("digits" if (known.data or data["data"]) == "digits" else "self_classifier")
     defaults = {**flags.expand_presets(LINCLS_PRESETS)[preset], **data, "preset": preset}
     if known.train_list:
-        defaults["train_share"] = 1.0  # a list replaces a preset's draw
+        defaults["train_share"] = 1.0  # the list replaces the share of the preset
 
-    parser = _parser("lincls_eval.py", "Score a backbone by a linear classifier on its features.")
+    parser = _parser("lincls_eval.py", "Score the backbone of a checkpoint by a linear classifier on its features.")
     _add_groups(parser, (LinclsEvalOptions,), defaults)
     values = parser.parse_args(argv)
     options = flags.collect(LinclsEvalOptions, values)
@@ -319,19 +320,22 @@ def _parser(prog: str, description: str) -> flags.OneLineParser:
 
 def _add_groups(parser: argparse.ArgumentParser, groups: Sequence[type], defaults: dict[str, Any]) -> None:
     for group in (*groups, DataOptions, DeviceOptions):
-        flags.add_flags(parser, group, flags.comments_of(group), **defaults)
+        comments = flags.comments_of(group)
+        if group is DataOptions:
+            comments["data"] += " (default: the data of the checkpoint)"
+        flags.add_flags(parser, group, comments, **defaults)
     flags.add_dry_run(parser)
 
 
 def _check_probe_lr_fits(options: LinclsEvalOptions, preset: dict[str, Any], given: set[str]) -> None:
-    """Raise InputError if only the batch size was changed: the preset's learning rates are for its own batch."""
+    """Raise InputError if the batch size differs from that of the preset, whose learning rates are for its own batch size."""
     batch = preset.get("batch_size", LinclsEvalOptions.batch_size)
-    if abs(options.batch_size / batch - 1) <= 0.01:
+    if abs(options.batch_size / batch - 1) <= SAME_BATCH:
         return
     for name in ("lr", "backbone_lr"):
         rate = preset.get(name, getattr(LinclsEvalOptions, name))
         if rate is not None and flag(name) not in given:
             raise InputError(
                 f"--batch-size {options.batch_size}: {flag(name)} {rate} of --preset {options.preset} is for {batch} images; "
-                f"{flag(name)} {rate * options.batch_size / batch:.2g} scales it with the batch"
+                f"{flag(name)} {rate * options.batch_size / batch:.2g} scales it with the batch size"
             )

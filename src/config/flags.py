@@ -1,6 +1,6 @@
 """Turn dataclasses into command-line flags: one flag per field, with the comment after the field as its help.
 
-Nothing here imports torch, so `--help` and wrong flags are answered at once.
+Nothing here imports torch, so `--help` and errors in flags appear at once.
 """
 
 import argparse
@@ -19,18 +19,19 @@ from typing import Any, Literal, TypeVar
 from ..errors import InputError
 
 T = TypeVar("T")
+SAME_BATCH = 0.01  # relative difference of two batch sizes up to which one learning rate serves both
 
 # --------------------------------------------------------------------------------------------------------------------
 # checks
 
 
 class Options:
-    """Base class of all groups of options: after construction, every group's own `check` runs."""
+    """Base class of all groups of options. After construction, the `check` of every group runs."""
 
     def __post_init__(self) -> None:
         for group in reversed(type(self).__mro__):
             if "check" in vars(group):
-                group.check(self)
+                vars(group)["check"](self)
 
 
 def flag(name: str) -> str:
@@ -55,24 +56,24 @@ def require_at_least(config: object, **bounds: float) -> None:
 
 
 def require_sizes(config: object, name: str) -> None:
-    """Raise InputError unless the field holds numbers of classes or clusters, one for each classifier."""
+    """Raise InputError unless the field holds sizes of at least 2, one for each classifier."""
     sizes = getattr(config, name)
     if not sizes or min(sizes) < 2:
         raise InputError(f"{flag(name)} is {' '.join(map(str, sizes))}: expected sizes of at least 2")
 
 
 def require_views(config: object, name: str) -> None:
-    """Raise InputError unless the field holds positions of views, each once."""
+    """Raise InputError unless the field holds different positions of views, counted from 0."""
     views = getattr(config, name)
     if not views or min(views) < 0 or len(set(views)) < len(views):
         raise InputError(
-            f"{flag(name)} is {' '.join(map(str, views))}: expected positions of views from 0 on, each once"
+            f"{flag(name)} is {' '.join(map(str, views))}: expected different positions of views, counted from 0"
         )
 
 
 def require_momentum(config: object) -> None:
     """Raise InputError unless 0 <= momentum < 1."""
-    momentum = getattr(config, "momentum")  # noqa: B009  a group that has the field calls this
+    momentum = getattr(config, "momentum")  # noqa: B009  only groups that have this field call the function
     if not 0 <= momentum < 1:
         raise InputError(f"--momentum is {momentum}: expected 0 <= momentum < 1")
 
@@ -82,7 +83,7 @@ def refuse_unused(given: set[str], unused: dict[str, str]) -> None:
 
     Args:
         given: the flags on the command line.
-        unused: {flag without effect: the reason, which names the other flag}.
+        unused: {flag that has no effect: the reason, which names the other flag}.
     """
     for name, reason in unused.items():
         if name in given:
@@ -94,7 +95,7 @@ def refuse_unused(given: set[str], unused: dict[str, str]) -> None:
 
 
 def expand_presets(presets: dict[str, dict]) -> dict[str, dict]:
-    """Resolve `base`: {"a": {...}, "b": {"base": "a", "lr": 0.1}} gives b everything of a, and another lr."""
+    """Resolve the key `base`: with {"a": {...}, "b": {"base": "a", "lr": 0.1}}, b gets the values of a and its own lr."""
     expanded: dict[str, dict] = {}
     for name, preset in presets.items():
         changes = dict(preset)
@@ -105,7 +106,7 @@ def expand_presets(presets: dict[str, dict]) -> dict[str, dict]:
 
 @cache
 def parsed(source: str) -> list[ast.stmt]:
-    """Return the statements of a module."""
+    """Return the statements of the source of a module."""
     return ast.parse(source).body
 
 
@@ -117,7 +118,7 @@ def field_comments(source: str, class_name: str) -> dict[str, str]:
         if isinstance(node, ast.ClassDef) and node.name == class_name:
             for field in node.body:
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    # after the value itself: the formatter may put the value and the comment in brackets
+                    # search after the value, as the formatter may put the value and the comment into brackets
                     end = field.value or field
                     _, _, comment = lines[(end.end_lineno or 0) - 1][end.end_col_offset :].partition("#")
                     found[field.target.id] = comment.strip()
@@ -130,7 +131,7 @@ def comments_of(config: type) -> dict[str, str]:
 
 
 def as_plain(options: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON-able values."""
+    """Return the fields of a dataclass as values that JSON can hold."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
 
 
@@ -139,7 +140,10 @@ def as_plain(options: Any) -> dict[str, Any]:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line: the usage of forty flags would bury the message."""
+    """A parser that prints errors as one line. The usage of forty flags would hide the message."""
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse would ignore that the output is closed
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -152,8 +156,8 @@ def add_flags(
 
     Args:
         comments: see `field_comments`.
-        title: of the group of flags; the docstring of `config` if empty.
-        defaults: values that replace those of the fields.
+        title: title of the group of flags; "": the docstring of `config`.
+        defaults: values that replace the defaults of the fields.
     """
     group = parser.add_argument_group(title or config.__doc__)
     hints = typing.get_type_hints(config)
@@ -161,14 +165,29 @@ def add_flags(
         if field.name not in config.__annotations__:
             continue
         default = defaults.get(field.name, field.default)
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        text = comments[field.name].replace("%", "%%")
-        settings = {"dest": field.name, "default": default, "help": f"{text} (default: {shown})"}
-        group.add_argument(flag(field.name), **settings, **_how_to_parse(hints[field.name]))
+        text = comments[field.name]
+        if "(default: " not in text and "(required)" not in text:
+            text = f"{text} (default: {_shown(default)})"
+        how_to_parse = _how_to_parse(hints[field.name])
+        group.add_argument(
+            flag(field.name), dest=field.name, default=default, help=text.replace("%", "%%"), **how_to_parse
+        )
+
+
+def _shown(default: Any) -> str:
+    """Return a default as the help shows it."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, tuple | list):
+        default = " ".join(map(str, default))
+    return "none" if default in ("", None) else str(default)
 
 
 def _how_to_parse(hint: Any) -> dict[str, Any]:
-    """Return argparse's settings for a field's type: bool, int, float, str, a choice, a pair or a list of numbers."""
+    """Return the settings of argparse for the type of a field.
+
+    The type is bool, int, float, str, a choice, a pair or a list of numbers.
+    """
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is Literal:
@@ -182,13 +201,17 @@ def _how_to_parse(hint: Any) -> dict[str, Any]:
 
 
 def collect(config: Callable[..., T], values: argparse.Namespace) -> T:
-    """Build the dataclass from parsed values; its checks run here."""
-    as_tuple = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(values).items()}
-    return config(**{field.name: as_tuple[field.name] for field in fields(typing.cast(Any, config))})
+    """Build a dataclass from parsed values. This runs its checks."""
+    return build(config, {field.name: vars(values)[field.name] for field in fields(typing.cast(Any, config))})
+
+
+def build(config: Callable[..., T], values: dict[str, Any]) -> T:
+    """Build a dataclass from the values of its fields, with tuples in place of lists."""
+    return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def flags_in(argv: Sequence[str]) -> set[str]:
-    """Return the flags on a command line, those of --no-x as --x."""
+    """Return the flags on a command line, where --no-x also counts as --x."""
     given = {word.split("=")[0] for word in argv if word.startswith("--")}
     return given | {"--" + name.removeprefix("--no-") for name in given if name.startswith("--no-")}
 
@@ -201,7 +224,7 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 
 
 def end_dry_run(values: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """With --dry-run, print the settings, one per line, and exit."""
+    """Print the settings, one per line, and exit if --dry-run is given."""
     if values.dry_run:
         print("{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(settings[name])}" for name in settings) + "\n}")
         raise SystemExit(0)

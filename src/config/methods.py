@@ -1,7 +1,6 @@
-"""Read what a method's file declares about its flags, without importing the file, which would import torch.
+"""Read the flags that the file of a method declares, without importing the file, because that would import torch.
 
-The dataclass `Config` and the literal `PRESETS` of `src/methods/<name>.py` stand on their own, next to the code that
-uses them.
+The dataclass `Config` and the literal `PRESETS` of `src/methods/<name>.py` can be read without the rest of the file.
 """
 
 import ast
@@ -17,7 +16,7 @@ METHODS_FOLDER = Path(__file__).parents[1] / "methods"
 
 @dataclass(frozen=True)
 class MethodSource:
-    """What a method's file says about its flags: the dataclass, the comments after its fields, and its presets."""
+    """The flags of a method: the dataclass, the comments after its fields, and the presets."""
 
     config: type
     comments: dict[str, str]
@@ -25,12 +24,12 @@ class MethodSource:
 
 
 def method_names() -> list[str]:
-    """Return the names of all methods, the files of `src/methods`; `METHODS` maps these names to the classes."""
+    """Return the names of all methods, which are those of the files of `src/methods`."""
     return sorted(path.stem for path in METHODS_FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
 
 
 def read_method(name: str) -> MethodSource:
-    """Read `Config` and `PRESETS` from a method's file; nothing else in the file is executed."""
+    """Read `Config` and `PRESETS` from the file of a method, without executing anything else in it."""
     path = METHODS_FOLDER / f"{name}.py"
     source = path.read_text()
     statements = flags.parsed(source)

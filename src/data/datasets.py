@@ -4,7 +4,6 @@ Labels serve monitoring and scoring only. The label -1 means that the class is u
 """
 
 import os
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -235,12 +234,11 @@ def open_features(file: str, split: str) -> FeatureRows:
     if not Path(file).is_file():
         raise InputError(f"--data {file}: no such file: pass the path of an .npz file")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"--data {file}: not an .npz file ({str(error).splitlines()[0][:100]}): write it with numpy.savez"
-        ) from None
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            found = {name: np.asarray(arrays[name]) for name in arrays.files}
+    except Exception as error:  # the reader can fail in any way on arbitrary bytes
+        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(f"--data {file}: not an .npz file ({detail}): write it with numpy.savez") from None
     features = found.get(f"{split}_features")
     if features is None:
         raise InputError(
@@ -250,7 +248,13 @@ def open_features(file: str, split: str) -> FeatureRows:
         raise InputError(
             f"--data {file}: {split}_features has shape {features.shape} and type {features.dtype}, expected (N, F) numbers"
         )
-    features = features.astype(np.float32)
+    other = found.get("test_features" if split == "train" else "train_features")
+    if other is not None and other.ndim == 2 and other.shape[1] != features.shape[1]:
+        raise InputError(
+            f"--data {file}: {split}_features is {features.shape}, the other split's {other.shape}; expected one width F"
+        )
+    with np.errstate(over="ignore"):  # too large for float32 is not finite, which is refused
+        features = features.astype(np.float32)
     if not np.isfinite(features).all():
         raise InputError(f"--data {file}: {split}_features holds NaN or infinity, expected finite numbers")
     labels = found.get(f"{split}_labels", np.full(len(features), -1))
@@ -261,9 +265,10 @@ def open_features(file: str, split: str) -> FeatureRows:
         )
     if labels.min() < -1:
         raise InputError(f"--data {file}: {split}_labels holds {labels.min()}, expected -1 (unknown class) or more")
-    known = [found[name] for name in ("train_labels", "test_labels") if name in found and found[name].size]
+    both = [found[name] for name in ("train_labels", "test_labels") if name in found]
+    known = [each for each in both if each.size and each.dtype.kind in "iu"]
     count = max((int(each.max()) + 1 for each in known), default=0)
-    classes = [str(name) for name in found.get("classes", range(count))]
+    classes = [str(name) for name in np.ravel(found.get("classes", range(count)))]
     if len(classes) < count:
         raise InputError(
             f"--data {file}: the largest label is {count - 1}, but `classes` has only {len(classes)} names: name all classes"

@@ -1,8 +1,9 @@
-"""Unsupervised classification: which cluster every image is in, and how good the clusters are. What cls_eval.py does.
+"""The evaluation of cls_eval.py, unsupervised classification: put every image into a cluster and score the clusters.
 
-The steps: open, cluster, judge without labels, judge by labels, write and print.
+The steps are: open, cluster, judge without labels, judge by labels, write and print.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,7 +21,9 @@ from ..data.views import build_views
 from ..errors import InputError
 from ..features import average_clusters, predict_clusters
 from ..loading import Unclassified, load_classifiers
+from ..methods import Method
 from ..metrics import adjusted_mutual_information, balance, contingency
+from ..models.heads import LinearClassifiers
 from ..reports import clusters as report
 from ..run import make_folder
 from . import kmeans
@@ -30,24 +33,25 @@ from .maps import choose_images, name_directions, tsne, two_directions
 from .quality import agreement, align, rankme, silhouette
 from .session import Session, open_session
 
-MAPPED = 10_000  # points in a map of principal components at most
+Other = tuple[Method | LinearClassifiers, dict[str, Any], Views]
+MAPPED = 10_000  # largest number of points in a map of principal components
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """A session, and what else was asked for.
+    """An open session, and the other inputs of the evaluation.
 
     Attributes:
-        data: the images to sort, those of `options.split`.
-        superclasses: {choice: ({class: superclass}, names)}.
-        others: {checkpoint to compare with: (its network, the rest of it, its views of the same images)}.
+        data: the images of `options.split`, which are put into clusters.
+        superclasses: {choice: ({class: superclass}, names of the superclasses)}.
+        others: {checkpoint to compare with: (network, the checkpoint without the weights, views)}.
     """
 
     options: ClsEvalOptions
     session: Session
     data: Images
     superclasses: dict[str, tuple[dict[int, int], list[str]]]
-    others: dict[str, tuple[nn.Module, dict[str, Any], Views]]
+    others: dict[str, Other]
 
     @property
     def labelled(self) -> np.ndarray:
@@ -57,20 +61,21 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Clustering:
-    """N images sorted by K classifiers, or by one k-means.
+    """The clusters of N images by K classifiers, or by k-means, for which K is 1.
 
     Attributes:
-        names: of the classifiers.
-        sizes: number of clusters of each classifier, with or without images.
+        names: names of the classifiers.
+        sizes: number of clusters of each classifier, including clusters without images.
         clusters: (K, N) cluster of every image.
-        confidences: (K, N) in [0, 1]: the probability of that cluster; of k-means 1 - distance / distance to the second
+        confidences: (K, N) in [0, 1]: the probability of the cluster, or for k-means 1 - distance / distance to the second
             nearest centroid.
         weights: (C_k,) mean probability of each cluster, one array per classifier; None for k-means.
-        chosen: the classifier whose clusters count, and `chosen_by` the reason.
-        protocol: how it was done, in words.
-        settings: of k-means.
-        ensemble: members of an ensemble with the chosen one, and its clusters (N,).
-        features: (N, F) of the images, if they are known already.
+        chosen: number of the classifier whose clusters are scored.
+        chosen_by: the reason for this choice.
+        protocol: description of the protocol.
+        settings: settings of k-means; None for classifiers.
+        ensemble: the members of the ensemble of the chosen classifier, and the clusters of the ensemble, (N,).
+        features: (N, F) features of the images, if k-means has computed them.
     """
 
     names: list[str]
@@ -90,13 +95,13 @@ class Clustering:
         return np.bincount(self.clusters[k], minlength=self.sizes[k])
 
     def balances(self, k: int) -> dict[str, float]:
-        """Return the hard and the soft balance of classifier k; of k-means, which has no probabilities, the hard one."""
+        """Return the hard and the soft balance of classifier k. k-means has no probabilities and only the hard balance."""
         found = {"balance_hard": balance(self.counts(k))}
         return found if self.weights is None else {**found, "balance_soft": balance(self.weights[k])}
 
 
 def run(options: ClsEvalOptions) -> None:
-    """Open the checkpoint and the data, cluster, judge, write everything into the folder and print it."""
+    """Open the checkpoint and the data, cluster the images, judge the clusters, write the results and print them."""
     job = open_job(options)
     found = cluster_by_kmeans(job) if options.kmeans else cluster_by_classifiers(job)
     others = cluster_by_others(job)
@@ -105,7 +110,7 @@ def run(options: ClsEvalOptions) -> None:
         features = job.session.features(job.data, split=options.split, layer="backbone")
     if distributed.is_main():
         quality = judge_without_labels(found, features if options.feature_quality else None, others)
-        write(job, found, quality, features)
+        write(job, found, quality=quality, features=features)
     distributed.stop()
 
 
@@ -113,7 +118,7 @@ def run(options: ClsEvalOptions) -> None:
 
 
 def open_job(options: ClsEvalOptions) -> Job:
-    """Open the checkpoint and the data. Every mistake in them is found before any image is read.
+    """Open the checkpoint and the data. The function finds every mistake in the options before it reads an image.
 
     Raises:
         InputError: if something is missing or does not fit together.
@@ -133,13 +138,15 @@ def open_job(options: ClsEvalOptions) -> Job:
         raise InputError(f"{error}; {hint}") from None
     data, name = session.splits[options.split], session.source.data
     if options.pixel_kmeans and not isinstance(data, MemoryImages):
-        raise InputError(f"--pixel-kmeans needs small images held in memory, --data {name} is a folder: drop it")
+        raise InputError(
+            f"--pixel-kmeans needs small images held in memory, but --data {name} is a folder: drop --pixel-kmeans"
+        )
     grouped = bool((data.labels >= 0).any())
     if options.grids and not grouped:
-        raise InputError(f"--grids shows clusters by their accuracy, --data {name} has no labels: drop it")
+        raise InputError(f"--grids sorts clusters by accuracy, but --data {name} has no labels: drop --grids")
     if options.grids and not data.has_pictures:
-        raise InputError(f"--grids shows images, --data {name} has features: drop it")
-    for seed in range(options.tsne):  # are there enough images to show?
+        raise InputError(f"--grids shows images, but --data {name} holds features: drop --grids")
+    for seed in range(options.tsne):  # raises if there are too few images
         classes = data.labels if grouped else torch.zeros_like(data.labels)
         choose_images(classes.numpy(), options.tsne_classes if grouped else 0, seed)
     superclasses = {
@@ -147,17 +154,19 @@ def open_job(options: ClsEvalOptions) -> Job:
     }
     for choice, (of_class, _) in superclasses.items():
         if not np.isin(data.labels, list(of_class)).any():
-            raise InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one")
+            raise InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one of them")
     others = {other: _open_other(other, name, data) for other in options.compare}
-    return Job(options, session, data, superclasses, others)
+    return Job(options=options, session=session, data=data, superclasses=superclasses, others=others)
 
 
-def _open_other(name: str, data_name: str, data: Images) -> tuple[nn.Module, dict[str, Any], Views]:
+def _open_other(name: str, data_name: str, data: Images) -> Other:
+    """Open a checkpoint to compare with, and the views of its training run."""
     method, state = load_classifiers(name)
     trained = state["config"]
     if trained["channels"] != data.channels:
         raise InputError(
-            f"--compare {name}: takes images with {trained['channels']} channels, --data {data_name} has {data.channels}"
+            f"--compare {name}: the network takes images with {trained['channels']} channels, but --data {data_name} has "
+            f"{data.channels}: drop this checkpoint"
         )
     return method, state, build_views(data_name, data, ViewSettings.of(trained))
 
@@ -166,19 +175,21 @@ def _open_other(name: str, data_name: str, data: Images) -> tuple[nn.Module, dic
 
 
 def cluster_by_classifiers(job: Job) -> Clustering:
-    """Assign every image to the class that a classifier finds most likely.
+    """Assign every image to its most likely class, by each classifier.
 
     Raises:
-        InputError: if there is no such classifier, or none to form an ensemble with.
+        InputError: if the classifier to score does not exist, or if --ensemble finds no other classifier of its size.
     """
     options, session = job.options, job.session
     network = session.network
-    sizes = list(network.classes)
+    assert not isinstance(network, nn.ModuleDict)  # the session was opened with classifiers
+    classes: Sequence[Any] = network.classes
+    sizes: list[int] = list(classes)
     chosen, chosen_by = choose_classifier(options.classifier, session.state, len(sizes))
     equals = [k for k, size in enumerate(sizes) if size == sizes[chosen]]
     if options.ensemble and len(equals) == 1:
         raise InputError(
-            f"--ensemble: classifier {chosen} is the only one with {sizes[chosen]} classes: drop it, or give another "
+            f"--ensemble: classifier {chosen} is the only one with {sizes[chosen]} classes: drop --ensemble, or give another "
             "--classifier"
         )
     clusters, confidences, weights = predict_clusters(
@@ -205,7 +216,13 @@ def cluster_by_classifiers(job: Job) -> Clustering:
 
 
 def choose_classifier(wanted: int | None, state: dict, count: int) -> tuple[int, str]:
-    """Return the classifier that was asked for or that training chose without labels, and the reason."""
+    """Return the number of the classifier to score, and the reason for this choice.
+
+    It is the wanted classifier, or the one that training chose without labels, or the first one.
+
+    Raises:
+        InputError: if there is no such classifier.
+    """
     if wanted is not None:
         chosen, chosen_by = wanted, "--classifier"
     elif state.get("history") and "classifier" in state["history"][-1]:
@@ -214,15 +231,15 @@ def choose_classifier(wanted: int | None, state: dict, count: int) -> tuple[int,
         chosen, chosen_by = 0, "being the first"
     if not 0 <= chosen < count:
         what = f"--classifier {chosen}" if wanted is not None else f"the checkpoint names classifier {chosen}"
-        raise InputError(f"{what}: this checkpoint has classifiers 0 to {count - 1}")
+        raise InputError(f"{what}: this checkpoint has the classifiers 0 to {count - 1}")
     return chosen, chosen_by
 
 
 def cluster_by_kmeans(job: Job) -> Clustering:
-    """Fit k-means on features of training images and apply it to those of the split.
+    """Fit k-means on features of training images, and assign the images of the split to the nearest centroids.
 
     Raises:
-        InputError: if there are fewer images to fit on than clusters, or a list names other images.
+        InputError: if there are fewer images to fit on than clusters, or if --fit-list names unknown images.
     """
     options, session = job.options, job.session
     train = session.open("train")
@@ -230,7 +247,7 @@ def cluster_by_kmeans(job: Job) -> Clustering:
     features = session.features(job.data, split=options.split, layer=options.layer)
     if options.split == "train":
         fitted_on = features[rows]
-    elif options.features_cache:  # a cache is for the whole split: the next evaluation may take another share
+    elif options.features_cache:  # a cache holds the whole split, because the next evaluation may use another share
         fitted_on = session.features(train, split="train", layer=options.layer)[rows]
     else:
         fitted_on = session.features(keep_rows(train, rows), split="train", layer=options.layer)
@@ -267,23 +284,25 @@ def cluster_by_kmeans(job: Job) -> Clustering:
 
 
 def _fitted_rows(options: ClsEvalOptions, train: Images) -> tuple[np.ndarray, str]:
-    """Return the positions of the training images that k-means is fitted on, and in words which they are."""
+    """Return the positions of the training images on which k-means is fitted, and a description of them."""
     if options.fit_list:
         rows, which = read_list(train, options.fit_list, "--fit-list"), f"listed in {options.fit_list}"
     else:
-        labels = torch.where(train.labels < 0, len(train.classes), train.labels)  # without a label: one more class
+        labels = torch.where(
+            train.labels < 0, len(train.classes), train.labels
+        )  # images without a label form one more class
         rows = draw_share(labels.numpy(), options.fit_share, options.seed)
-        which = f"{100 * options.fit_share:g} % of each class's"
+        which = f"{100 * options.fit_share:g} % of each class"
     if options.kmeans > len(rows):
         raise InputError(
             f"--kmeans {options.kmeans} is larger than the {len(rows)} images it is fitted on, of {len(train)} "
-            f"training images ({which}): ask for fewer clusters or fit on more images"
+            f"training images ({which}): give a smaller --kmeans or fit on more images"
         )
     return rows, which
 
 
 def cluster_by_others(job: Job) -> dict[str, np.ndarray]:
-    """Return {other checkpoint: (N,) clusters of the same images by the classifier that it chose}."""
+    """Return {other checkpoint: (N,) clusters of the same images by the classifier that its training chose}."""
     found = {}
     for name, (network, state, views) in job.others.items():
         chosen, _ = choose_classifier(None, state, len(network.classes))
@@ -300,7 +319,7 @@ def cluster_by_others(job: Job) -> dict[str, np.ndarray]:
 
 
 def describe(job: Job, found: Clustering) -> dict[str, Any]:
-    """Return what was clustered, and how."""
+    """Return the entries of the result about the images, the clusters and the protocol."""
     result = {
         **job.session.facts(),
         "split": job.options.split,
@@ -315,13 +334,13 @@ def describe(job: Job, found: Clustering) -> dict[str, Any]:
 
 
 def judge_without_labels(found: Clustering, features: Tensor | None, others: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Return what labels are not needed for.
+    """Compute the numbers that need no labels.
 
-    How many clusters are used and how evenly, how far the classifiers agree with one another and with other
-    checkpoints, and how the clusters lie in the features.
+    They are the number of clusters with images, the balance of their sizes, and the agreement of the classifiers with each
+    other and with other checkpoints. If there are features, their RankMe and the silhouette of the clusters are added.
     """
     own = found.clusters[found.chosen]
-    quality = {"used": len(np.unique(own)), **found.balances(found.chosen)}
+    quality: dict[str, Any] = {"used": len(np.unique(own)), **found.balances(found.chosen)}
     if found.settings is None:
         pairs = agreement(found.clusters, found.sizes)
         quality["agreement"] = {str(size): {"ami": ami, "pairs": count} for size, (ami, count) in pairs.items()}
@@ -335,13 +354,13 @@ def judge_without_labels(found: Clustering, features: Tensor | None, others: dic
 
 
 def judge_by_labels(job: Job, found: Clustering) -> dict[str, Any]:
-    """Score the chosen clusters, by classes and by superclasses, and everything that is compared with them."""
+    """Score the chosen clusters by classes and superclasses, and also the other classifiers, the ensemble and raw pixels."""
     labels = job.data.labels.numpy()
     clusters = found.clusters[found.chosen]
     scores = score_classifiers(labels, found.clusters)
-    result = {name: scores[found.chosen][name] for name in SCORES}
+    result: dict[str, Any] = {name: scores[found.chosen][name] for name in SCORES}
     result["mapping"] = {str(cluster): label for cluster, label in scores[found.chosen]["mapping"].items()}
-    columns = (*SCORES, "used")
+    columns = SCORES + ("used",)
     if found.settings is None:
         result["classifiers"] = [
             {**{name: score[name] for name in columns}, "size": size, **found.balances(k)}
@@ -352,9 +371,11 @@ def judge_by_labels(job: Job, found: Clustering) -> dict[str, Any]:
         score = score_classifiers(labels, together[None])[0]
         result["ensemble"] = {"members": members, **{name: score[name] for name in columns}}
     if job.options.pixel_kmeans:
-        train, known = job.session.open("train"), job.labelled
+        train, test, known = job.session.open("train"), job.data, job.labelled
+        assert isinstance(train, MemoryImages)  # open_job has refused other data
+        assert isinstance(test, MemoryImages)
         by_pixels = kmeans_on_pixels(
-            train=train.images.numpy(), test=job.data.images[known].numpy(), num_clusters=len(job.data.classes)
+            train=train.images.numpy(), test=test.images[known].numpy(), num_clusters=len(test.classes)
         )
         score = score_classifiers(labels[known], by_pixels[None])[0]
         result["pixel_kmeans"] = {"size": len(job.data.classes), **{name: score[name] for name in columns}}
@@ -367,11 +388,11 @@ def judge_by_labels(job: Job, found: Clustering) -> dict[str, Any]:
     return result
 
 
-def write(job: Job, found: Clustering, quality: dict[str, Any], features: Tensor | None) -> None:
-    """Judge by labels if there are any, write figures, list and results into the folder, and print them.
+def write(job: Job, found: Clustering, *, quality: dict[str, Any], features: Tensor | None) -> None:
+    """Judge the clusters by labels if there are any, write figures, list of clusters and results, and print the results.
 
     Raises:
-        InputError: if there is no room for them, or too few images for a map.
+        InputError: if the files cannot be written, or if there are too few images for a map.
     """
     options = job.options
     result = {**describe(job, found), "quality": quality}
@@ -388,12 +409,12 @@ def write(job: Job, found: Clustering, quality: dict[str, Any], features: Tensor
         dpi=options.dpi,
     )
     files = report.write(job.session.folder, drawing, result)
-    print(*report.as_text(result, len(job.data.classes)), sep="\n")
+    print("\n".join(report.as_text(result, len(job.data.classes))))
     print(f"wrote {', '.join(files)} to {job.session.folder}")
 
 
 def maps_of(job: Job, found: Clustering, features: Tensor | None) -> list[report.Map]:
-    """Return the features in the plane, coloured by class, or by cluster if there are no labels."""
+    """Return maps of the features in two dimensions, coloured by class, or by cluster if there are no labels."""
     options = job.options
     if features is None or not (options.pca or options.tsne):
         return []

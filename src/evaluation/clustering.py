@@ -1,7 +1,7 @@
-"""Unsupervised classification: how well clusters agree with classes that training never saw.
+"""Unsupervised classification: scores of clusters against classes that training never saw.
 
-Protocol of Self-Classifier, arXiv:2103.10994v3: one unaugmented central view per image, evaluation mode, the cluster is the
-arg-max of a classifier; NMI, AMI and ARI with arithmetic means, ACC after Hungarian matching. Labels serve the score alone.
+Protocol of Self-Classifier, arXiv:2103.10994v3: one unaugmented central view per image, in evaluation mode. The cluster of an
+image is the arg-max of a classifier. NMI and AMI use arithmetic means, ACC uses Hungarian matching. Only the scores use labels.
 """
 
 import numpy as np
@@ -10,13 +10,22 @@ import torch
 from ..data.datasets import Images
 from ..data.loaders import Views, single_views
 from ..features import predict_clusters
+from ..methods import Method
 from ..metrics import clustering_scores, superclass_accuracy
 
 SCORES = ("acc", "nmi", "ami", "ari")
 
 
 def score_classifiers(labels: np.ndarray, clusters: np.ndarray) -> list[dict]:
-    """`clustering_scores` of each classifier's clusters, (K, N), on the images that have a label, with `used` clusters."""
+    """Compute `clustering_scores` for each of K classifiers.
+
+    Args:
+        labels: (N,) class of every image, -1 where unknown. Images without a label do not enter the scores.
+        clusters: (K, N) cluster of every image by each classifier.
+
+    Returns:
+        The scores of each classifier, and in `used` the number of clusters with images, labelled or not.
+    """
     known = labels >= 0
     return [{**clustering_scores(labels[known], row[known]), "used": len(np.unique(row))} for row in clusters]
 
@@ -26,14 +35,15 @@ def score_superclasses(
 ) -> dict[str, dict]:
     """Score clusters by two protocols on the images whose class has a superclass.
 
-    "published": as the authors did. Clusters are matched with classes, both are renamed to superclasses, and `acc` counts
-    what then agrees; `nmi`, `ami` and `ari` stay those of the classes. "throughout": the labels are superclasses from the
-    start, clusters are matched with them by the over-clustering rule, and all four scores are about them.
+    "published" is the protocol of the authors. It matches clusters with classes, replaces both by their superclasses, and
+    computes `acc` from the result; `nmi`, `ami` and `ari` are those of the classes. "throughout" replaces the labels by
+    superclasses first and matches clusters with superclasses by the over-clustering rule; all four scores refer to
+    superclasses.
 
     Args:
         labels: (N,) class of every image, -1 where unknown.
         clusters: (N,) cluster of every image.
-        class_to_superclass: {class: superclass}, of some classes, at least one of them with an image.
+        class_to_superclass: {class: superclass}. Not every class needs to be in it, but at least one class with an image.
     """
     belongs = np.isin(labels, list(class_to_superclass))
     labels, clusters = labels[belongs], clusters[belongs]
@@ -48,7 +58,9 @@ def score_superclasses(
 
 
 def kmeans_on_pixels(*, train: np.ndarray, test: np.ndarray, num_clusters: int, seed: int = 0) -> np.ndarray:
-    """The baseline that any method must beat: k-means on raw pixels, twenty starts, fitted on the training images.
+    """Cluster test images by k-means on raw pixels, fitted on the training images with 20 starts.
+
+    This is the baseline that every method must beat.
 
     Args:
         train, test: (N, ...) images of one size.
@@ -63,7 +75,7 @@ def kmeans_on_pixels(*, train: np.ndarray, test: np.ndarray, num_clusters: int, 
 
 
 def evaluate(
-    method,
+    method: Method,
     data: Images,
     views: Views,
     *,
@@ -73,7 +85,16 @@ def evaluate(
     autocast: torch.dtype | None = None,
     workers: int = -1,
 ) -> dict[str, float]:
-    """Score one classifier on a split, for the log of a run: acc, nmi, ami, ari; empty if the split has no labels."""
+    """Score one classifier on a split for the log of a run.
+
+    Args:
+        classifier: number of the classifier.
+        autocast: dtype of the network in mixed precision, or None.
+        workers: number of processes per rank that decode files; -1: one per available core.
+
+    Returns:
+        acc, nmi, ami and ari as fractions, or nothing if the split has no labels.
+    """
     if not (data.labels >= 0).any():
         return {}
     batches = single_views(data, views, batch_size=batch_size, device=device, workers=workers)

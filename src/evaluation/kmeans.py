@@ -1,8 +1,9 @@
-"""Lloyd's k-means on features, on a CPU or a GPU, with the distances that cannot matter left out.
+"""Lloyd's k-means on features, on a CPU or a GPU. It skips distances that cannot change an assignment.
 
-k-means++: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding", SODA 2007, the greedy form of their
-section on experiments. Bounds: Elkan, "Using the Triangle Inequality to Accelerate k-Means", ICML 2003, one lower bound for a
-group of centroids as in Ding et al., "Yinyang K-Means", ICML 2015. They skip work and change no assignment beyond rounding.
+The initial centroids come from k-means++: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding", SODA
+2007, in the greedy variant that they describe with their experiments. Bounds on the distances tell which distances to skip:
+Elkan, "Using the Triangle Inequality to Accelerate k-Means", ICML 2003, with one lower bound per group of centroids as in Ding
+et al., "Yinyang K-Means", ICML 2015. Up to rounding, the bounds change no assignment.
 
 Legend: N rows of F features, K centroids in G groups of M.
 """
@@ -17,14 +18,21 @@ from torch import Tensor
 
 from .. import distributed
 
-CHUNK = 1 << 22  # entries of a rows × centroids or rows × features matrix that exist at once
-GROUP = 50  # centroids that share a lower bound
-MOST = 0.4  # share of centroids that rows must be compared with, above which all of them at once are faster
-LOOSE = 0.9  # the same before the distances to the own centroids are computed anew, which would hardly lower it
+CHUNK = 1 << 22  # largest number of entries of a rows × centroids or rows × features matrix in memory
+GROUP = 50  # number of centroids that share a lower bound
+# A pair of a row and a group is open if the bounds do not exclude it.
+MOST = 0.4  # share of open pairs above which comparing all pairs at once is faster
+LOOSE = 0.9  # the same before the upper bounds are tightened; above this share, tightening would close few pairs
 
 
 class Fit(NamedTuple):
-    """Centroids (K, F) on the features' device, the sum of squared distances to them, and how they were found."""
+    """The result of k-means.
+
+    centroids: (K, F), on the device of the features.
+    inertia: sum of the squared distances of the rows to their nearest centroids.
+    iterations: number of iterations of this start.
+    restart: number of this start, counted from 0.
+    """
 
     centroids: Tensor
     inertia: float
@@ -43,37 +51,40 @@ def fit(
     max_iterations: int = 300,
     tolerance: float = 2e-4,
 ) -> Fit:
-    """The best of several k-means, by the sum of squared distances. To be called on all ranks, with the same rows.
+    """Run k-means from several starts and return the fit with the smallest sum of squared distances.
 
-    Ranks share the restarts. Which of them does one does not change what comes out, so any number of ranks, on one kind of
-    hardware, finds the same centroids.
+    All ranks must call the function with the same rows. They share the starts. The draws of a start depend only on its
+    number, so any number of ranks finds the same centroids on one kind of hardware.
 
     Args:
         features: (N, F) float32 or float64.
         num_clusters: K, at most N.
-        init: "k-means++" or "random", which draws K different rows.
-        restarts: how often to begin, each time with other draws by `seed`.
-        max_iterations, tolerance: as for `lloyd`.
+        init: "k-means++", or "random", which draws K different rows.
+        restarts: number of starts, at least 1; each has its own draws from `seed`.
+        max_iterations, tolerance: see `lloyd`.
 
     Raises:
-        ValueError: if K is not from 1 to N, or `init` or `restarts` not as above.
+        ValueError: if K is not in [1, N], `init` has another value, or `restarts` is below 1.
     """
     if not 1 <= num_clusters <= len(features):
         raise ValueError(f"num_clusters must be from 1 to {len(features)}, the number of rows, got {num_clusters}")
     if init not in ("k-means++", "random") or restarts < 1:
-        raise ValueError(f"need init k-means++ or random and restarts >= 1, got {init} and {restarts}")
+        raise ValueError(f"init must be k-means++ or random and restarts at least 1, got {init} and {restarts}")
     ranks, rank = distributed.world_size(), distributed.rank()
-    best = None
-    # Every rank does equally many, some of them twice: a rank without one would wait for the others, perhaps too long.
+    best: Fit | None = None
+    # All ranks run the same number of starts, some of them twice. A rank without a start might wait until the timeout.
     for restart in sorted({(rank + turn) % restarts for turn in range(0, math.ceil(restarts / ranks) * ranks, ranks)}):
         rng = np.random.default_rng([seed, restart])
         if init == "random":
             rows = torch.from_numpy(rng.choice(len(features), num_clusters, replace=False))
         else:
             rows = plus_plus(features, num_clusters, rng)
-        found = Fit(*lloyd(features, features[rows], max_iterations=max_iterations, tolerance=tolerance), restart)
-        if best is None or found.inertia < best.inertia:
-            best = found
+        centroids, inertia, iterations = lloyd(
+            features, features[rows], max_iterations=max_iterations, tolerance=tolerance
+        )
+        if best is None or inertia < best.inertia:
+            best = Fit(centroids, inertia=inertia, iterations=iterations, restart=restart)
+    assert best is not None  # there is at least one start
     if ranks == 1:
         return best
     every = distributed.gather_no_grad(
@@ -82,15 +93,16 @@ def fit(
     winner = min(range(ranks), key=lambda r: every[r, :2].tolist())
     centroids = best.centroids if rank == winner else torch.zeros_like(best.centroids)
     inertia, restart, iterations = every[winner].tolist()
-    return Fit(distributed.sum_over_ranks(centroids), inertia, int(iterations), int(restart))
+    return Fit(distributed.sum_over_ranks(centroids), inertia=inertia, iterations=int(iterations), restart=int(restart))
 
 
 @torch.no_grad()
 def plus_plus(features: Tensor, num_clusters: int, rng: np.random.Generator) -> Tensor:
-    """Rows to begin with, (K,) long: each drawn with a probability in proportion to its squared distance from those before.
+    """Draw K rows as initial centroids by greedy k-means++, and return their positions, (K,) long.
 
-    Greedy: of 2 + log K draws the one that leaves the smallest sum of squared distances. Equal rows are drawn only where
-    there are not enough different ones.
+    The probability of a row is proportional to its squared distance to the nearest row drawn before. Each time the function
+    draws 2 + log K candidates and keeps the candidate that leaves the smallest sum of squared distances. Equal rows are
+    drawn only if there are fewer than K different rows.
     """
     N = len(features)
     trials = 2 + int(math.log(num_clusters))
@@ -100,7 +112,10 @@ def plus_plus(features: Tensor, num_clusters: int, rng: np.random.Generator) -> 
     squares, middle = _centre(features)
 
     def compare(candidates: list[int]) -> Tensor:
-        """What is left with each of (T,) candidates, (T,) float64; fills `closer`."""
+        """Return the sum of squared distances that each of T candidates would leave, (T,) float64.
+
+        The function writes the squared distance of each row to its nearest chosen row or candidate into `closer`.
+        """
         left = torch.zeros(len(candidates), dtype=torch.float64, device=features.device)
         small, offset = _prepare(features[candidates], middle)
         for part in _chunks(N, max(features.shape[1], trials)):
@@ -113,7 +128,7 @@ def plus_plus(features: Tensor, num_clusters: int, rng: np.random.Generator) -> 
     compare(chosen)
     closest.copy_(closer[:, :1])
     while len(chosen) < num_clusters:
-        closest[chosen[-1]] = 0  # not only nearly
+        closest[chosen[-1]] = 0  # exactly, without rounding: the row is not drawn again
         total = closest[:, 0].double().cpu().numpy().cumsum()
         if total[-1] > 0:
             drawn = np.searchsorted(total, rng.random(trials) * total[-1], side="right").clip(max=N - 1)
@@ -129,21 +144,24 @@ def plus_plus(features: Tensor, num_clusters: int, rng: np.random.Generator) -> 
 def lloyd(
     features: Tensor, centroids: Tensor, *, max_iterations: int = 300, tolerance: float = 2e-4
 ) -> tuple[Tensor, float, int]:
-    """k-means from given centroids: each row joins the nearest one, each centroid becomes the mean of its rows.
+    """Run k-means from given centroids.
 
-    Ends when no row changes its centroid, when an iteration lowers the sum of squared distances by less than `tolerance` of
-    it, or after `max_iterations`. scikit-learn goes on until centroids stand nearly still: in `benchmarks/kmeans.py` for
-    five times as many iterations and 0.16 % of the sum. A centroid that is left without rows moves to the row farthest from
-    its own centroid, which it takes with it; two such centroids to the two farthest, and so on.
+    In each iteration every row is assigned to its nearest centroid, and every centroid becomes the mean of its rows. The
+    iterations end when no assignment changes, when an iteration lowers the sum of squared distances by less than `tolerance`
+    times this sum, or after `max_iterations`. scikit-learn continues until the centroids hardly move. In
+    `benchmarks/kmeans.py` that takes five times as many iterations and lowers the sum by another 0.16 %.
 
-    Memory beyond the features: N / GROUP × K bounds, and a chunk.
+    If n centroids have no rows, each of them takes one of the n rows that are farthest from their own centroids.
+
+    Beyond the features, the function needs memory for N × K / GROUP bounds and for one chunk.
 
     Args:
         features: (N, F) float32 or float64.
         centroids: (K, F) on the same device.
 
     Returns:
-        Centroids (K, F), the sum of squared distances of the rows to their nearest one, iterations done.
+        Centroids (K, F), the sum of the squared distances of the rows to their nearest centroids, and the number of
+        iterations.
     """
     search = _Search(features, len(centroids))
     spread = search.squares.sum(dtype=torch.float64)
@@ -155,14 +173,15 @@ def lloyd(
         empty = (torch.bincount(owner, minlength=len(centroids)) == 0).nonzero()[:, 0]
         if len(empty):
             far = _own_distances(features, owner, centroids).topk(len(empty))
-            moving = far.values > 0  # or all rows lie on centroids, and there is nothing to give
+            moving = far.values > 0  # a row that lies on its centroid stays there
             search.give(far.indices[moving], empty[moving])
         if before is not None and torch.equal(owner, before):
             break
         moved, counts = _means(features, owner, centroids)
         search.move((moved - centroids).norm(dim=1))
         centroids, before = moved, owner.clone()
-        # Σ|x - c|² of rows and their means is Σ|x - m|² of all rows less what the means are apart.
+        # With m the mean of all rows, and c and n the mean and the number of the rows of a centroid:
+        # Σ|x - c|² over the rows = Σ|x - m|² over the rows - Σ n |c - m|² over the centroids.
         apart = (counts * (moved - search.middle).double().square().sum(dim=1)).sum()
         left_before, left = left, (spread - apart).item()
         if left_before - left < tolerance * left:
@@ -173,10 +192,11 @@ def lloyd(
 
 @torch.no_grad()
 def assign(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centroid of each row.
+    """Find the nearest centroid of each row.
 
     Returns:
-        (N,) long, and (N,) how sure that is, in [0, 1]: 1 - distance / distance to the second nearest; 1 with one centroid.
+        (N,) long, the nearest centroids, and (N,) confidences in [0, 1]: 1 - distance / distance to the second nearest
+        centroid, or 1 if there is only one centroid.
     """
     clusters = torch.empty(len(features), dtype=torch.long, device=features.device)
     sure = torch.ones(len(features), dtype=features.dtype, device=features.device)
@@ -193,14 +213,18 @@ def assign(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---- distances ------------------------------------------------------------------------------------------------------
-# |x - c|² = |x - m|² + |c - m|² + 2 m·(c - m) - 2 x·(c - m), with m the mean of the rows: so features far from the origin
-# lose no digits, and need no centred copy. A score is what depends on c.
+# With m the mean of the rows: |x - c|² = |x - m|² + |c - m|² + 2 m·(c - m) - 2 x·(c - m). In this form, features far from
+# the origin lose no digits and need no centred copy. The score of a row and a centroid is the sum of the last three terms,
+# those that depend on c.
 
 
 def _centre(features: Tensor) -> tuple[Tensor, Tensor]:
-    """|x - m|² of each row, (N,), and m, (F,)."""
-    parts = _chunks(*features.shape)  # in float64 all of them at once would be twice the features
-    middle = (sum(features[part].sum(dim=0, dtype=torch.float64) for part in parts) / len(features)).to(features.dtype)
+    """Return |x - m|² of each row, (N,), and m, (F,)."""
+    parts = _chunks(len(features), features.shape[1])  # a float64 copy of all features would need too much memory
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    for part in parts:
+        total = total + features[part].sum(dim=0, dtype=torch.float64)
+    middle = (total / len(features)).to(features.dtype)
     squares = features.new_empty(len(features))
     for part in parts:
         squares[part] = (features[part] - middle).square_().sum(dim=1)
@@ -208,40 +232,44 @@ def _centre(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _prepare(centroids: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
-    """c - m, (K, F), and |c - m|² + 2 m·(c - m), (K,): a score is the second - 2 x·the first."""
+    """Return a = c - m, (K, F), and b = |c - m|² + 2 m·(c - m), (K,), which give the scores b - 2 x·a."""
     small = centroids - middle
     wide = small.double()
     return small, (wide.square().sum(dim=1) + 2 * wide @ middle.double()).to(centroids.dtype)
 
 
 def _distances(scores: Tensor, squares: Tensor) -> Tensor:
+    """Turn scores into distances, in place."""
     return (scores + squares).clamp_(min=0).sqrt_()
 
 
 def _own_distances(features: Tensor, owner: Tensor, centroids: Tensor) -> Tensor:
-    """(N,) squared distance of each row to its centroid."""
+    """Return the squared distance of each row to its own centroid, (N,)."""
     found = features.new_empty(len(features))
-    for part in _chunks(*features.shape):
+    for part in _chunks(len(features), features.shape[1]):
         found[part] = (features[part] - centroids[owner[part]]).square_().sum(dim=1)
     return found
 
 
 def _means(features: Tensor, owner: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, F) mean of each centroid's rows, or the centroid if it has none, and (K,) how many. In the order of rows, so always
-    the same."""
+    """Return the mean of the rows of each centroid, (K, F), and the numbers of rows, (K,).
+
+    A centroid without rows keeps its place. The sums run in the order of the rows, so the result is reproducible.
+    """
     counts = torch.bincount(owner, minlength=len(centroids))
     order = owner.argsort(stable=True)
-    starts = counts.cumsum(0) - counts  # each centroid's rows are a stretch of `order`
+    starts = counts.cumsum(0) - counts  # the rows of a centroid are neighbours in `order`
     sums = F.embedding_bag(order, features, starts, mode="sum")
     return torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centroids), counts
 
 
 def _size(width: int) -> int:
-    """Rows of a chunk."""
+    """Return the number of rows of a chunk of a matrix with `width` columns."""
     return max(CHUNK // width, 1)
 
 
 def _chunks(rows: int, width: int) -> list[slice]:
+    """Return the chunks of a rows × width matrix."""
     return [slice(start, min(start + _size(width), rows)) for start in range(0, rows, _size(width))]
 
 
@@ -249,14 +277,23 @@ def _chunks(rows: int, width: int) -> list[slice]:
 
 
 class _Search:
-    """Nearest centroids again and again, while centroids move little.
+    """Finds the nearest centroids of all rows again in every iteration.
 
-    `upper` is at least a row's distance to its own centroid, `lower` at most its distance to any other of a group. When
-    centroids move by `shift`, the one grows and the other shrinks by no more than that. As long as upper <= lower no
-    centroid of that group can be nearer.
+    It skips most distances, because centroids move little between iterations.
 
-    Centroids that are alike make a group: then most groups as a whole are far from a row. Groups can be formed anew
-    whenever all rows are compared with all centroids.
+    Each row has an upper bound on the distance to its own centroid, and for each group a lower bound on the distances to the
+    other centroids of the group. When centroids move, the bounds grow or shrink by the distance of the move and stay valid.
+    As long as upper <= lower, no other centroid of this group can be nearer than the own one.
+
+    Groups consist of centroids that are close to each other, so that most groups are far from a given row. The groups are
+    formed again whenever all rows are compared with all centroids.
+
+    Attributes:
+        owner: (N,) own centroid of each row.
+        upper: (N,) upper bound on the distance of each row to its own centroid.
+        lower: (G, N) lower bounds on the distances of each row to the other centroids of each group.
+        order: (K,) centroids, group by group.
+        place: (K,) position of each centroid in `order`.
     """
 
     def __init__(self, features: Tensor, num_clusters: int):
@@ -265,24 +302,24 @@ class _Search:
         self.groups = 1 if K <= 2 * GROUP else 2 ** round(math.log2(K / GROUP))
         self.size = math.ceil(K / self.groups)  # M
         self.squares, self.middle = _centre(features)
-        self.order = torch.arange(K, device=features.device)  # centroids, group by group
-        self.place = self.order.clone()  # where a centroid is in it
+        self.order = torch.arange(K, device=features.device)
+        self.place = self.order.clone()
         self.owner = torch.zeros(N, dtype=torch.long, device=features.device)
         self.upper = features.new_full((N,), math.inf)
         self.lower = features.new_full((self.groups, N), -math.inf)
 
     def move(self, shift: Tensor) -> None:
-        """Centroids have moved by (K,) distances."""
+        """Update the bounds after centroids have moved by (K,) distances."""
         self.upper += shift[self.owner]
         self.lower -= self._pad(shift[self.order], 0.0).view(self.groups, self.size).amax(dim=1)[:, None]
 
     def give(self, rows: Tensor, owner: Tensor) -> None:
-        """Rows get another centroid than the nearest."""
+        """Assign rows to other centroids than the nearest."""
         self.owner[rows] = owner
-        self.lower[:, rows] = -math.inf  # nothing is known of the one they had
+        self.lower[:, rows] = -math.inf  # there is no lower bound on the distance to the previous centroid
 
     def nearest(self, centroids: Tensor) -> Tensor:
-        """(N,) nearest centroid of each row."""
+        """Return the nearest centroid of each row, (N,)."""
         width = self.features.shape[1]
         all_of_them = self._open() > LOOSE
         if not all_of_them:
@@ -306,12 +343,12 @@ class _Search:
         return self.owner
 
     def _open(self) -> float:
-        """The share of pairs of a row and a group that have to be looked at."""
+        """Return the share of open pairs of a row and a group."""
         return (self.upper > self.lower).float().mean().item()
 
     def _compare_all(self, part: slice, small: Tensor, offset: Tensor) -> None:
-        """Compare rows with all centroids."""
-        # centroids × rows, because the minimum over centroids is then one over whole stretches of memory
+        """Compare rows with all centroids and set their bounds."""
+        # The layout is centroids × rows: a minimum over centroids then reads contiguous memory.
         scores = torch.addmm(offset[:, None], small, self.features[part].T, alpha=-2).view(self.groups, self.size, -1)
         nearest = scores.amin(dim=1)  # (G, B)
         row, group = torch.arange(nearest.shape[1], device=scores.device), nearest.argmin(dim=0)
@@ -324,7 +361,7 @@ class _Search:
         self.lower[:, part] = _distances(nearest, self.squares[part])
 
     def _compare(self, rows: Tensor, small: Tensor, offset: Tensor, *, group: int) -> None:
-        """Compare rows with the centroids of a group in which there may be a nearer one than their own."""
+        """Compare rows with the centroids of a group that is open for them."""
         scores = torch.addmm(offset[:, None], small, self.features.index_select(0, rows).T, alpha=-2)  # (M, B)
         squares, before, own = self.squares[rows], self.upper[rows], self.place[self.owner[rows]]
         mine = (own // self.size == group).nonzero()[:, 0]
@@ -337,28 +374,32 @@ class _Search:
         self.owner[rows], self.upper[rows] = self.order[group * self.size + place], found[better]
         scores[place, torch.arange(len(better), device=rows.device)] = math.inf
         self.lower[group, rows] = _distances(scores.amin(dim=0), squares[better])
-        # The centroid that was left is now one of the others of its group.
+        # The previous centroid of a row is now one of the other centroids of its group.
         left = own // self.size
         self.lower[left, rows] = torch.minimum(self.lower[left, rows], before)
 
     def _pad(self, values: Tensor, filling: float) -> Tensor:
-        """K entries filled up to whole groups."""
+        """Append entries to K values so that all groups are full."""
         more = self.groups * self.size - self.K
         return torch.cat([values, values.new_full((more, *values.shape[1:]), filling)])
 
 
 def _alike(centroids: Tensor, size: int) -> Tensor:
-    """(K,) an order in which stretches of `size` centroids lie close to one another: halved again and again along the
-    direction of the largest variance."""
+    """Return an order of the centroids, (K,), in which each `size` consecutive centroids are close to each other.
+
+    The function divides the centroids into halves along the direction of the largest variance, again and again.
+    """
     parts = [torch.arange(len(centroids), device=centroids.device)]
     while len(parts[0]) > size:
-        halves = []
+        halves: list[Tensor] = []
         for part in parts:
             rows = centroids[part] - centroids[part].mean(dim=0)
             direction = rows[rows.square().sum(dim=1).argmax()]
-            for _ in range(5):  # towards the first eigenvector of rows.T @ rows; near it is good enough
+            for _ in range(
+                5
+            ):  # power iterations towards the first eigenvector of rows.T @ rows; an approximation suffices
                 direction = F.normalize(rows.T @ (rows @ direction), dim=0)
-            # whole stretches to the left, so that only the last one is not full
+            # the left half consists of full groups, so that only the last group may have fewer centroids
             left = size * math.ceil(len(part) / size / 2)
             halves += part[(rows @ direction).argsort(stable=True)].tensor_split([left])
         parts = [half for half in halves if len(half)]

@@ -1,7 +1,7 @@
-"""How well nearest neighbours in a labelled bank name the class of unseen images: what knn_eval.py does.
+"""The evaluation of knn_eval.py: classify images by the votes of their nearest neighbours among labelled images, the bank.
 
-Protocol of Self-Classifier, arXiv:2103.10994v3, after Wu et al., arXiv:1805.01978: evaluation views, features of unit
-length, each of the k nearest images votes for its class with weight exp(similarity / tau).
+Protocol of Self-Classifier, arXiv:2103.10994v3, after Wu et al., arXiv:1805.01978: evaluation views and features of unit
+length. Each of the k nearest images votes for its class with the weight exp(similarity / tau).
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from ..neighbors import count_hits
 from ..run import make_folder
 from .session import Session, open_session
 
-SMALLEST = 1e-12  # smallest length that is divided by, so that a feature of zeros stays one
+SMALLEST = 1e-12  # smallest length by which a feature is divided, so that a feature of zeros stays zero
 
 
 def run(options: KnnEvalOptions) -> None:
-    """Open the checkpoint and both splits, search, write knn_eval.json and print its table."""
+    """Open the checkpoint and both splits, search the neighbours, write knn_eval.json and print a table."""
     session = open_session(
         options,
         part=options.layer,
@@ -36,10 +36,10 @@ def run(options: KnnEvalOptions) -> None:
     )
     bank, queries = session.splits["train"], session.splits["test"]
     rows, which = choose_bank(options, bank)
-    if not options.features_cache:  # a cache is for the whole split: the next evaluation may take another share
+    if not options.features_cache:  # a cache holds the whole split, because the next evaluation may use another share
         bank, rows = keep_rows(bank, rows), np.arange(len(rows))
 
-    # one forward pass over both splits, then one search
+    # one forward pass over both splits, then one search for all k
     kept = session.autocast or torch.float32
     bank_features = unit_rows(session.features(bank, split="train", layer=options.layer)[rows], kept)
     query_features = unit_rows(session.features(queries, split="test", layer=options.layer), kept)
@@ -74,22 +74,29 @@ def run(options: KnnEvalOptions) -> None:
 
 
 def choose_bank(options: KnnEvalOptions, bank: Images) -> tuple[np.ndarray, str]:
-    """Return the rows of the labelled images to search, and in words which they are."""
+    """Return the positions of the labelled images to search, and a description of them.
+
+    Raises:
+        InputError: if there are fewer images than neighbours to find, or the list is wrong.
+    """
     if options.bank_list:
         rows, which = read_list(bank, options.bank_list, "--bank-list"), f"listed in {options.bank_list}"
     else:
         rows = draw_share(bank.labels.numpy(), options.bank_share, options.seed)
-        which = f"{100 * options.bank_share:g} % of each class's"
+        which = f"{100 * options.bank_share:g} % of each class"
     if max(options.k) > len(rows):
         raise InputError(
             f"--k {max(options.k)} is larger than the bank, {len(rows)} of {len(bank)} training images ({which}): "
-            "ask for fewer neighbours or search more images"
+            "give a smaller --k or search more images"
         )
     return rows, which
 
 
 def unit_rows(features: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scale (N, F) float32 features to unit length, in place if `dtype` is float32: a bank may fill half the memory."""
+    """Scale (N, F) float32 features to unit length and convert them to `dtype`.
+
+    The scaling happens in place, because a bank may fill half of the memory.
+    """
     for rows in features.split(65536):
         rows /= rows.norm(dim=1, keepdim=True).clamp(min=SMALLEST)
     return features.to(dtype)
@@ -105,7 +112,7 @@ def knn_scores(
     tau: float,
     device: torch.device,
 ) -> dict[int, dict[str, float]]:
-    """Compute `metrics.knn_top` on `device`; every rank has all features and searches for its share of the queries.
+    """Compute `metrics.knn_top` on `device`. Every rank has all features and searches for its share of the queries.
 
     Returns:
         {k: {"top1": fraction, "top5": fraction}}
@@ -113,7 +120,7 @@ def knn_scores(
     mine = slice(distributed.rank(), None, distributed.world_size())
     hits = dict.fromkeys(ks, (0, 0))
     if device.type == "cuda" and 2 * bank.nbytes < torch.cuda.mem_get_info(device)[0]:
-        bank = bank.to(device)  # if there is room; else it is copied piece by piece for every part of the queries
+        bank = bank.to(device)  # otherwise it is copied piece by piece for every part of the queries
     if len(queries[mine]):
         hits = count_hits(
             bank, bank_labels, queries=queries[mine].to(device), query_labels=query_labels[mine], ks=ks, tau=tau
@@ -126,7 +133,7 @@ def knn_scores(
 
 
 def write(session: Session, result: dict[str, Any], which: str) -> None:
-    """Write knn_eval.json and print its table."""
+    """Write knn_eval.json and print a table of it."""
     make_folder(session.folder)
     write_json(session.folder / "knn_eval.json", result)
     print(

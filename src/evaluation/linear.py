@@ -1,9 +1,9 @@
-"""Linear classification: how good the features of a frozen backbone are for a classifier that sees labels.
+"""The evaluation of lincls_eval.py: train a linear classifier with labels on the features of a backbone.
 
-This is what lincls_eval.py does. Protocols: Self-Classifier, arXiv:2103.10994v3 (LARS, batch 4096), and SwAV,
-arXiv:2006.09882 (SGD, batch 256; also semi-supervised, where the whole network is fine-tuned on few labels). In both the
-rate is set at the start of each epoch, batch normalisation keeps the statistics of pre-training while the backbone is
-frozen, and the papers report the best epoch on the test split.
+There are two protocols: that of Self-Classifier, arXiv:2103.10994v3 (LARS, batch 4096), and that of SwAV, arXiv:2006.09882
+(SGD, batch 256). SwAV also has a semi-supervised protocol, which fine-tunes the whole network on few labels. In both, the
+learning rate changes at the start of each epoch, and the batch normalisation of a frozen backbone keeps the statistics of
+pre-training. Both papers report the best epoch on the test split.
 """
 
 import shlex
@@ -24,6 +24,7 @@ from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
 from ..errors import InputError
 from ..logs import Progress, percent, table, write_json
+from ..methods import feature_width
 from ..models.backbones import pool_windows
 from ..run import Run, find_checkpoint, make_folder
 from ..trainer import Trainer
@@ -32,14 +33,14 @@ from .search import search, top_hits
 from .session import Session, open_session
 
 NAME, BEST = "lincls_eval", "lincls_eval_best.pt"
-CROP_SHARE = (0.08, 1.0)  # of the image's area, in both protocols
-# a probe may be continued although these differ
+CROP_SHARE = (0.08, 1.0)  # smallest and largest share of the image's area in a crop, in both protocols
+# A probe may continue with other values of these options.
 IRRELEVANT = {"checkpoint", "val_batch_size", "fast", "fast_lrs", "fast_weight_decays", "held_out"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """A backbone with a fresh linear layer on its device, and the labelled images."""
+    """A backbone with a new linear layer on the device, and the labelled images."""
 
     options: LinclsEvalOptions
     session: Session
@@ -49,7 +50,7 @@ class Job:
 
 
 def run(options: LinclsEvalOptions) -> None:
-    """Open the checkpoint and the data, fit a linear classifier in one of two ways, write and print the result."""
+    """Open the checkpoint and the data, fit a linear classifier by SGD or with --fast, write the result and print it."""
     job = open_job(options)
     found = fit_fast(job) if job.options.fast else train(job)
     if distributed.is_main():
@@ -58,7 +59,7 @@ def run(options: LinclsEvalOptions) -> None:
 
 
 def open_job(options: LinclsEvalOptions) -> Job:
-    """Open the checkpoint and the data. Every mistake in them is found before any image is read.
+    """Open the checkpoint and the data. The function finds every mistake in the options before it reads an image.
 
     Raises:
         InputError: if something is missing or does not fit together.
@@ -71,9 +72,9 @@ def open_job(options: LinclsEvalOptions) -> Job:
         batch_size=options.val_batch_size,
         features_cache=options.features_cache,
     )
-    options = parse_lincls_eval(trained=session.trained)  # the default preset follows the data
-    data, backbone = session.splits["train"], session.network.backbone
-    num_features = backbone.width
+    options = parse_lincls_eval(trained=session.trained)  # the default of --preset depends on the data
+    data, backbone = session.splits["train"], session.network.get_submodule("backbone")
+    num_features = feature_width(backbone)
     if options.pool_window:
         size = session.trained["global_crops_size"]
         num_features = pool_windows(backbone, options.pool_window, in_channels=data.channels, image_size=size)
@@ -90,16 +91,17 @@ def open_job(options: LinclsEvalOptions) -> Job:
         train_bn=options.train_bn,
         num_features=num_features,
         feature_bn=options.feature_bn,
-    ).to(session.device, memory_format=session.layout)
-    return Job(options, session, data, session.splits["test"], probe)
+    )
+    probe = probe.to(session.device).to(memory_format=session.layout)
+    return Job(options=options, session=session, train=data, test=session.splits["test"], probe=probe)
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# two ways to fit
+# the two ways of fitting
 
 
 def fit_fast(job: Job) -> dict[str, Any]:
-    """Compute the features once, then fit many settings at once, on rank 0; other ranks return nothing."""
+    """Compute the features once and fit many settings at once, on rank 0. The other ranks return an empty dictionary."""
     options, session = job.options, job.session
     train, test = (
         session.features(data, split=split, layer="backbone", network=job.probe).to(session.device)
@@ -126,13 +128,16 @@ def fit_fast(job: Job) -> dict[str, Any]:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Train the published way and score the test split after every epoch. Continues a probe found in the folder.
+    """Train as in the published protocols, and score the test split after every epoch.
+
+    If the folder holds an unfinished probe, the training continues it.
 
     Returns:
-        Accuracies of the best epoch on the test split, which the papers report, and of the last; and the history.
+        The accuracies of the epoch that is best on the test split, which the papers report, those of the last epoch, and the
+        summaries of all epochs.
 
     Raises:
-        SystemExit: 128 + the signal, after saving, if a signal asked to stop.
+        SystemExit: 128 + the signal, after saving, if a signal asked the training to stop.
     """
     options, session, probe = job.options, job.session, job.probe
     settings = as_plain(options) | {
@@ -148,6 +153,8 @@ def train(job: Job) -> dict[str, Any]:
     if found:
         trainer.load_state_dict(_migrated(found))
     run = Run(session.folder, settings, found, name=NAME, log=False)
+    if run.history and not trainer.done and best_epoch(run.history) is run.history[-1]:
+        run.save(trainer, extra=BEST)  # the process may have ended after the last checkpoint and before this one
 
     total = options.epochs * trainer.loader.images
     progress = Progress(total, trainer.images, enabled=distributed.is_main())
@@ -157,13 +164,13 @@ def train(job: Job) -> dict[str, Any]:
         f"{len(trainer.loader)} steps per epoch on {distributed.world_size()} x {session.device.type}; writing to {run.folder}"
     )
     if found:
-        where = f"going on from epoch {trainer.epoch + 1}, step {trainer.done + 1}"
-        progress.say(where if trainer.epoch < options.epochs else "finished before")
+        where = f"resuming from epoch {trainer.epoch + 1}, step {trainer.done + 1}"
+        progress.say(where if trainer.epoch < options.epochs else "the probe is already finished")
 
     def score_epoch(summary: dict[str, Any]) -> dict[str, float]:
         if trainer.epoch in (1, options.epochs):
             probe.check_unchanged()
-        top1, top5 = score(probe, session.batches(job.test), job.test.labels, session.autocast)
+        top1, top5 = score(probe, session.batches(job.test), job.test.labels, autocast=session.autocast)
         return {"top1": top1, "top5": top5}
 
     def comment(summary: dict[str, Any]) -> Iterator[str]:
@@ -193,7 +200,11 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def build_trainer(job: Job) -> Trainer:
-    """Build the optimiser, the schedule and the batches that the options ask for, and the trainer around the probe."""
+    """Build the optimiser, the learning-rate schedule, the batches and the trainer of the probe.
+
+    Raises:
+        InputError: if there are fewer images than ranks.
+    """
     options, session, probe = job.options, job.session, job.probe
     optimizer = build_probe_optimizer(
         probe,
@@ -215,7 +226,10 @@ def build_trainer(job: Job) -> Trainer:
         equal_shares=probe.shares_statistics,
     )
     if not len(loader):
-        raise InputError(f"{len(job.train)} labelled training images are fewer than the ranks: start fewer")
+        raise InputError(
+            f"{len(job.train)} labelled training images for {distributed.world_size()} ranks, expected at least one per rank: "
+            "start fewer ranks"
+        )
     factor = rate_factor(options.schedule, options.epochs, decay_epochs=options.decay_epochs, gamma=options.gamma)
     return Trainer(
         probe,
@@ -230,9 +244,9 @@ def build_trainer(job: Job) -> Trainer:
 
 
 def training_views(job: Job) -> Views:
-    """Return the views to train on: a random resized crop and a flip, as in both protocols, or the evaluation view.
+    """Return the training views: a random resized crop with a flip, as in both protocols, or the evaluation view.
 
-    Digits, which no protocol knows, have their own augmented views.
+    The protocols do not cover digits, which have their own augmented views.
     """
     session = job.session
     if not job.options.crop_flip:
@@ -250,8 +264,8 @@ def training_views(job: Job) -> Views:
     return build_views(session.source.data, job.train, settings)
 
 
-class Unaugmented:
-    """The evaluation view in the place of a training view; see `Views`."""
+class Unaugmented(Views):
+    """Views whose training view is the evaluation view of other views. See `Views`."""
 
     def __init__(self, central: Views):
         self.central = central
@@ -265,9 +279,18 @@ class Unaugmented:
     def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single_finish(crop) for crop in crops]
 
+    def single(self, images: Tensor) -> Tensor:
+        return self.central.single(images)
+
+    def single_cut(self, image: Tensor) -> Tensor:
+        return self.central.single_cut(image)
+
+    def single_finish(self, crops: Tensor) -> Tensor:
+        return self.central.single_finish(crops)
+
 
 def _migrated(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a probe's checkpoint in today's form: until November 2026 a second trainer wrote another one."""
+    """Convert the checkpoint of a probe to the current format. Until November 2026 a second trainer wrote another format."""
     if "totals" in state:
         return state
     loss, images = (state["total"] / distributed.world_size()).unbind()
@@ -281,13 +304,15 @@ def score(
     probe: nn.Module,
     batches: Iterable[tuple[Tensor, np.ndarray]],
     labels: Tensor,
+    *,
     autocast: torch.dtype | None = None,
 ) -> tuple[float, float]:
-    """Return top-1 and top-5 accuracy in evaluation mode, as fractions of all N images.
+    """Return the top-1 and top-5 accuracy in evaluation mode, as fractions of all N images.
 
     Args:
-        batches: images and their indices, this rank's share; every image is on one rank.
-        labels: (N,) of all images.
+        batches: this rank's share of the images and their indices; each image is on exactly one rank.
+        labels: (N,) label of every image.
+        autocast: dtype of the network in mixed precision, or None.
     """
     was_training = probe.training
     probe.eval()
@@ -306,7 +331,7 @@ def score(
 
 
 def write(job: Job, found: dict[str, Any]) -> None:
-    """Write lincls_eval.json and print its tables."""
+    """Write lincls_eval.json and print tables of it."""
     options, session = job.options, job.session
     result = {
         **session.facts(),
@@ -342,7 +367,7 @@ def write(job: Job, found: dict[str, Any]) -> None:
 
 
 def describe(options: LinclsEvalOptions) -> str:
-    """Return the protocol in one sentence."""
+    """Return a description of the protocol."""
     share = f"{100 * options.train_share:g} % of the labels, " if options.train_share < 1 else ""
     share = f"labels of {options.train_list}, " if options.train_list else share
     window = options.pool_window

@@ -1,4 +1,4 @@
-"""The linear probe as a method of the trainer: a backbone and a linear layer that learns from labels.
+"""The linear probe, a method for the trainer: a backbone, and a linear layer that learns from labels.
 
 Legend: B images on this rank, F features, C classes.
 """
@@ -15,23 +15,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import distributed
 from ..errors import RunError
 from ..fingerprints import of_weights
-from ..methods.base import Method, Step
+from ..methods.base import Method, Step, feature_width
 from ..optim import build_optimizer
 
 
 class LinearProbe(Method):
-    """A backbone and a fresh linear layer `fc`, (B, channels, H, W) → (B, C) logits.
+    """A backbone and a new linear layer `fc`, (B, channels, H, W) → (B, C) logits.
 
-    If the backbone is frozen, the layer starts normal with standard deviation 0.01 and biases of 0, as in both
-    protocols. With `finetune` it keeps nn.Linear's own start.
+    If the backbone is frozen, the weights of the layer start from a normal distribution with standard deviation 0.01, and its
+    biases from 0, as in both protocols. With `finetune` the layer keeps the initialisation of nn.Linear.
 
     Args:
-        labels: (N,) class of every training image; needed to train.
-        finetune: train the backbone too.
-        train_bn: its batch normalisation then uses the statistics of the batch; otherwise always those of pre-training.
-        num_features: F of the backbone; None: its width. See `pool_windows` in src/models/backbones.py.
-        feature_bn: put batch normalisation `bn` of the backbone's channels before the linear layer and train it too.
-            The windows of one channel share their statistics.
+        labels: (N,) class of every training image; only training needs them.
+        finetune: also train the backbone.
+        train_bn: with `finetune`, batch normalisation uses the statistics of the batch instead of those of pre-training.
+        num_features: number of features F of the backbone; None: its width. See `pool_windows` in src/models/backbones.py.
+        feature_bn: put a batch normalisation `bn` of the channels of the backbone before the linear layer, and train it. The
+            windows of one channel share their statistics.
+
+    Attributes:
+        before: fingerprint of the weights of the backbone at the start.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class LinearProbe(Method):
         feature_bn: bool = False,
     ):
         super().__init__()
-        self.backbone, self.fc = backbone, nn.Linear(num_features or backbone.width, num_classes)
-        self.bn = nn.BatchNorm1d(backbone.width) if feature_bn else None
+        width = feature_width(backbone)
+        self.backbone, self.fc = backbone, nn.Linear(num_features or width, num_classes)
+        self.bn = nn.BatchNorm1d(width) if feature_bn else None
         self.finetune, self.train_bn = finetune, train_bn
+        self.labels: Tensor | None
         self.register_buffer("labels", labels, persistent=False)
         backbone.requires_grad_(finetune)
         if not finetune:
@@ -58,7 +63,7 @@ class LinearProbe(Method):
 
     @property
     def shares_statistics(self) -> bool:
-        """Whether batch normalisation uses the statistics of a step's batch, of all ranks."""
+        """True if batch normalisation uses the statistics of the batch of a step, over all ranks."""
         return self.train_bn or self.bn is not None
 
     def train(self, mode: bool = True) -> "LinearProbe":
@@ -81,29 +86,31 @@ class LinearProbe(Method):
             return self.fc(features)
 
     def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
-        """Return the logits of the only view, [(B, C)]."""
+        """Return the logits of the only view, in a list, [(B, C)]."""
         (images,) = views
         return [self(images)]
 
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
-        """Return the cross-entropy with the labels; the mean of the ranks' losses is that of the joined batch."""
+        """Return the cross-entropy with the labels. The mean of the losses of the ranks is the loss of the joined batch."""
         (logits,) = embeddings
+        assert self.labels is not None  # a probe without labels is not trained
         total = F.cross_entropy(logits, self.labels[indices], reduction="sum")
         images = total.new_tensor(float(len(logits)))
-        # DistributedDataParallel averages gradients over ranks, whose shares of a last batch may differ by one image.
+        # DistributedDataParallel averages gradients over the ranks, whose parts of the last batch may differ by one image.
         loss = total / distributed.mean_over_ranks(images)
         return Step(loss, {"loss_sum": total.detach(), "images": images})
 
     def summarize(self, averages: dict[str, Tensor]) -> dict[str, Any]:
-        """Return the mean loss over the images of the epoch: its last batch may be smaller."""
+        """Return the mean loss over the images of the epoch, whose last batch may be smaller."""
         return {"loss": (averages["loss_sum"] / averages["images"]).item()}
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are not the backbone's."""
-        return [*self.fc.parameters(), *(self.bn.parameters() if self.bn is not None else ())]
+        """Return the parameters of the layers after the backbone."""
+        own = list(self.fc.parameters())
+        return own if self.bn is None else own + list(self.bn.parameters())
 
     def saved_state(self) -> dict[str, Tensor]:
-        """Return what was learned: the whole network, or without the backbone if it is frozen."""
+        """Return the weights that were trained: those of the whole network, or without the backbone if it is frozen."""
         state = self.state_dict()
         return state if self.finetune else {key: v for key, v in state.items() if not key.startswith("backbone.")}
 
@@ -111,27 +118,30 @@ class LinearProbe(Method):
         self.load_state_dict({**self.state_dict(), **state})
 
     def check_unchanged(self) -> None:
-        """Raise RunError if the backbone changed although it is frozen."""
+        """Raise RunError if a frozen backbone has changed."""
         after = of_weights(self.backbone)
         if not self.finetune and after != self.before:
             raise RunError(
-                f"the backbone changed while it should have been frozen (SHA-256 {self.before[:12]} before, {after[:12]} now): "
-                "the accuracy is not that of the checkpoint and is not reported"
+                f"the frozen backbone has changed (SHA-256 {self.before[:12]} before, {after[:12]} now): the accuracy is not that "
+                "of the checkpoint and is not reported"
             )
 
 
 def rate_factor(
     schedule: str, epochs: int, *, decay_epochs: Sequence[int] = (), gamma: float = 0.1
 ) -> Callable[[int], float]:
-    """Return the factor of the learning rates as a function of the epoch, counted from 0.
+    """Return the factor of the learning rates as a function of the epoch, which counts from 0.
 
-    "cosine": ½(1 + cos(π · epoch / epochs)), which starts at 1 and does not reach 0. "step": gamma for each of
-    `decay_epochs` that has begun. "constant": 1.
+    "cosine": ½(1 + cos(π · epoch / epochs)), which starts at 1 and does not reach 0. "step": gamma to the power of the number
+    of `decay_epochs` that are not above the epoch. "constant": 1.
+
+    Raises:
+        ValueError: if there is no such schedule.
     """
     if schedule == "cosine":
         return lambda epoch: 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     if schedule == "step":
-        return lambda epoch: gamma ** sum(epoch >= begun for begun in decay_epochs)
+        return lambda epoch: gamma ** sum(epoch >= start for start in decay_epochs)
     if schedule == "constant":
         return lambda epoch: 1.0
     raise ValueError(f"schedule must be cosine, step or constant, got {schedule}")
@@ -147,12 +157,12 @@ def build_probe_optimizer(
     weight_decay: float = 0.0,
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build the optimiser; the trainer multiplies each group's rate with the factor of the epoch.
+    """Build the optimiser. The trainer multiplies the learning rate of each group by the factor of the epoch.
 
     Args:
         name: "lars", "sgd" or "adamw".
-        lr: rate of the linear layer.
-        backbone_lr: rate of the backbone if it is fine-tuned; None: `lr`.
+        lr: learning rate of the linear layer.
+        backbone_lr: learning rate of the backbone if it is fine-tuned; None: `lr`.
     """
     rates = [(probe.own_parameters(), lr)]
     if probe.finetune:

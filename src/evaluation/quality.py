@@ -1,4 +1,4 @@
-"""What can be said about clusters and features without a label."""
+"""Numbers about clusters and features that need no labels."""
 
 import numpy as np
 import torch
@@ -9,12 +9,15 @@ from ..metrics import adjusted_mutual_information, contingency
 
 
 def agreement(clusters: np.ndarray, sizes: list[int]) -> dict[int, tuple[float, int]]:
-    """How far classifiers of one size find the same clusters: {size: (mean AMI of all pairs, number of pairs)}.
+    """Measure how far classifiers of the same size find the same clusters.
 
     Args:
         clusters: (K, N) cluster of every image by each classifier.
-        sizes: number of clusters of each. One that no other shares is left out; so is a classifier that puts all images into
-            one cluster, in which any two would agree.
+        sizes: number of clusters of each classifier.
+
+    Returns:
+        {size: (mean AMI over all pairs of classifiers of this size, number of pairs)}. A size that only one classifier has is
+        left out. So are classifiers that put all images into one cluster, because any two of them agree.
     """
     found = {}
     for size in dict.fromkeys(sizes):
@@ -28,33 +31,48 @@ def agreement(clusters: np.ndarray, sizes: list[int]) -> dict[int, tuple[float, 
 
 
 def align(clusters: np.ndarray, reference: np.ndarray, size: int) -> np.ndarray:
-    """Rename clusters so that as many images as possible are in clusters of the same name: (C,) new name of each.
+    """Find the new number of each cluster that gives as many images as possible the number they have in `reference`.
 
     Args:
-        clusters, reference: (N,) in [0, C), C being `size`.
+        clusters, reference: (N,) in [0, C), where C is `size`.
+
+    Returns:
+        (C,) new number of each cluster, a permutation.
     """
     counts = np.bincount(clusters * size + reference, minlength=size * size).reshape(size, size)
     return linear_sum_assignment(counts, maximize=True)[1]
 
 
 def rankme(features: Tensor) -> float:
-    """In how many directions features spread: exp of the entropy of their singular values, in [1, F].
+    """Compute RankMe, the effective rank of (N, F) features: exp of the entropy of their singular values, in [1, F].
 
-    Garrido et al., "RankMe", ICML 2023, arXiv:2210.02885, equation 3, of (N, F) features as they are. By the eigenvalues of
-    the F × F products in float64, chunk by chunk.
+    Garrido et al., "RankMe", ICML 2023, arXiv:2210.02885, equation 3. The features are neither centred nor normalised. The
+    singular values are the roots of the eigenvalues of the F × F matrix of products, which is summed in float64 over chunks
+    of rows.
     """
     products = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
     for rows in features.split(65536):
         rows = rows.double()
         products.addmm_(rows.T, rows)
     values = torch.linalg.eigvalsh(products).clamp(min=0).sqrt()
-    shares = values / values.sum().clamp(min=1e-300) + 1e-7  # the paper's own constant
+    shares = values / values.sum().clamp(min=1e-300) + 1e-7  # the constant of the paper
     return torch.exp(-(shares * shares.log()).sum()).item()
 
 
 def silhouette(features: Tensor, clusters: np.ndarray, *, sample: int = 5000, seed: int = 0) -> float | None:
-    """Mean silhouette of images drawn at random, in [-1, 1]: 1 if clusters are far apart, 0 if they touch, by Euclidean
-    distance. None if the images drawn are of one cluster, or all of different ones."""
+    """Compute the mean silhouette of random images with Euclidean distances, in [-1, 1].
+
+    The silhouette is 1 if clusters are far apart and 0 if they touch.
+
+    Args:
+        features: (N, F).
+        clusters: (N,) cluster of every image.
+        sample: number of images to draw.
+        seed: seed of the draw.
+
+    Returns:
+        The mean, or None if all images drawn are in one cluster or each of them is in another cluster.
+    """
     from sklearn.metrics import silhouette_score  # slow to import
 
     rows = np.sort(np.random.default_rng(seed).permutation(len(clusters))[:sample])

@@ -1,9 +1,10 @@
-"""Many linear classifiers at once on features computed once: what `lincls_eval.py --fast` does.
+"""The search of `lincls_eval.py --fast`: fit many linear classifiers at once on features that are computed once.
 
 Legend: N images, F features, C classes, S settings that are tried together.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,12 @@ from .probe import rate_factor
 
 
 def top_hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count for (B, C) logits how often the label comes first and among the first five (all C if fewer): (2,) long."""
+    """Count how often the label is the most likely class, and how often it is among the five most likely, (2,) long.
+
+    Args:
+        logits: (B, C). With fewer than five classes, all of them are among the five.
+        labels: (B,).
+    """
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = ranked == labels[:, None]
     return torch.stack([hits[:, 0].sum(), hits.sum()])
@@ -27,16 +33,17 @@ def fit_linear(
     features: Tensor,
     labels: Tensor,
     num_classes: int,
-    settings: Sequence[tuple[float, float]],
     *,
+    settings: Sequence[tuple[float, float]],
     epochs: int,
     batch_size: int,
     momentum: float,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Train S linear classifiers together by SGD on cross-entropy, each with its own rate and decay; cosine per epoch.
+    """Train S linear classifiers together by SGD on cross-entropy, each with its own learning rate and weight decay.
 
-    All see the same batches, so that the logits of a step are one product (B, F) × (F, S·C), and its gradient another.
+    The learning rates follow a cosine and change once per epoch. All classifiers see the same batches, so one product
+    (B, F) × (F, S·C) gives the logits of a step, and another one the gradient.
 
     Args:
         features: (N, F) float.
@@ -79,61 +86,50 @@ def search(
     momentum: float,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Choose a learning rate and a weight decay on a held-out part of the training images, fit on all of them, test.
+    """Choose a learning rate and a weight decay on held-out training images, fit on all training images, and test.
 
-    Every feature is first shifted and scaled to mean 0 and variance 1 over the images that are fitted on.
+    Before each fit, every feature is shifted and scaled to mean 0 and variance 1 over the images of the fit.
 
     Args:
         train, test: (N, F) and (M, F) features, on one device.
-        held_out: share of each class's training images to choose on, drawn by `seed`.
+        held_out: fraction of the training images of each class that is held out, drawn with `seed`.
 
     Returns:
-        `settings`, a list of {lr, weight_decay, top1, top5} on the held-out images; `chosen`, the one of highest top1 (then
-        top5, then the first); `top1` and `top5` on the test images; `held_out_images`.
+        settings: list of {lr, weight_decay, top1, top5} on the held-out images.
+        chosen: the setting with the highest top1. On a tie the higher top5 decides, then the earlier position.
+        top1, top5: fractions on the test images.
+        held_out_images: number of held-out images.
 
     Raises:
-        InputError: if no image would be held out, or none left to fit on.
+        InputError: if no image is held out, or no image is left to fit on.
     """
     chosen_on = draw_share(train_labels.numpy(), held_out, seed)
     sizes = torch.bincount(train_labels)[train_labels[chosen_on]].numpy()
-    chosen_on = chosen_on[sizes > 1]  # the only image of a class is fitted on
+    chosen_on = chosen_on[sizes > 1]  # the only image of a class is not held out
     fitted_on = np.setdiff1d(np.arange(len(train)), chosen_on)
     if not len(chosen_on) or not len(fitted_on):
         raise InputError(
             f"--held-out {held_out} of {len(train)} training images leaves {len(chosen_on)} to choose on and "
-            f"{len(fitted_on)} to fit on: give another share, or more --train-share"
+            f"{len(fitted_on)} to fit on: give another --held-out or a larger --train-share"
         )
     settings = [(lr, decay) for lr in lrs for decay in weight_decays]
 
-    def fit_and_score(fit, fit_labels, other, other_labels, tried) -> list[tuple[float, float]]:
-        """(top1, top5) of each setting."""
-        mean, scale = fit.mean(dim=0), fit.std(dim=0, correction=0)
-        scale = torch.where(scale > 0, scale, 1.0)
-        weight, bias = fit_linear(
-            (fit - mean) / scale,
-            fit_labels.to(fit.device),
-            num_classes,
-            settings=tried,
-            epochs=epochs,
-            batch_size=batch_size,
-            momentum=momentum,
-            seed=seed,
-        )
-        hits = torch.zeros(len(tried), 2, dtype=torch.long)
-        for rows in torch.arange(len(other)).split(4096):
-            logits = torch.einsum("bf,fsc->sbc", (other[rows] - mean) / scale, weight) + bias[:, None]
-            hits += torch.stack([top_hits(z, other_labels[rows].to(z.device)) for z in logits]).cpu()
-        return [tuple(row) for row in (hits / len(other)).tolist()]
-
+    fit_and_score = partial(
+        _fit_and_score, num_classes=num_classes, epochs=epochs, batch_size=batch_size, momentum=momentum, seed=seed
+    )
     scores = fit_and_score(
-        train[fitted_on], train_labels[fitted_on], train[chosen_on], train_labels[chosen_on], settings
+        train[fitted_on],
+        train_labels[fitted_on],
+        other=train[chosen_on],
+        other_labels=train_labels[chosen_on],
+        tried=settings,
     )
     rows = [
         {"lr": lr, "weight_decay": decay, "top1": top1, "top5": top5}
         for (lr, decay), (top1, top5) in zip(settings, scores, strict=True)
     ]
     best = max(range(len(rows)), key=lambda s: scores[s])
-    ((top1, top5),) = fit_and_score(train, train_labels, test, test_labels, [settings[best]])
+    ((top1, top5),) = fit_and_score(train, train_labels, other=test, other_labels=test_labels, tried=[settings[best]])
     return {
         "settings": rows,
         "chosen": rows[best],
@@ -141,3 +137,36 @@ def search(
         "top5": top5,
         "held_out_images": len(chosen_on),
     }
+
+
+def _fit_and_score(
+    fit: Tensor,
+    fit_labels: Tensor,
+    *,
+    other: Tensor,
+    other_labels: Tensor,
+    tried: Sequence[tuple[float, float]],
+    num_classes: int,
+    epochs: int,
+    batch_size: int,
+    momentum: float,
+    seed: int,
+) -> list[tuple[float, float]]:
+    """Fit on some features, and return (top1, top5) of each setting on other features."""
+    mean, scale = fit.mean(dim=0), fit.std(dim=0, correction=0)
+    scale = torch.where(scale > 0, scale, 1.0)
+    weight, bias = fit_linear(
+        (fit - mean) / scale,
+        fit_labels.to(fit.device),
+        num_classes,
+        settings=tried,
+        epochs=epochs,
+        batch_size=batch_size,
+        momentum=momentum,
+        seed=seed,
+    )
+    hits = torch.zeros(len(tried), 2, dtype=torch.long)
+    for rows in torch.arange(len(other)).split(4096):
+        logits = torch.einsum("bf,fsc->sbc", (other[rows] - mean) / scale, weight) + bias[:, None]
+        hits += torch.stack([top_hits(z, other_labels[rows].to(z.device)) for z in logits]).cpu()
+    return [(top1, top5) for top1, top5 in (hits / len(other)).tolist()]

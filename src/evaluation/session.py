@@ -1,7 +1,8 @@
-"""Open everything that an evaluation needs, in one call: the checkpoint, its data, the views, the device, the folder."""
+"""Open everything that an evaluation needs in one call: the checkpoint, the data, the views, the device and the folder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,39 +11,41 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..config import DataOptions, EvaluationOptions, ViewSettings
-from ..data.datasets import Images, check_channels, open_data
+from ..data.datasets import FeatureRows, Images, check_channels, open_data
 from ..data.loaders import Views, single_views
 from ..data.subsets import keep_rows
 from ..data.views import build_views
 from ..errors import InputError
 from ..features import extract
 from ..loading import Unclassified, load_backbone, load_classifiers, load_method
+from ..methods import Method
+from ..models.heads import LinearClassifiers
 from ..run import results_folder
 
 Part = Literal["backbone", "head", "classifiers"]
+Network = Method | LinearClassifiers | nn.ModuleDict  # nn.ModuleDict for a backbone alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A network on its device, the data it is evaluated on, and how both are used.
+    """A network on its device, the data on which it is evaluated, and the settings of both.
 
     Attributes:
-        checkpoint: what `--checkpoint` named.
-        network: in evaluation mode. Its `backbone` and, where the evaluation asked for them, `embed` and `predict`.
-        trained: the configuration of the run that made the checkpoint.
-        state: the rest of the checkpoint, without the weights.
-        source: which data, with the splits' names for `open`.
-        splits: {split: its images}.
-        views: the views of the training run; evaluations use the `single` one.
-        autocast: dtype of the network in mixed precision, or None.
-        folder: where results go; it may not exist yet.
-        batch_size: images per forward pass and rank.
-        workers: processes per rank that decode files.
-        features_cache: folder of cached features; "": none.
+        checkpoint: the value of `--checkpoint`.
+        network: in evaluation mode. It has a `backbone`, and `embed` and `predict` if the evaluation asked for them.
+        trained: the configuration of the run that wrote the checkpoint.
+        state: the checkpoint without the weights.
+        source: the data set.
+        splits: {name of a split: its images}.
+        views: the views of the training run; evaluations use the view `single`.
+        folder: folder for the results, which may not exist yet.
+        batch_size: number of images per forward pass and rank.
+        workers: number of processes per rank that decode files; -1: one per available core.
+        features_cache: folder of cached features; "": no cache.
     """
 
     checkpoint: str
-    network: nn.Module
+    network: Network
     trained: dict[str, Any]
     state: dict[str, Any]
     source: DataOptions
@@ -51,27 +54,29 @@ class Session:
     device: torch.device
     precision: str
     channels_last: bool
-    folder: Any
+    folder: Path
     batch_size: int
     workers: int
     features_cache: str
 
     @property
     def autocast(self) -> torch.dtype | None:
+        """Dtype of the network in mixed precision, or None."""
         return None if self.precision == "float32" else getattr(torch, self.precision)
 
     @property
     def layout(self) -> torch.memory_format:
+        """Memory layout of the network."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def open(self, split: str) -> Images:
-        """Return a split of the data, which need not be one of `splits`."""
+        """Return the images of a split, which may be one that is not in `splits`."""
         if split in self.splits:
             return self.splits[split]
         return _open(self.source, split)
 
     def batches(self, data: Images, views: Views | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Yield the evaluation views of this rank's share of the images, with their indices."""
+        """Yield batches of evaluation views of this rank's share of the images, with the indices of the images."""
         return single_views(
             data, views or self.views, batch_size=self.batch_size, device=self.device, workers=self.workers
         )
@@ -92,7 +97,7 @@ class Session:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return what every result file says about the checkpoint and the data."""
+        """Return the entries about the checkpoint and the data that every result file has."""
         return {
             "checkpoint": self.checkpoint,
             "method": self.trained["method"],
@@ -114,25 +119,32 @@ def open_session(
     features_cache: str = "",
     below: str = "",
 ) -> Session:
-    """Open a checkpoint, ours or foreign, together with its data. Every mistake in them is found before any image is read.
+    """Open a checkpoint of this project or of another one, together with its data.
+
+    The function finds every mistake in the options before it reads an image.
 
     Args:
-        part: what the evaluation needs of the network: the backbone alone, also the embedding, or also classifiers.
-        splits: which splits to open.
-        labelled: keep only the images with a label, and require the same classes in all splits.
-        below: subfolder of the checkpoint's folder for the results, unless `--output-dir` is given.
+        part: what the evaluation needs: "backbone", "head" (backbone and embedding) or "classifiers" (all of them).
+        splits: names of the splits to open.
+        labelled: keep only images with a label, and require the same classes in all splits.
+        below: subfolder of the folder of the checkpoint for the results, unless `--output-dir` is given.
 
     Raises:
-        InputError: if something is missing or does not fit together; Unclassified if the checkpoint lacks `part`.
+        InputError: if something is missing or does not fit together. It is an `Unclassified` if the checkpoint lacks `part`.
     """
     network, state = _load(options, part)
     trained = state["config"]
     if not options.data and not trained["data"]:
-        raise InputError(f"--data is missing: {options.checkpoint} does not say what it was trained on")
+        raise InputError(
+            f"--data is missing: {options.checkpoint} does not name the data it was trained on; give --data"
+        )
     source = _source(options, trained)
     images = _labelled(source, splits) if labelled else {split: _open(source, split) for split in splits}
     first = images[splits[0]]
     check_channels(first, source.data, trained["channels"])
+    if isinstance(first, FeatureRows) != (trained["arch"] == "identity"):
+        takes = "features" if trained["arch"] == "identity" else "images"
+        raise InputError(f"--data {source.data}: checkpoint {options.checkpoint} takes {takes}: give others")
     views = build_views(source.data, first, ViewSettings.of(trained))
     folder = results_folder(options.checkpoint, output_dir=options.output_dir, below=below)
     device = distributed.start(options.device)
@@ -152,11 +164,11 @@ def open_session(
         workers=options.workers,
         features_cache=features_cache,
     )
-    network.to(device, memory_format=session.layout)
+    network.to(device).to(memory_format=session.layout)
     return session
 
 
-def _load(options: EvaluationOptions, part: Part) -> tuple[nn.Module, dict[str, Any]]:
+def _load(options: EvaluationOptions, part: Part) -> tuple[Network, dict[str, Any]]:
     if part == "backbone":
         backbone, state = load_backbone(options.checkpoint, options.arch)
         return nn.ModuleDict({"backbone": backbone}), state
@@ -166,7 +178,7 @@ def _load(options: EvaluationOptions, part: Part) -> tuple[nn.Module, dict[str, 
 
 
 def _source(options: EvaluationOptions, trained: dict[str, Any]) -> DataOptions:
-    """Return the data that was asked for, or else that of the training run, whose folder may have moved since."""
+    """Return the data set of the options, or that of the training run, whose folder may have moved since then."""
     if options.data:
         return options
     return DataOptions(
@@ -184,23 +196,26 @@ def _open(source: DataOptions, split: str) -> Images:
 
 
 def _labelled(source: DataOptions, splits: tuple[str, ...]) -> dict[str, Images]:
-    """Open the images with a label of several splits.
+    """Return the images with a label of several splits.
 
     Raises:
-        InputError: if a split has none, or the splits do not have the same classes.
+        InputError: if a split has no labels, or the splits have different classes.
     """
     images = {split: _open(source, split) for split in splits}
     for split, data in images.items():
         if not (data.labels >= 0).any():
-            raise InputError(f"--data {source.data}: the {split} split has no labels; they are needed in both")
+            raise InputError(
+                f"--data {source.data}: the {split} split has no labels, but this evaluation needs labels in all splits; "
+                "give other --data"
+            )
     first = images[splits[0]]
     for split, data in images.items():
         if data.classes != first.classes:
             only = sorted(set(first.classes) ^ set(data.classes))
             raise InputError(
                 f"--data {source.data}: {len(first.classes)} classes in the {splits[0]} split, {len(data.classes)} in the "
-                f"{split} split; not in both: {', '.join(only[:3])}{' ...' if len(only) > 3 else ''}; keep those of both "
-                "with --subset-file"
+                f"{split} split; not in both: {', '.join(only[:3])}{' ...' if len(only) > 3 else ''}; list the common classes "
+                "in a --subset-file"
             )
     return {split: keep_rows(data, np.flatnonzero(data.labels.numpy() >= 0)) for split, data in images.items()}
 
