@@ -42,6 +42,7 @@ PROGRAMS = {
     "clusters": ("cls_eval", ("--ensemble", "--feature-quality")),
     "kmeans": ("cls_eval", ("--kmeans", "5", "--restarts", "3")),
     "fast": ("lincls_eval", ("--fast", "--epochs", "2", "--fast-lrs", "0.1", "1", "--fast-weight-decays", "0")),
+    "statistics": ("lincls_eval", ("--feature-bn", "--epochs", "2", "--batch-size", "40", "--train-share", "0.1")),
     "earlier": ("lincls_eval", EARLIER),
 }
 
@@ -261,6 +262,14 @@ def test_the_fast_probe_scores_as_in_one_process(one, two):
         assert [row[name] for row in result["settings"]] == pytest.approx(
             [row[name] for row in expected["settings"]], abs=2.01 / 288
         )
+
+
+def test_a_probe_that_normalises_features_uses_the_statistics_of_both_ranks(one, two):
+    result, expected = (read_json(folder / "statistics", "lincls_eval") for folder in (two.folder, one))
+    assert result["train_images"] == expected["train_images"] == 142  # the ranks divide every batch
+    assert [epoch["loss"] for epoch in result["history"]] == pytest.approx(
+        [epoch["loss"] for epoch in expected["history"]], rel=1e-3
+    )
 
 
 def test_a_probe_of_an_earlier_version_goes_on_over_two_ranks(one, two):
