@@ -1,6 +1,6 @@
 """Break the code on purpose, one change at a time, and check that a test fails.
 
-    python -m tests.mutations                # all mutations, about ten minutes on one core
+    python -m tests.mutations                # all mutations, ten to thirty minutes on one core
     python -m tests.mutations --list         # print the table and run nothing
     python -m tests.mutations --only queue   # the mutations with this text in their file or description
 
