@@ -283,7 +283,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_a_changed_one_is_noticed():
         value = probe.backbone.state_dict()[name].view(-1)
         kept = value[0].clone()
         value[0] = kept + 1 if value.dtype == torch.long else torch.nextafter(kept, kept + 1)
-        with pytest.raises(RunError, match="backbone changed"):
+        with pytest.raises(RunError, match="backbone has changed"):
             probe.check_unchanged()
         value[0] = kept
     probe.check_unchanged()
@@ -326,7 +326,7 @@ def test_settings_trained_together_are_those_trained_alone():
     torch.manual_seed(0)
     x, y = torch.randn(30, 5, dtype=torch.float64), torch.randint(3, (30,))
     settings = [(0.1, 0.0), (1.0, 0.01), (0.5, 0.1)]
-    weight, bias = fit_linear(x, y, 3, settings, epochs=4, batch_size=8, momentum=0.9)
+    weight, bias = fit_linear(x, y, 3, settings=settings, epochs=4, batch_size=8, momentum=0.9)
     for s, (lr, decay) in enumerate(settings):
         layer = nn.Linear(5, 3).double()
         layer.requires_grad_(False).weight.zero_(), layer.bias.zero_()
@@ -507,7 +507,7 @@ def test_a_probe_that_an_earlier_version_left_goes_on(tmp_path, capsys):
 
     shutil.copy(FILES / "probe_finished.pt", tmp_path / "out" / LAST)
     lincls(*words)
-    assert "finished before" in capsys.readouterr().out
+    assert "the probe is already finished" in capsys.readouterr().out
     assert read(tmp_path / "out")["history"] == finished["history"]
 
 
@@ -583,7 +583,7 @@ def test_a_backbone_that_moves_is_not_reported(untrained, tmp_path, monkeypatch)
         mean.copy_(torch.nextafter(mean, mean + 1))
 
     monkeypatch.setattr(LinearProbe, "after_step", move)
-    with pytest.raises(RunError, match="backbone changed"):
+    with pytest.raises(RunError, match="backbone has changed"):
         lincls("--checkpoint", untrained, "--epochs", "1", "--output-dir", tmp_path / "out")
     assert not (tmp_path / "out" / "lincls_eval.json").exists()
 

@@ -231,8 +231,14 @@ def test_what_does_not_fit_is_said_before_any_image_is_read(colour, trained, pic
         refused(pictures) == f"{pictures}: a folder without checkpoint.pt; expected a run folder of train.py, or a file"
     )
     assert refused(colour, "--data", nowhere).startswith(f"--data {nowhere}: no such folder, expected a folder")
-    assert refused(colour, "--data", "digits") == "--data digits: images have 1 channels, but the network takes 3"
-    assert refused(trained, "--data", pictures) == f"--data {pictures}: images have 3 channels, but the network takes 1"
+    assert (
+        refused(colour, "--data", "digits")
+        == "--data digits: the images have 1 channels, but the network takes 3: use other images"
+    )
+    assert (
+        refused(trained, "--data", pictures)
+        == f"--data {pictures}: the images have 3 channels, but the network takes 1: use other images"
+    )
     (pictures / "file").touch()
     assert refused(colour, "--data", pictures, "--output-dir", pictures / "file") == (
         f"--output-dir {pictures / 'file'}: {pictures / 'file'} is a file, expected a folder"
