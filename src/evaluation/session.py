@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..config import DataOptions, EvaluationOptions, ViewSettings
+from ..data.base import Views
 from ..data.datasets import FeatureRows, Images, check_channels, open_data
-from ..data.loaders import Views, single_views
+from ..data.loaders import single_views
 from ..data.subsets import keep_rows
 from ..data.views import build_views
 from ..errors import InputError
