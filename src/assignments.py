@@ -84,8 +84,8 @@ def balanced_labels(
 
     SeLa, arXiv:1911.05371v3, section 3: optimal transport with the cost -log p between N images and K classes. Images
     have equal weights, classes have equal weights, and an entropy term with the factor 1/lam smooths the plan. The label
-    of an image is the largest entry in its row of the plan. The computation runs in float64 on logarithms, one chunk of
-    images at a time; the authors' powers of p underflow.
+    of an image is the class with the largest entry in its row of the plan. The computation runs in float64 on logarithms,
+    one chunk of images at a time. In the authors' code, powers of p underflow.
 
     Args:
         log_probabilities: (B, K) of this rank's images. Adding a constant to a row does not change the labels.
@@ -121,8 +121,9 @@ def balanced_prototype_labels(
 ) -> Tensor:
     """Compute `balanced_labels` for p = softmax(embeddings · prototypes / temperature).
 
-    Every iteration computes p again, one chunk at a time. So the memory holds the embeddings, with D numbers per image
-    instead of K, and one chunk of p. On ImageNet with 3,000 prototypes, the whole matrix would take 15 GB over all ranks.
+    Every iteration computes p again, one chunk at a time. So only the embeddings and one chunk of p are in memory. The
+    embeddings have D numbers per image, the whole matrix p has K. On ImageNet with 3,000 prototypes, the whole matrix would
+    take 15 GB over all ranks.
 
     Args:
         embeddings: (B, D) of this rank's images.
@@ -178,13 +179,12 @@ def _balance(
     highest = distributed.max_over_ranks(peak)
     total = distributed.sum_over_ranks(total * (peak - highest).exp())
     log_r = -(total.log() + highest) - math.log(K)
-    sums = torch.full_like(
-        log_r, images / K
-    )  # N times the column sums of the plan; this start leaves the first r as it is
+    # sums are N times the column sums of the plan. With these initial values, the first iteration does not change r.
+    sums = torch.full_like(log_r, images / K)
     for iteration in islice(count(), max_iterations):
-        # r_k /= K sums_k / N. No sum is 0: with the r before, every column has an entry of at least 1/(K N).
+        # r_k /= K sums_k / N. No sum is 0, because the previous r gave every column an entry of at least 1/(K N).
         log_r = log_r - (sums * K / images).log()
-        # c_n = 1/N / sum_k r_k p_nk^lam. Each row of the plan then sums to 1/N; N times the plan is summed over its rows.
+        # c_n = 1/N / sum_k r_k p_nk^lam, so that row n of the plan sums to 1/N. `plan` is N times a chunk of the plan.
         before, log_c, sums = log_c, torch.empty_like(log_c), torch.zeros_like(log_r)
         for rows in chunks:
             logs = read(rows).double().mul(lam).add_(log_r)

@@ -106,7 +106,7 @@ def read_weights(path: str | Path) -> Weights:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# reading without executing anything
+# reading without running code from the file
 
 
 def _numpy_scalar(kind: "_NumpyType", data: bytes) -> int | float | bool:

@@ -29,8 +29,9 @@ class Weights(NamedTuple):
             DeepCluster-v2 and SeLa-v2 have the same tensor names and hold the same network, so both are deepcluster_v2.
         arch: the backbone that the file names. If it names none, a ResNet is recognised by its blocks and shapes. "" if
             the backbone is unknown.
-        record: the other contents. For a checkpoint of train.py, these are all of its other entries. For other files, it
-            is the number of epochs and, if the file names it as SCAN's files do, the classifier with the lowest loss.
+        record: the other contents. For a checkpoint of train.py, these are all of its other entries. For other files,
+            these are the number of epochs and, if the file names it, the classifier with the lowest loss. SCAN's files
+            name it.
     """
 
     tensors: dict[str, Tensor]

@@ -95,7 +95,7 @@ def load_classifiers(name: str | Path, arch: str = "") -> tuple[Method | LinearC
         raise Unclassified(f"checkpoint {name}: holds {held} without classifiers; expected a method or classifiers")
     backbone, state = load_backbone(name, arch)
     width = feature_width(backbone)
-    classifiers: list[nn.Module] = []
+    classifiers: list[nn.Linear] = []
     while f"classifiers.{len(classifiers)}.weight" in heads:
         prefix = f"classifiers.{len(classifiers)}"
         weight, bias = heads.pop(f"{prefix}.weight"), heads.pop(f"{prefix}.bias", None)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .distributed import max_over_ranks, sum_over_ranks, world_size
 
-EPS = 1e-12  # smallest number that a normalisation divides by; it is also added inside the logarithm
+EPS = 1e-12  # default of eps, which keeps divisions and logarithms finite
 IGNORED = -100  # label of an image without a cluster
 
 
@@ -36,7 +36,7 @@ def self_classifier_definition(views: Tensor, *, row_tau: float, col_tau: float,
     """Compute the loss of one classifier directly from the equation.
 
     This function is the definition of the loss. `self_classifier_terms` returns the same value and the same gradient
-    with less memory. Training uses that function, and a test compares the two.
+    with less memory. Training uses `self_classifier_terms`, and a test compares the two functions.
 
     Amrani, Karlinsky and Bronstein, "Self-Supervised Classification Network", arXiv:2103.10994v3. The uniform priors
     p(x) = 1/N and p(y) = 1/C are built in. View 1 of an image predicts the class of view 2 of the same image:
@@ -55,13 +55,13 @@ def self_classifier_definition(views: Tensor, *, row_tau: float, col_tau: float,
         Scalar mean over the B samples of this rank, in nats.
     """
     V, B, C = views.shape
+    N = B * world_size()
     exp = ((views - max_over_ranks(views.amax(dim=1, keepdim=True))) / col_tau).exp()  # the shift cancels in p(x|y)
     p_x_given_y = exp / sum_over_ranks(exp.sum(dim=1, keepdim=True))
     target = p_x_given_y / p_x_given_y.sum(dim=2, keepdim=True).clamp(min=eps)
     p_y_given_x = (views / row_tau).softmax(dim=2)
-    prediction = (
-        B * world_size() / C * p_y_given_x / sum_over_ranks(p_y_given_x.sum(dim=1, keepdim=True)).clamp(min=eps)
-    )
+    sum_of_p = sum_over_ranks(p_y_given_x.sum(dim=1, keepdim=True)).clamp(min=eps)
+    prediction = N / C * p_y_given_x / sum_of_p
     pairs = [(i, j) for i, j in permutations(range(V), 2) if min(i, j) < num_global]
     return torch.stack([-(target[j] * (prediction[i] + eps).log()).sum(dim=1).mean() for i, j in pairs]).mean()
 
@@ -92,7 +92,7 @@ def self_classifier_terms(
         ValueError: if a temperature is not positive, or there are fewer than two views or no global view.
 
     Departs from the authors' code, which gathers all logits on every rank. Here the ranks exchange only column
-    statistics: for each view two vectors, as long as all classifiers together have classes. Value and gradient are the
+    statistics: two vectors for each view, with one entry for each class of each classifier. Value and gradient are the
     same.
     """
     if row_tau <= 0 or col_tau <= 0:
@@ -225,7 +225,7 @@ def self_classifier_v1(
     group: int = 0,
     eps: float = EPS,
 ) -> Tensor:
-    """Compute the first generation's objective, the mean of `self_classifier_v1_terms` over the classifiers."""
+    """Compute the objective of Self-Classifier's first generation, the mean of `self_classifier_v1_terms`."""
     return self_classifier_v1_terms(logits, tau, normalize_targets=normalize_targets, group=group, eps=eps).mean()
 
 
@@ -237,7 +237,7 @@ def self_classifier_v1_terms(
     group: int,
     eps: float = EPS,
 ) -> Tensor:
-    """Compute the first generation's loss of each classifier, the mean of l(1, 2) and l(2, 1) between two views.
+    """Compute the loss of each classifier in the first generation of Self-Classifier, the mean of l(1, 2) and l(2, 1).
 
     Amrani and Bronstein, arXiv:2103.10994v1. The batch is divided into groups of G images. S is a softmax over the
     images of a group, p a softmax over the classes; both have the temperature tau:

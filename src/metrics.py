@@ -81,9 +81,7 @@ def superclass_accuracy(labels: ArrayLike, clusters: ArrayLike, class_to_supercl
     labels, clusters = _same_length_ids(labels, clusters)
     belongs = np.isin(labels, list(class_to_superclass))
     if not belongs.any():
-        raise ValueError(
-            f"none of the {len(labels)} images has a superclass: expected one that `class_to_superclass` names"
-        )
+        raise ValueError(f"none of the {len(labels)} images has a class in class_to_superclass: expected at least one")
     classes, _, counts = contingency(labels[belongs], clusters[belongs])
     superclass = np.array([class_to_superclass[name] for name in classes.tolist()])  # (C,)
     cells = counts.tocoo()
@@ -129,10 +127,8 @@ def contingency(labels: ArrayLike, clusters: ArrayLike) -> tuple[NDArray, NDArra
     classes, row = _renumber(labels)
     cluster_ids, column = _renumber(clusters)
     ones = np.ones(len(labels), dtype=np.int64)
-    counts = coo_array(
-        (ones, (row, column)), shape=(len(classes), len(cluster_ids))
-    ).tocsr()  # adds the ones of each cell
-    return classes, cluster_ids, counts
+    cells = coo_array((ones, (row, column)), shape=(len(classes), len(cluster_ids)))
+    return classes, cluster_ids, cells.tocsr()  # tocsr adds the ones of each cell
 
 
 def _same_length_ids(labels: ArrayLike, clusters: ArrayLike) -> tuple[NDArray, NDArray]:
@@ -284,7 +280,7 @@ def expected_mutual_information(class_sizes: ArrayLike, cluster_sizes: ArrayLike
 
 
 def _mean_x_log_x(a: NDArray, b: NDArray, *, N: int, n_log_n: NDArray) -> NDArray:
-    """Return E[X log X] for a hypergeometric X: the number of images among b drawn from N that are in a set of a images.
+    """Return E[X log X], where X counts how many of b images drawn from N are in a given set of a images.
 
     The loop starts at the mode and moves outwards. Neighbouring weights have a simple ratio, and no weight overflows.
     All weights are relative to the weight of the mode and are normalised by their sum, so no factorial is needed. The

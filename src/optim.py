@@ -174,7 +174,7 @@ def freeze(method: nn.Module, beginnings: Sequence[str]) -> None:
 
 
 def warmup_cosine(
-    base: float, final: float, *, warmup_start: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
+    base: float, final: float, warmup_start: float, warmup_epochs: int, epochs: int, steps_per_epoch: int
 ) -> Callable[[int], float]:
     """Return the learning rate as a function of the step: a linear warm-up, then a cosine.
 

@@ -1,4 +1,4 @@
-"""Keep past embeddings in buffers of fixed size. The meaning of the vectors is not known here."""
+"""Keep past embeddings in buffers of fixed size. The buffers work for any vectors."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ CHUNK = 32768  # rows of the queue that are compared at once
 
 
 class _Queue(nn.Module):
-    """Share the buffers and the write position between the queues; see `EmbeddingQueue`."""
+    """Base class of the queues, with their buffers and the write position. See `EmbeddingQueue`."""
 
     embeddings: Tensor
     _pointer: Tensor

@@ -22,7 +22,7 @@ from src.loading import load_method
 from src.methods import Method, build_method
 
 T = TypeVar("T")
-FILES = Path(__file__).parent / "checkpoints"  # of earlier versions
+FILES = Path(__file__).parent / "checkpoints"  # probe_*.pt are by commit 3af6889
 
 # --------------------------------------------------------------------------------------------------------------------
 # programs

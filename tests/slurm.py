@@ -54,8 +54,8 @@ def why_not() -> str:
     """What keeps a cluster from being started here; empty if nothing does."""
     missing = [name for name in PROGRAMS if not shutil.which(name, path=SEARCH)]
     if missing:
-        return f"Slurm is not installed ({', '.join(missing)} missing): apt-get install slurm-wlm munge"
-    return "" if os.geteuid() == 0 else "slurmd starts tasks as their users, which takes root"
+        return f"needs Slurm, of which {', '.join(missing)} are not installed: apt-get install slurm-wlm munge"
+    return "" if os.geteuid() == 0 else "needs root, because slurmd starts tasks as their users"
 
 
 class SlurmCluster:

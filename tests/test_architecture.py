@@ -151,6 +151,7 @@ MAY_BE_POSITIONAL = {
     ("src.losses", "forward"),
     ("src.metrics", "knn_top"),
     ("src.optim", "__init__"),
+    ("src.optim", "warmup_cosine"),
 }
 
 

@@ -63,7 +63,7 @@ def test_a_wide_resnet_of_width_one_is_torchvisions():
 def test_resnets_have_the_layout_of_swavs_code(name, arch):
     path = GOLDEN / "key_layouts.json"
     if not path.exists():
-        pytest.skip(f"the authors' layouts are not here: {path.name} is looked for beside the repository")
+        pytest.skip(f"needs the file {path.name}, which is not public; it is looked for in ../shared/golden")
     layout = [(key.removeprefix("module."), shape) for key, shape in json.loads(path.read_text())[name]]
     with torch.device("meta"):
         state = build_backbone(arch).state_dict()

@@ -213,7 +213,7 @@ def test_an_archive_around_one_checkpoint_is_opened(tmp_path):
 def test_the_authors_file_is_read_and_damaged_copies_are_refused(tmp_path):
     path = GOLDEN / "shufflenet_initial.pth.tar"
     if not path.exists():
-        pytest.skip(f"the authors' checkpoint is not here: {path.name} is looked for beside the repository")
+        pytest.skip(f"needs the authors' file {path.name}, which is not public; it is looked for in ../shared/golden")
     weights = checkpoint.load_weights(path)
     assert weights["queue.embeddings"].shape == (64, 16)
     assert not weights["queue._full"]

@@ -216,7 +216,7 @@ def test_heads_of_scan_and_sela_are_scored(run, pictures, tmp_path):
 
     scan["cluster_head.0.weight"] = torch.zeros(5, 100)
     torch.save({"model": scan, "head": 1}, tmp_path / "narrow.pth")
-    found = r"classifiers\.0\.weight is of shape \(5, 100\), the backbone resnet18 has 512"
+    found = r"classifiers\.0\.weight has the shape \(5, 100\), but the backbone resnet18 has 512"
     with pytest.raises(InputError, match=found):
         run("--checkpoint", tmp_path / "narrow.pth", "--data", pictures, "--workers", "0")
 

@@ -42,6 +42,7 @@ PROGRAMS = {
     "clusters": ("cls_eval", ("--ensemble", "--feature-quality")),
     "kmeans": ("cls_eval", ("--kmeans", "5", "--restarts", "3")),
     "fast": ("lincls_eval", ("--fast", "--epochs", "2", "--fast-lrs", "0.1", "1", "--fast-weight-decays", "0")),
+    "statistics": ("lincls_eval", ("--feature-bn", "--epochs", "2", "--batch-size", "40", "--train-share", "0.1")),
     "earlier": ("lincls_eval", EARLIER),
 }
 
@@ -263,6 +264,14 @@ def test_the_fast_probe_scores_as_in_one_process(one, two):
         )
 
 
+def test_a_probe_that_normalises_features_uses_the_statistics_of_both_ranks(one, two):
+    result, expected = (read_json(folder / "statistics", "lincls_eval") for folder in (two.folder, one))
+    assert result["train_images"] == expected["train_images"] == 142  # the ranks divide every batch
+    assert [epoch["loss"] for epoch in result["history"]] == pytest.approx(
+        [epoch["loss"] for epoch in expected["history"]], rel=1e-3
+    )
+
+
 def test_a_probe_of_an_earlier_version_goes_on_over_two_ranks(one, two):
     """Its unfinished epoch was counted by one process."""
     finished = checkpoint.load(FILES / "probe_finished.pt")
@@ -270,4 +279,4 @@ def test_a_probe_of_an_earlier_version_goes_on_over_two_ranks(one, two):
         same_history(read_json(folder / "earlier", "lincls_eval")["history"], finished["history"])
         weight = checkpoint.load(folder / "earlier" / "lincls_eval.pt")["model"]["fc.weight"]
         assert_close(weight, finished["model"]["fc.weight"], rtol=1e-3, atol=1e-5)
-    assert two.printed.count("going on from epoch 2, step 3") == 1
+    assert two.printed.count("resuming from epoch 2, step 3") == 1

@@ -161,26 +161,38 @@ def changed(**arrays):
 
 
 WRONG = {
-    "no such split": (changed(train_features=None), "has no train_features; it holds test_features, train_labels"),
-    "no arrays": ({}, "has no train_features; it holds nothing"),
-    "3-D": (changed(train_features=np.ones((4, 2, 3))), r"train_features is \(4, 2, 3\) of float64, expected \(N, F\)"),
-    "1-D": (changed(train_features=np.ones(4)), r"train_features is \(4,\) of float64, expected \(N, F\) numbers"),
-    "no rows": (changed(train_features=np.ones((0, 6))), r"train_features is \(0, 6\) of float64, expected"),
-    "strings": (changed(train_features=np.full((4, 6), "a")), r"train_features is \(4, 6\) of <U1, expected"),
-    "NaN": (changed(train_features=ROWS * np.nan), "train_features holds values that are not finite numbers"),
-    "infinite": (changed(train_features=ROWS * -np.inf), "values that are not finite numbers"),
-    "too large": (changed(train_features=np.full((4, 6), 1e300)), "values that are not finite numbers"),
-    "objects": (changed(train_features=np.array([[None] * 6] * 4)), "not a file of numpy.savez"),
+    "no such split": (changed(train_features=None), "the file holds test_features, train_labels"),
+    "no arrays": ({}, "the file holds no array, expected train_features"),
+    "3-D": (
+        changed(train_features=np.ones((4, 2, 3))),
+        r"train_features has shape \(4, 2, 3\) and type float64, expected \(N, F\)",
+    ),
+    "1-D": (
+        changed(train_features=np.ones(4)),
+        r"train_features has shape \(4,\) and type float64, expected \(N, F\) numbers",
+    ),
+    "no rows": (
+        changed(train_features=np.ones((0, 6))),
+        r"train_features has shape \(0, 6\) and type float64, expected",
+    ),
+    "strings": (
+        changed(train_features=np.full((4, 6), "a")),
+        r"train_features has shape \(4, 6\) and type <U1, expected",
+    ),
+    "NaN": (changed(train_features=ROWS * np.nan), "train_features holds NaN or infinity"),
+    "infinite": (changed(train_features=ROWS * -np.inf), "holds NaN or infinity"),
+    "too large": (changed(train_features=np.full((4, 6), 1e300)), "holds NaN or infinity"),
+    "objects": (changed(train_features=np.array([[None] * 6] * 4)), "not an .npz file"),
     "other width": (
         changed(test_features=np.ones((4, 5))),
         r"is \(4, 6\), the other split's \(4, 5\); expected one width",
     ),
-    "few labels": (changed(train_labels=[0, 1]), "train_labels must be 4 integers from -1 on"),
-    "fractions": (changed(train_labels=[0.0, 1.0, 1.0, 0.0]), "train_labels must be 4 integers from -1 on"),
-    "negative": (changed(train_labels=[0, 1, 1, -2]), "train_labels must be 4 integers from -1 on"),
-    "names as labels": (changed(train_labels=list("abba")), "train_labels must be 4 integers from -1 on"),
-    "one name": (changed(classes="a"), "1 classes are named, but labels go up to 1"),
-    "few names": (changed(classes=["a"]), "1 classes are named, but labels go up to 1"),
+    "few labels": (changed(train_labels=[0, 1]), r"train_labels has shape \(2,\) and type int64, expected 4 integers"),
+    "fractions": (changed(train_labels=[0.0, 1.0, 1.0, 0.0]), "and type float64, expected 4 integers"),
+    "negative": (changed(train_labels=[0, 1, 1, -2]), "train_labels holds -2, expected -1"),
+    "names as labels": (changed(train_labels=list("abba")), "and type <U1, expected 4 integers"),
+    "one name": (changed(classes="a"), "the largest label is 1, but `classes` has only 1 names"),
+    "few names": (changed(classes=["a"]), "the largest label is 1, but `classes` has only 1 names"),
 }
 
 
@@ -247,10 +259,13 @@ def test_a_missing_file_is_one_line_and_status_2(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "x.npz"], r"--data x\.npz holds features, --arch resnet50 takes images: give --arch identity"),
-        (["--arch", "identity"], r"--arch identity takes features, --data digits is not an \.npz file"),
+        (["--data", "x.npz"], r"--data x\.npz holds features, but --arch resnet50 takes images: give --arch identity"),
+        (["--arch", "identity"], r"--arch identity takes features, but --data digits is not an \.npz file"),
         (["--data", "x.npz", "--arch", "identity", "--reference-views"], "--reference-views is for photographs"),
-        (["--data", "x.npz", "--arch", "identity", "--keep-decoded", "1"], r"--data x\.npz is in memory: drop it"),
+        (
+            ["--data", "x.npz", "--arch", "identity", "--keep-decoded", "1"],
+            r"--data x\.npz is in memory: drop one of them",
+        ),
         (["--data", "x.npz", "--arch", "identity", "--decode-on-gpu"], r"--decode-on-gpu is for image files"),
     ],
 )
@@ -262,7 +277,7 @@ def test_flags_that_do_not_go_with_features(words, message):
 def test_evaluations_refuse_images_for_features_and_the_reverse(trained, file, tmp_path):
     """Also where the number of channels is by chance that of the features."""
     grey = save_untrained(tmp_path / "grey.pt", "--classes", "3")
-    with pytest.raises(InputError, match=r"features\.npz: images have 6 channels, the network takes 1"):
+    with pytest.raises(InputError, match=r"features\.npz: the images have 6 channels, but the network takes 1"):
         run_here("knn_eval", "--checkpoint", grey, "--data", file)
     with pytest.raises(InputError, match="--data digits: images have 1 channels, the network takes 6"):
         run_here("knn_eval", "--checkpoint", trained, "--data", "digits")
@@ -272,7 +287,7 @@ def test_evaluations_refuse_images_for_features_and_the_reverse(trained, file, t
 
 
 def test_pictures_of_features_are_refused(trained, file, tmp_path):
-    with pytest.raises(InputError, match=f"--grids shows images, --data {file} has features: drop it"):
+    with pytest.raises(InputError, match=f"--grids shows images, but --data {file} holds features: drop --grids"):
         run_here("cls_eval", "--checkpoint", trained, "--grids", "2", "--output-dir", tmp_path / "out")
     with pytest.raises(InputError, match="--pool-window 2: this backbone does not end in the mean of a map"):
         run_here("lincls_eval", "--checkpoint", trained, "--pool-window", "2", "--output-dir", tmp_path / "out")

@@ -27,7 +27,7 @@ from src.trainer import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none"),
 ]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LAYOUT = (2, 2, 32, 16)  # numbers and sizes of views
@@ -280,7 +280,7 @@ def test_digits_are_learned(run_python, tmp_path, switches):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one process takes no NCCL: two CUDA devices are needed")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: one process does not use NCCL")
 def test_nccl_trains_what_one_process_trains(run_python, tmp_path):
     words = ("train.py", "--epochs", "2", "--warmup-epochs", "1", "--output-dir")
     assert run_python(*words, tmp_path / "one").returncode == 0

@@ -283,7 +283,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_a_changed_one_is_noticed():
         value = probe.backbone.state_dict()[name].view(-1)
         kept = value[0].clone()
         value[0] = kept + 1 if value.dtype == torch.long else torch.nextafter(kept, kept + 1)
-        with pytest.raises(RunError, match="backbone changed"):
+        with pytest.raises(RunError, match="backbone has changed"):
             probe.check_unchanged()
         value[0] = kept
     probe.check_unchanged()
@@ -326,7 +326,7 @@ def test_settings_trained_together_are_those_trained_alone():
     torch.manual_seed(0)
     x, y = torch.randn(30, 5, dtype=torch.float64), torch.randint(3, (30,))
     settings = [(0.1, 0.0), (1.0, 0.01), (0.5, 0.1)]
-    weight, bias = fit_linear(x, y, 3, settings, epochs=4, batch_size=8, momentum=0.9)
+    weight, bias = fit_linear(x, y, 3, settings=settings, epochs=4, batch_size=8, momentum=0.9)
     for s, (lr, decay) in enumerate(settings):
         layer = nn.Linear(5, 3).double()
         layer.requires_grad_(False).weight.zero_(), layer.bias.zero_()
@@ -468,7 +468,7 @@ def test_a_stopped_probe_goes_on_bit_for_bit(untrained, tmp_path, stop_at, capsy
     capsys.readouterr()
 
     lincls(*words, "--output-dir", tmp_path / "stopped")
-    assert "going on from epoch 2, step 3" in capsys.readouterr().out
+    assert "resuming from epoch 2, step 3" in capsys.readouterr().out
     whole, resumed = (checkpoint.load(tmp_path / name / LAST) for name in ("whole", "stopped"))
     assert same_weights(whole["model"], resumed["model"])
     for one, two in zip(whole["optimizer"]["state"].values(), resumed["optimizer"]["state"].values(), strict=True):
@@ -495,7 +495,7 @@ def test_a_probe_that_an_earlier_version_left_goes_on(tmp_path, capsys):
     with pytest.raises(InputError, match=r"unfinished probe with other options: --lr 0\.2 \(now 0\.3\)"):
         lincls(*words, "--lr", "0.3")
     lincls(*words)
-    assert "going on from epoch 2, step 3" in capsys.readouterr().out
+    assert "resuming from epoch 2, step 3" in capsys.readouterr().out
     result, state = read(tmp_path / "out"), checkpoint.load(tmp_path / "out" / LAST)
     assert result["best_epoch"] == 2
     assert result["history"][0] == stopped["history"][0]
@@ -507,7 +507,7 @@ def test_a_probe_that_an_earlier_version_left_goes_on(tmp_path, capsys):
 
     shutil.copy(FILES / "probe_finished.pt", tmp_path / "out" / LAST)
     lincls(*words)
-    assert "finished before" in capsys.readouterr().out
+    assert "the probe is already finished" in capsys.readouterr().out
     assert read(tmp_path / "out")["history"] == finished["history"]
 
 
@@ -525,8 +525,8 @@ def test_a_damaged_probe_goes_on_from_the_one_before(untrained, tmp_path, stop_a
     capsys.readouterr()
     lincls(*words)
     printed = capsys.readouterr().out
-    assert "lincls_eval.pt: not a checkpoint, or damaged; going on from the one before it" in printed
-    assert "going on from epoch 3, step 1" in printed
+    assert "lincls_eval.pt: not a checkpoint, or damaged: use another file; resuming from the previous checkpoint" in printed
+    assert "resuming from epoch 3, step 1" in printed
     assert (tmp_path / "out" / "lincls_eval_damaged.pt").read_bytes() == b"nothing"
     assert checkpoint.load(tmp_path / "out" / LAST)["epoch"] == 3
 
@@ -583,7 +583,7 @@ def test_a_backbone_that_moves_is_not_reported(untrained, tmp_path, monkeypatch)
         mean.copy_(torch.nextafter(mean, mean + 1))
 
     monkeypatch.setattr(LinearProbe, "after_step", move)
-    with pytest.raises(RunError, match="backbone changed"):
+    with pytest.raises(RunError, match="backbone has changed"):
         lincls("--checkpoint", untrained, "--epochs", "1", "--output-dir", tmp_path / "out")
     assert not (tmp_path / "out" / "lincls_eval.json").exists()
 
@@ -780,7 +780,7 @@ def test_bad_input_is_refused_before_anything_is_written(untrained, tmp_path):
     with pytest.raises(InputError, match=r"--arch resnet50: .* holds small_convnet"):
         lincls("--checkpoint", untrained, "--arch", "resnet50", *out)
     colour = save_untrained(tmp_path / "colour.pt", *SMALL, channels=3)
-    with pytest.raises(InputError, match="images have 1 channels, the network takes 3"):
+    with pytest.raises(InputError, match="images have 1 channels, but the network takes 3"):
         lincls("--checkpoint", colour, "--data", "digits", *out)
     top = three_classes(tmp_path / "in")
     with pytest.raises(InputError, match="the train split has no labels"):

@@ -124,7 +124,7 @@ def test_get_downloads_once_and_checks_afterwards(cache, tmp_path, monkeypatch):
 
 
 def test_get_names_what_it_does_not_know(cache):
-    with pytest.raises(InputError, match="simsiam: .*did you mean simsiam-100ep"):
+    with pytest.raises(InputError, match=r"simsiam: .*did you mean simsiam-100ep"):
         get("simsiam")
     assert not cache.exists()
 
@@ -314,23 +314,38 @@ def swav_files(tmp_path_factory):
     ("heads", "name", "knobs", "said"),
     [
         # SwAV's layout with three heads is that of DeepCluster-v2 and SeLa-v2
-        (True, "sela_v2", {}, "took backbone (318), projection_head (9), classifiers (3); left out nothing"),
-        (True, "deepcluster_v2", {}, "took backbone (318), projection_head (9), classifiers (3); left out n"),
-        (True, "swav", {}, "took backbone (318), projection_head (9); left out classifiers (3); fresh start"),
-        (False, "swav", {}, "took backbone (318), projection_head (9), classifiers (1); left out nothing; fresh start"),
+        (True, "sela_v2", {}, "loaded backbone (318), projection_head (9), classifiers (3); left out nothing"),
+        (True, "deepcluster_v2", {}, "loaded backbone (318), projection_head (9), classifiers (3); left out n"),
+        (True, "swav", {}, "loaded backbone (318), projection_head (9); left out classifiers (3); initial values"),
+        (
+            False,
+            "swav",
+            {},
+            "loaded backbone (318), projection_head (9), classifiers (1); left out nothing; initial values",
+        ),
         (
             False,
             "sela_v2",
             {},
-            "took backbone (318), projection_head (9); left out classifiers (1); fresh start for cl",
+            "loaded backbone (318), projection_head (9); left out classifiers (1); initial values for cl",
         ),
-        (False, "sela_v2", {"prototypes": (3000,)}, "took backbone (318), projection_head (9), classifiers (1); left"),
-        (False, "deepcluster_v2", {"hidden_dim": 64}, "took backbone (318); left out projection_head (9), classifiers"),
+        (
+            False,
+            "sela_v2",
+            {"prototypes": (3000,)},
+            "loaded backbone (318), projection_head (9), classifiers (1); left",
+        ),
+        (
+            False,
+            "deepcluster_v2",
+            {"hidden_dim": 64},
+            "loaded backbone (318); left out projection_head (9), classifiers",
+        ),
         (
             False,
             "self_classifier",
             {},
-            "took backbone (318); left out projection_head (9), classifiers (1); fresh star",
+            "loaded backbone (318); left out projection_head (9), classifiers (1); initial val",
         ),
     ],
 )

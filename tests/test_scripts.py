@@ -346,7 +346,7 @@ def test_a_setup_of_the_nodes_comes_first_once_on_each(run_script):
     assert words[:5] == ["--ntasks=3", "--ntasks-per-node=1", "bash", "-c", "tar xf 'my data.tar'"]
     assert "--ntasks=24" in words[5:]
     done = run_script("train.sh", **given, SRUN_EXITS="4")
-    assert (done.returncode, done.stderr) == (1, "slurm_script: NODE_SETUP failed on a node\n")
+    assert (done.returncode, done.stderr) == (1, "slurm_script: NODE_SETUP failed on a node: correct the command\n")
     assert "--ntasks=24" not in done.stdout
 
 

@@ -114,7 +114,9 @@ def test_each_part_of_the_network(trained, part, has):
 
 def test_a_foreign_checkpoint_needs_data(moco, pictures, tmp_path):
     path, network = moco
-    with pytest.raises(InputError, match=r"--data is missing: .*moco\.pth\.tar does not say what it was trained on"):
+    with pytest.raises(
+        InputError, match=r"--data is missing: .*moco\.pth\.tar does not name the data it was trained on"
+    ):
         opened(path)
     session = opened(path, "--data", pictures, "--workers", "0")
     assert (session.trained["method"], session.state["epoch"], session.trained["arch"]) == ("MoCo v2", 7, "resnet18")
@@ -228,9 +230,15 @@ def test_what_does_not_fit_is_said_before_any_image_is_read(colour, trained, pic
     assert (
         refused(pictures) == f"{pictures}: a folder without checkpoint.pt; expected a run folder of train.py, or a file"
     )
-    assert refused(colour, "--data", nowhere).startswith(f"--data {nowhere}: no such folder, and not one of digits, ")
-    assert refused(colour, "--data", "digits") == "--data digits: images have 1 channels, the network takes 3"
-    assert refused(trained, "--data", pictures) == f"--data {pictures}: images have 3 channels, the network takes 1"
+    assert refused(colour, "--data", nowhere).startswith(f"--data {nowhere}: no such folder, expected a folder")
+    assert (
+        refused(colour, "--data", "digits")
+        == "--data digits: the images have 1 channels, but the network takes 3: use other images"
+    )
+    assert (
+        refused(trained, "--data", pictures)
+        == f"--data {pictures}: the images have 3 channels, but the network takes 1: use other images"
+    )
     (pictures / "file").touch()
     assert refused(colour, "--data", pictures, "--output-dir", pictures / "file") == (
         f"--output-dir {pictures / 'file'}: {pictures / 'file'} is a file, expected a folder"
@@ -243,19 +251,19 @@ def test_labels_and_classes_are_checked_where_they_are_needed(colour, pictures, 
     make_pictures(pictures, {"y": (90, 90, 0)}, splits=(("val", 1),), size=(20, 24))
     words = ("--data", pictures)
     with pytest.raises(
-        InputError, match="2 classes in the train split, 3 in the test split; not in both: y; keep those"
+        InputError, match="2 classes in the train split, 3 in the test split; not in both: y; list the common"
     ):
         opened(colour, *words, labelled=True)
     assert opened(colour, *words).splits["test"].classes == ["b", "r", "y"]
     flat = pictures / "train" / "b"  # two images without classes, for both splits
-    with pytest.raises(InputError, match=r"--data .*b: the train split has no labels; they are needed in both"):
+    with pytest.raises(InputError, match=r"--data .*b: the train split has no labels, but this evaluation needs labels in all splits"):
         opened(colour, "--data", flat, labelled=True)
     assert opened(colour, "--data", flat).splits["test"].labels.tolist() == [-1, -1]
     for name in "bry":
         for file in (pictures / "val" / name).iterdir():
             file.rename(pictures / "val" / f"{name}.png")
         (pictures / "val" / name).rmdir()
-    with pytest.raises(InputError, match=r"--data .*data: the test split has no labels; they are needed in both"):
+    with pytest.raises(InputError, match=r"--data .*data: the test split has no labels, but this evaluation needs in both"):
         opened(colour, *words, labelled=True)
 
 

@@ -207,7 +207,7 @@ def _labelled(source: DataOptions, splits: tuple[str, ...]) -> dict[str, Images]
         if not (data.labels >= 0).any():
             raise InputError(
                 f"--data {source.data}: the {split} split has no labels, but this evaluation needs labels in all splits; "
-                "give other --data"
+                "give another --data"
             )
     first = images[splits[0]]
     for split, data in images.items():

@@ -102,7 +102,7 @@ class Method(nn.Module):
     # ---- a training step ----
 
     def idle_views(self) -> int:
-        """Return the number of first views that need no gradient in this step."""
+        """Return how many views need no gradient in this step. They are the first ones."""
         return 0
 
     def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
@@ -113,7 +113,7 @@ class Method(nn.Module):
 
         Args:
             views: V views, (B, channels, H, W) each.
-            idle: number of first views that are embedded without gradient.
+            idle: how many of the views, from the first one on, are embedded without gradient.
         """
         raise NotImplementedError
 
@@ -324,7 +324,7 @@ class PrototypeMethod(ClassifierMethod):
     """
 
     config: PrototypeConfig
-    freeze_prototypes: int = 0  # number of first steps in which the prototypes do not change
+    freeze_prototypes: int = 0  # steps at the start of training in which the prototypes do not change
 
     def __init__(self, backbone: nn.Module, config: PrototypeConfig, prototypes: tuple[int, ...]):
         super().__init__()

@@ -1,17 +1,17 @@
 """SeLa-v2: assign labels that divide the data set evenly before every epoch, then learn to predict them.
 
 Caron et al., arXiv:2006.09882v5, section 5.1 and appendix D, after Asano, Rupprecht and Vedaldi, arXiv:1911.05371: SeLa
-trained with the recipe of SwAV. The loop is that of DeepCluster-v2, with two differences. Optimal transport between all
-images and the prototypes of a head replaces k-means; the largest entry of its plan is the label of an image. And the
-prototypes are trained with the network, as in SwAV.
+trained with the recipe of SwAV. The loop is that of DeepCluster-v2, with two differences. First, optimal transport between
+all images and the prototypes of a head replaces k-means. The label of an image is the prototype with the largest entry in
+its row of the transport plan. Second, the prototypes are trained with the network, as in SwAV.
 
 The authors published results but no code. These choices are ours, because the paper does not specify them:
 
 - --lam, --tolerance and --max-iterations are those of SeLa, which has no limit on the iterations.
 - --freeze-prototypes and the unit length of the prototypes after every step are those of SwAV.
 - The labels are hard.
-- The heads use the banks of the assigned views in turn, and the transport starts from float32 embeddings, as in
-  DeepCluster-v2.
+- The heads use the banks of the assigned views in turn, as in DeepCluster-v2.
+- The pass that fills the bank and the transport do not use --precision, as in DeepCluster-v2.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Config:
     lam: float = 25.0  # sharpness of the transport; SwAV's epsilon corresponds to temperature / lam
     tolerance: float = 0.1  # threshold of the convergence of the transport, see src/assignments.py
     max_iterations: int = 1000  # largest number of iterations of the transport
-    freeze_prototypes: int = 313  # number of first steps in which the prototypes do not change
+    freeze_prototypes: int = 313  # steps at the start of training in which the prototypes do not change
     assign_views: tuple[int, ...] = (0, 1)  # views whose embeddings are labelled; the heads use them in turn
     dim: int = 128  # size of an embedding
     hidden_dim: int = 2048  # width of the hidden layer of the projection head

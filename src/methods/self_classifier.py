@@ -38,9 +38,7 @@ class Config:
     eps: float = 1e-12  # smallest sum that the loss divides by; it is also added inside the logarithm
     dim: int = 128  # size of an embedding
     hidden_dim: int = 4096  # width of the hidden layers of the projection head
-    head_layers: int = (
-        2  # number of linear layers in the projection head (0: the features of the backbone are the embedding)
-    )
+    head_layers: int = 2  # linear layers in the projection head (0: the backbone's features are the embedding)
     head_bn: bool = True  # batch normalisation after each hidden layer
     activation: Literal["leaky_relu", "relu"] = "leaky_relu"  # activation of the hidden layers
     queue_length: int = 262144  # number of past embeddings of all ranks in the queue (0: no queue)

@@ -34,25 +34,17 @@ class Config:
     num_classes: int = 1000  # number of classes of each classifier
     learnable: bool = False  # train the classifiers
     tau: float = 0.1  # temperature of both softmaxes
-    normalize_targets: bool = (
-        False  # all images have the same weight in the loss; if off, all classes have the same weight
-    )
-    softmax_group: int = (
-        256  # images that share a column softmax; the authors have 256 per GPU (0: the batch of all ranks)
-    )
+    normalize_targets: bool = False  # give all images the same weight; if off, all classes have the same weight
+    softmax_group: int = 256  # images per column softmax; the authors' GPUs hold 256 (0: the batch of all ranks)
     dim: int = 128  # size of an embedding
     hidden_dim: int = 4096  # width of the hidden layers of the projection head
-    head_layers: int = (
-        3  # number of linear layers in the projection head (0: the features of the backbone are the embedding)
-    )
+    head_layers: int = 3  # linear layers in the projection head (0: the backbone's features are the embedding)
 
     def __post_init__(self) -> None:
         require_positive(self, "tau")
         require_at_least(self, num_classifiers=1, num_classes=2, softmax_group=0, dim=1, hidden_dim=1, head_layers=0)
         if self.softmax_group == 1:
-            raise InputError(
-                "--softmax-group is 1, but a softmax over one image is constant: expected 0, or at least 2"
-            )
+            raise InputError("--softmax-group is 1, and a softmax over one image is constant: expected 0 or at least 2")
 
 
 class SelfClassifierV1(ClassifierMethod, config=Config):

@@ -35,15 +35,15 @@ from .base import PrototypeMethod, Step
 class Config:
     prototypes: int = 3000  # number of clusters; on small data sets about ten per class
     temperature: float = 0.1  # temperature of the predictions
-    epsilon: float = 0.05  # smoothness of the codes; a smaller value makes them harder and counters collapse
+    epsilon: float = 0.05  # smoothness of the codes; a smaller value makes the codes harder and works against collapse
     sinkhorn_iterations: int = 3  # number of Sinkhorn iterations that balance the codes
-    assign_views: tuple[int, ...] = (0, 1)  # views whose codes are predicted; global views come first
+    assign_views: tuple[int, ...] = (0, 1)  # views whose codes the other views predict; global views come first
     dim: int = 128  # size of an embedding
     hidden_dim: int = 2048  # width of the hidden layer of the projection head
     head_bn: bool = True  # batch normalisation after the hidden layer
     queue_length: int = 0  # past embeddings of all ranks that join the batch in Sinkhorn (0: no queue)
     queue_start: int = 15  # epochs before the queue is filled; the embeddings of earlier epochs do harm
-    freeze_prototypes: int = 313  # number of first steps in which the prototypes do not change
+    freeze_prototypes: int = 313  # steps at the start of training in which the prototypes do not change
 
     def __post_init__(self) -> None:
         require_positive(self, "temperature")

@@ -247,7 +247,7 @@ def training_curves(
     with figure_at(path, 3.4 * num_columns, 2.5 * num_rows, layout="constrained") as figure:
         panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
         for axes, (title, lines) in zip(panels, curves.items(), strict=False):
-            _draw_panel(axes, epochs, title, lines)
+            _draw_panel(axes, epochs, title=title, lines=lines)
         for axes in panels[len(curves) :]:
             axes.set_axis_off()
         for axes in panels[max(len(curves) - num_columns, 0) : len(curves)]:
@@ -255,7 +255,7 @@ def training_curves(
 
 
 def _draw_panel(
-    axes: "Axes", epochs: Sequence[float], title: str, lines: Sequence[tuple[str, Sequence[float | None]]]
+    axes: "Axes", epochs: Sequence[float], *, title: str, lines: Sequence[tuple[str, Sequence[float | None]]]
 ) -> None:
     for (name, values), color in zip(lines, cycle(LINES), strict=False):
         same_length(epochs=epochs, **{f"curve {name or title!r}": values})
