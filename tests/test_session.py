@@ -263,7 +263,7 @@ def test_labels_and_classes_are_checked_where_they_are_needed(colour, pictures, 
         for file in (pictures / "val" / name).iterdir():
             file.rename(pictures / "val" / f"{name}.png")
         (pictures / "val" / name).rmdir()
-    with pytest.raises(InputError, match=r"--data .*data: the test split has no labels, but this evaluation needs in both"):
+    with pytest.raises(InputError, match=r"--data .*data: the test split has no labels, but this evaluation needs labels in all splits"):
         opened(colour, *words, labelled=True)
 
 
