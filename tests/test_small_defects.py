@@ -226,11 +226,14 @@ def test_a_signal_after_the_imports_lets_the_program_clean_up(tmp_path, number):
 
 def test_a_forked_process_ends_without_a_line(tmp_path):
     body = """
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        os.read(reader, 1)  # until the parent passes signals on
         print("ready", file=sys.stderr, flush=True)
         time.sleep(60)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    os.write(writer, b"x")
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
     assert end_by(start(script(tmp_path, body)), signal.SIGTERM, ready="ready") == (128 + signal.SIGTERM, "")
