@@ -26,6 +26,7 @@ PROGRAMS = ("train", "cls_eval", "knn_eval", "lincls_eval")
 NEEDED = {"train": []} | {program: ["--checkpoint", "x"] for program in PROGRAMS[1:]}
 SMALL = ["--classes", "10", "--epochs", "2", "--warmup-epochs", "1", "--device", "cpu"]
 LONG = "x" * 300
+WAIT = "[time.sleep(0.1) for _ in range(600)]"  # one long sleep would miss a signal that comes just before it
 
 
 @contextlib.contextmanager
@@ -179,9 +180,7 @@ def slow_import(tmp_path):
     (tmp_path / "stubs" / "torch.py").write_text(
         "import contextlib, sys, time\n"
         "with contextlib.suppress(BaseException):\n"
-        "    print('importing', file=sys.stderr, flush=True)\n"
-        "    time.sleep(60)\n"
-        "time.sleep(60)\n"
+        f"    print('importing', file=sys.stderr, flush=True)\n    {WAIT}\n{WAIT}\n"
     )
     return {"PYTHONPATH": str(tmp_path / "stubs")}
 
@@ -215,7 +214,7 @@ def test_a_signal_after_the_imports_lets_the_program_clean_up(tmp_path, number):
     body = f"""
     try:
         print("ready", file=sys.stderr, flush=True)
-        time.sleep(60)
+        {WAIT}
     finally:
         open({str(tmp_path / "clean")!r}, "w").close()
     """
@@ -225,12 +224,15 @@ def test_a_signal_after_the_imports_lets_the_program_clean_up(tmp_path, number):
 
 
 def test_a_forked_process_ends_without_a_line(tmp_path):
-    body = """
+    body = f"""
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        os.read(reader, 1)  # until the parent passes signals on
         print("ready", file=sys.stderr, flush=True)
-        time.sleep(60)
+        {WAIT}
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    os.write(writer, b"x")
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
     assert end_by(start(script(tmp_path, body)), signal.SIGTERM, ready="ready") == (128 + signal.SIGTERM, "")

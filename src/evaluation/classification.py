@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..config import ClsEvalOptions, KMeansOptions, ViewSettings
+from ..data.base import Views
 from ..data.datasets import Images, MemoryImages
 from ..data.imagenet import class_to_superclass
-from ..data.loaders import Views
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
 from ..errors import InputError

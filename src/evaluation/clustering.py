@@ -7,8 +7,9 @@ image is the arg-max of a classifier. NMI and AMI use arithmetic means, ACC uses
 import numpy as np
 import torch
 
+from ..data.base import Views
 from ..data.datasets import Images
-from ..data.loaders import Views, single_views
+from ..data.loaders import single_views
 from ..features import predict_clusters
 from ..methods import Method
 from ..metrics import clustering_scores, superclass_accuracy

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..config import LinclsEvalOptions, ViewSettings, as_plain, parse_lincls_eval
+from ..data.base import Views
 from ..data.datasets import Images
-from ..data.loaders import TrainLoader, Views
+from ..data.loaders import TrainLoader
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
 from ..errors import InputError
@@ -265,7 +266,7 @@ def training_views(job: Job) -> Views:
 
 
 class Unaugmented(Views):
-    """Views whose training view is the evaluation view of other views. See `Views`."""
+    """Views for training that consist of the evaluation view of other views."""
 
     def __init__(self, central: Views):
         self.central = central
@@ -278,15 +279,6 @@ class Unaugmented(Views):
 
     def finish(self, crops: list[Tensor], indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         return [self.central.single_finish(crop) for crop in crops]
-
-    def single(self, images: Tensor) -> Tensor:
-        return self.central.single(images)
-
-    def single_cut(self, image: Tensor) -> Tensor:
-        return self.central.single_cut(image)
-
-    def single_finish(self, crops: Tensor) -> Tensor:
-        return self.central.single_finish(crops)
 
 
 def _migrated(state: dict[str, Any]) -> dict[str, Any]:

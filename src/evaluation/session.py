@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..config import DataOptions, EvaluationOptions, ViewSettings
+from ..data.base import Views
 from ..data.datasets import FeatureRows, Images, check_channels, open_data
-from ..data.loaders import Views, single_views
+from ..data.loaders import single_views
 from ..data.subsets import keep_rows
 from ..data.views import build_views
 from ..errors import InputError
@@ -206,7 +207,7 @@ def _labelled(source: DataOptions, splits: tuple[str, ...]) -> dict[str, Images]
         if not (data.labels >= 0).any():
             raise InputError(
                 f"--data {source.data}: the {split} split has no labels, but this evaluation needs labels in all splits; "
-                "give other --data"
+                "give another --data"
             )
     first = images[splits[0]]
     for split, data in images.items():
