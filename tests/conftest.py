@@ -176,17 +176,3 @@ def view_settings(
         local_crops_scale=local_scale,
         augment=augment,
     )
-
-
-def save_untrained(path, *words, seed=0, channels=1, history=()):
-    """Write a checkpoint of a network with random weights, as train.py with these flags would have begun."""
-    from src import checkpoint
-    from src.config import as_plain, parse_train
-    from src.methods import build_method
-
-    options, name, knobs = parse_train(["--data", "digits", *words])
-    torch.manual_seed(seed)
-    settings = {"method": name, "channels": channels, **as_plain(options), **as_plain(knobs)}
-    method = build_method(name, knobs, settings)
-    checkpoint.save(path, {"config": settings, "history": list(history), "epoch": 0, "model": method.state_dict()})
-    return path
