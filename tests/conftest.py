@@ -1,14 +1,11 @@
-"""Shared by the tests: where golden numbers of the authors' code may lie, and a way to run W processes."""
+"""What tests share: golden numbers of the authors' code, small networks, and ways to run programs and ranks."""
 
-import importlib
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import textwrap
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +25,20 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "ranks: starts several processes (set here, on tests that use run_ranks)")
 
 
+# The files that take longest, in this order. Each goes to one process whole, and the last should not be the longest.
+LONGEST = (
+    *("test_scripts.py", "test_slurm.py", "test_methods.py", "test_cli.py", "test_evaluation_ranks.py"),
+    *("test_kmeans.py", "test_session.py", "test_pretrained.py", "test_trainer.py", "test_cls_eval.py"),
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Files with many slow tests first: each goes to one process whole, and the last should not be the longest."""
+    """Mark the tests that start ranks, and run the longest files first."""
     for item in items:
         if "run_ranks" in getattr(item, "fixturenames", ()):
             item.add_marker("ranks")
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def find_golden(name: str, *arrays: str) -> Path | None:
@@ -86,7 +90,7 @@ def same_start():
 
 
 def run_as_user(*words: str | Path, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess:
-    """Run one of the programs as a user would; returns its exit status, output and errors."""
+    """Run one of the programs as a user does, and return its exit status, output and errors."""
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
@@ -99,12 +103,12 @@ def run_as_user(*words: str | Path, timeout: float = 240, **environ: str) -> sub
 
 @pytest.fixture
 def run_python():
-    """Run one of the programs as a user would. `run_program` is faster where the start does not matter."""
+    """Run one of the programs as a user does. `run_program` is faster where the start does not matter."""
     return run_as_user
 
 
 @pytest.fixture
-def start_program(request):
+def start_program():
     """Start one of the programs beside this process, without the seconds that the import of torch takes."""
     started = []
 
@@ -129,7 +133,7 @@ def run_program(start_program):
 
 @pytest.fixture
 def run_ranks(tmp_path):
-    """Run code in W gloo processes; each may save to `out / f"{rank}.pt"`; returns what they saved."""
+    """Run code in W gloo processes, each of which saves to `out / f"{rank}.pt"`, and return what they saved."""
 
     def run(world_size: int, code: str) -> list:
         script = tmp_path / "ranks.py"
@@ -172,30 +176,3 @@ def view_settings(
         local_crops_scale=local_scale,
         augment=augment,
     )
-
-
-def save_untrained(path, *words, seed=0, channels=1, history=()):
-    """Write a checkpoint of a network with random weights, as train.py with these flags would have begun."""
-    from src import checkpoint
-    from src.config import as_plain, parse_train
-    from src.methods import build_method
-
-    options, name, knobs = parse_train(["--data", "digits", *words])
-    torch.manual_seed(seed)
-    settings = {"method": name, "channels": channels, **as_plain(options), **as_plain(knobs)}
-    method = build_method(name, knobs, settings)
-    checkpoint.save(path, {"config": settings, "history": list(history), "epoch": 0, "model": method.state_dict()})
-    return path
-
-
-@pytest.fixture
-def evaluate(monkeypatch, tmp_path, capsys):
-    """Run an evaluation in this process, with its output in `tmp_path / "out"`; what it wrote, and what it printed."""
-
-    def run(program: str, *words) -> tuple[dict, str]:
-        words = [f"{program}.py", *map(str, words), "--output-dir", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", words)
-        importlib.import_module(program).main()
-        return json.loads((tmp_path / "out" / f"{program}.json").read_text()), capsys.readouterr().out
-
-    return run

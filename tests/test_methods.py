@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import save_untrained
+from evaluating import save_untrained
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
