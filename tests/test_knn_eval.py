@@ -233,8 +233,8 @@ def test_an_error_is_one_line_and_status_2(trained, capsys):
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert message.endswith(
-        "error: --k 5000 is larger than the bank, 1437 of 1437 training images (100 % of each class's): "
-        "ask for fewer neighbours or search more images\n"
+        "error: --k 5000 is larger than the bank, 1437 of 1437 training images (100 % of each class): "
+        "give a smaller --k or search more images\n"
     )
 
 
