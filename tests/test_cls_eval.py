@@ -117,9 +117,9 @@ def test_grids_show_images_of_their_cluster(trained, run, monkeypatch, tmp_path)
 
 def test_agreement_with_other_checkpoints(trained, run, tmp_path):
     other = save(tmp_path / "other.pt", "--classes", "7", "9", seed=3)
-    result, printed = run("--checkpoint", trained, "--compare", other, trained)
+    result, printed = run("--checkpoint", trained, "--compare", other, trained.parent)  # also the folder of a run
     ours, theirs = (clusters_of(path, 1) for path in (trained, other))
-    expected = {str(other): adjusted_mutual_info_score(ours, theirs), str(trained): 1}
+    expected = {str(other): adjusted_mutual_info_score(ours, theirs), str(trained.parent): 1}
     assert result["quality"]["compared_with"] == pytest.approx(expected, abs=1e-9)
     assert f"agreement with {other}: AMI {100 * expected[str(other)]:.1f}" in printed
 

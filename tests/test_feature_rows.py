@@ -253,7 +253,7 @@ def test_what_is_no_file_of_features_is_one_line_and_status_2(write, tmp_path, c
 
 def test_a_missing_file_is_one_line_and_status_2(tmp_path, capsys):
     said = one_line(capsys, "train", "--data", tmp_path / "none.npz", *SHORT, "--output-dir", tmp_path / "run")
-    assert said.endswith(f"error: --data {tmp_path / 'none.npz'}: no such file\n")
+    assert said.endswith(f"error: --data {tmp_path / 'none.npz'}: no such file: pass the path of an .npz file\n")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_evaluations_refuse_images_for_features_and_the_reverse(trained, file, t
     grey = save_untrained(tmp_path / "grey.pt", "--classes", "3")
     with pytest.raises(InputError, match=r"features\.npz: the images have 6 channels, but the network takes 1"):
         run_here("knn_eval", "--checkpoint", grey, "--data", file)
-    with pytest.raises(InputError, match="--data digits: images have 1 channels, the network takes 6"):
+    with pytest.raises(InputError, match="--data digits: the images have 1 channels, but the network takes 6"):
         run_here("knn_eval", "--checkpoint", trained, "--data", "digits")
     np.savez(tmp_path / "one.npz", test_features=np.ones((4, 1)))
     with pytest.raises(InputError, match=r"--data .*one\.npz: checkpoint .*grey\.pt takes images: give others"):
@@ -289,6 +289,6 @@ def test_evaluations_refuse_images_for_features_and_the_reverse(trained, file, t
 def test_pictures_of_features_are_refused(trained, file, tmp_path):
     with pytest.raises(InputError, match=f"--grids shows images, but --data {file} holds features: drop --grids"):
         run_here("cls_eval", "--checkpoint", trained, "--grids", "2", "--output-dir", tmp_path / "out")
-    with pytest.raises(InputError, match="--pool-window 2: this backbone does not end in the mean of a map"):
+    with pytest.raises(InputError, match="--pool-window 2: the backbone does not end in global average pooling"):
         run_here("lincls_eval", "--checkpoint", trained, "--pool-window", "2", "--output-dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -525,7 +525,7 @@ def test_a_damaged_probe_goes_on_from_the_one_before(untrained, tmp_path, stop_a
     capsys.readouterr()
     lincls(*words)
     printed = capsys.readouterr().out
-    assert "lincls_eval.pt: not a checkpoint, or damaged: use another file; resuming from the previous checkpoint" in printed
+    assert "resuming from the previous checkpoint, lincls_eval_previous.pt" in printed
     assert "resuming from epoch 3, step 1" in printed
     assert (tmp_path / "out" / "lincls_eval_damaged.pt").read_bytes() == b"nothing"
     assert checkpoint.load(tmp_path / "out" / LAST)["epoch"] == 3

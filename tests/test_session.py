@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_said_before_any_image_is_read(colour, trained, pic
         f"--output-dir {pictures / 'file'}: {pictures / 'file'} is a file, expected a folder"
     )
     (pictures / "val").rename(pictures / "old")
-    assert "not val or test/, the test split" in refused(colour, "--data", pictures)
+    assert "the folder has train, but the test split needs val or test" in refused(colour, "--data", pictures)
 
 
 def test_labels_and_classes_are_checked_where_they_are_needed(colour, pictures, nothing_read):
@@ -256,14 +256,18 @@ def test_labels_and_classes_are_checked_where_they_are_needed(colour, pictures, 
         opened(colour, *words, labelled=True)
     assert opened(colour, *words).splits["test"].classes == ["b", "r", "y"]
     flat = pictures / "train" / "b"  # two images without classes, for both splits
-    with pytest.raises(InputError, match=r"--data .*b: the train split has no labels, but this evaluation needs labels in all splits"):
+    with pytest.raises(
+        InputError, match=r"--data .*b: the train split has no labels, but this evaluation needs labels in all splits"
+    ):
         opened(colour, "--data", flat, labelled=True)
     assert opened(colour, "--data", flat).splits["test"].labels.tolist() == [-1, -1]
     for name in "bry":
         for file in (pictures / "val" / name).iterdir():
             file.rename(pictures / "val" / f"{name}.png")
         (pictures / "val" / name).rmdir()
-    with pytest.raises(InputError, match=r"--data .*data: the test split has no labels, but this evaluation needs labels in all splits"):
+    with pytest.raises(
+        InputError, match=r"--data .*data: the test split has no labels, but this evaluation needs labels in all splits"
+    ):
         opened(colour, *words, labelled=True)
 
 
