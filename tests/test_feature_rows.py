@@ -138,6 +138,15 @@ def test_other_features_may_be_evaluated(trained, tmp_path):
     assert read_json(tmp_path, "cls_eval")["images"] == 30
 
 
+@pytest.mark.parametrize("program", ["knn_eval", "lincls_eval"])
+def test_an_evaluation_that_needs_both_splits_says_which_is_missing(program, trained, tmp_path, capsys):
+    features, labels = groups(30, 2)
+    np.savez(tmp_path / "other.npz", test_features=features, test_labels=labels)
+    words = ("--checkpoint", trained, "--data", tmp_path / "other.npz", "--output-dir", tmp_path / "out")
+    assert "expected train_features" in one_line(capsys, program, *words)
+    assert not (tmp_path / "out").exists()
+
+
 # ---- what is wrong ---------------------------------------------------------------------------------------------------
 
 
