@@ -147,6 +147,18 @@ def run_ranks(tmp_path):
     return run
 
 
+@pytest.fixture
+def evaluate(tmp_path, capsys):
+    """Run an evaluation in this process, with its results in `tmp_path / "out"`; return them and what it printed."""
+    from evaluating import read_json, run_here
+
+    def run(program: str, *words) -> tuple[dict, str]:
+        run_here(program, *words, "--output-dir", tmp_path / "out")
+        return read_json(tmp_path / "out", program), capsys.readouterr().out
+
+    return run
+
+
 # settings of a run from which `build_method` makes a small network for grey images of 8 pixels
 SMALL = {
     "arch": "small_convnet",
