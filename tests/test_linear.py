@@ -679,8 +679,7 @@ def test_training_views_are_a_crop_and_a_flip():
     session = SimpleNamespace(views=central, trained={"global_crops_size": 224}, source=SimpleNamespace(data="x"))
 
     def views_of(*, crop_flip):
-        options = SimpleNamespace(crop_flip=crop_flip)
-        return linear.training_views(SimpleNamespace(options=options, session=session, train=files))
+        return linear.training_views(SimpleNamespace(session=session, train=files), augment=crop_flip)
 
     views = views_of(crop_flip=True)
     (recipe,) = views.recipes

@@ -5,6 +5,7 @@ The steps are: open, cluster, judge without labels, judge by labels, write and p
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..config import ClsEvalOptions, KMeansOptions, ViewSettings
+from ..config import ClsEvalOptions, KMeansOptions, ViewSettings, as_plain
 from ..data.base import Views
 from ..data.datasets import Images, MemoryImages
 from ..data.imagenet import class_to_superclass
@@ -42,13 +43,14 @@ class Job:
     """An open session, and the other inputs of the evaluation.
 
     Attributes:
-        data: the images of `options.split`, which are put into clusters.
+        split: the part of the data that is evaluated.
+        data: its images, which are put into clusters.
         superclasses: {choice: ({class: superclass}, names of the superclasses)}.
         others: {checkpoint to compare with: (network, the checkpoint without the weights, views)}.
     """
 
-    options: ClsEvalOptions
     session: Session
+    split: str
     data: Images
     superclasses: dict[str, tuple[dict[int, int], list[str]]]
     others: dict[str, Other]
@@ -103,14 +105,31 @@ class Clustering:
 def run(options: ClsEvalOptions) -> None:
     """Open the checkpoint and the data, cluster the images, judge the clusters, write the results and print them."""
     job = open_job(options)
-    found = cluster_by_kmeans(job) if options.kmeans else cluster_by_classifiers(job)
+    if options.kmeans:
+        settings = KMeansOptions(**{field.name: getattr(options, field.name) for field in fields(KMeansOptions)})
+        found = cluster_by_kmeans(job, settings)
+    else:
+        found = cluster_by_classifiers(job, options.classifier, ensemble=options.ensemble)
     others = cluster_by_others(job)
     features = found.features
     if features is None and (options.feature_quality or options.tsne or options.pca):
-        features = job.session.features(job.data, split=options.split, layer="backbone")
+        features = job.session.features(job.data, split=job.split, layer="backbone")
     if distributed.is_main():
         quality = judge_without_labels(found, features if options.feature_quality else None, others)
-        write(job, found, quality=quality, features=features)
+        result = {**describe(job, found), "quality": quality}
+        if len(job.labelled):
+            result |= judge_by_labels(job, found, pixel_kmeans=options.pixel_kmeans)
+        maps = maps_of(job, found, features, pca=options.pca, tsnes=options.tsne, tsne_classes=options.tsne_classes)
+        drawing = report.Drawing(
+            data=job.data,
+            clusters=found.clusters[found.chosen],
+            confidences=found.confidences[found.chosen],
+            grids=options.grids,
+            maps=maps,
+            suffix=options.figures,
+            dpi=options.dpi,
+        )
+        write(job.session.folder, drawing, result)
     distributed.stop()
 
 
@@ -156,7 +175,7 @@ def open_job(options: ClsEvalOptions) -> Job:
         if not np.isin(data.labels, list(of_class)).any():
             raise InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one of them")
     others = {other: _open_other(other, name, data) for other in options.compare}
-    return Job(options=options, session=session, data=data, superclasses=superclasses, others=others)
+    return Job(session=session, split=options.split, data=data, superclasses=superclasses, others=others)
 
 
 def _open_other(name: str, data_name: str, data: Images) -> Other:
@@ -174,20 +193,23 @@ def _open_other(name: str, data_name: str, data: Images) -> Other:
 # ---- cluster --------------------------------------------------------------------------------------------------------
 
 
-def cluster_by_classifiers(job: Job) -> Clustering:
+def cluster_by_classifiers(job: Job, classifier: int | None = None, *, ensemble: bool = False) -> Clustering:
     """Assign every image to its most likely class, by each classifier.
+
+    Args:
+        classifier: the classifier to score; None: the one that training chose.
+        ensemble: also average the predictions of all classifiers of its size.
 
     Raises:
         InputError: if the classifier to score does not exist, or if --ensemble finds no other classifier of its size.
     """
-    options, session = job.options, job.session
-    network = session.network
+    session, network = job.session, job.session.network
     assert not isinstance(network, nn.ModuleDict)  # the session was opened with classifiers
     classes: Sequence[Any] = network.classes
     sizes: list[int] = list(classes)
-    chosen, chosen_by = choose_classifier(options.classifier, session.state, len(sizes))
+    chosen, chosen_by = choose_classifier(classifier, session.state, len(sizes))
     equals = [k for k, size in enumerate(sizes) if size == sizes[chosen]]
-    if options.ensemble and len(equals) == 1:
+    if ensemble and len(equals) == 1:
         raise InputError(
             f"--ensemble: classifier {chosen} is the only one with {sizes[chosen]} classes: drop --ensemble, or give another "
             "--classifier"
@@ -195,13 +217,13 @@ def cluster_by_classifiers(job: Job) -> Clustering:
     clusters, confidences, weights = predict_clusters(
         network, session.batches(job.data), len(job.data), autocast=session.autocast
     )
-    ensemble = None
-    if options.ensemble:
+    members = None
+    if ensemble:
         common = {k: align(clusters[k], clusters[chosen], sizes[chosen]) for k in equals}
         together, _ = average_clusters(
             network, session.batches(job.data), len(job.data), names=common, autocast=session.autocast
         )
-        ensemble = equals, together
+        members = equals, together
     return Clustering(
         names=[f"classifier {k}" for k in range(len(sizes))],
         sizes=sizes,
@@ -211,7 +233,7 @@ def cluster_by_classifiers(job: Job) -> Clustering:
         chosen=chosen,
         chosen_by=chosen_by,
         protocol="one central view per image, arg-max",
-        ensemble=ensemble,
+        ensemble=members,
     )
 
 
@@ -235,67 +257,67 @@ def choose_classifier(wanted: int | None, state: dict, count: int) -> tuple[int,
     return chosen, chosen_by
 
 
-def cluster_by_kmeans(job: Job) -> Clustering:
+def cluster_by_kmeans(job: Job, settings: KMeansOptions) -> Clustering:
     """Fit k-means on features of training images, and assign the images of the split to the nearest centroids.
 
     Raises:
         InputError: if there are fewer images to fit on than clusters, or if --fit-list names unknown images.
     """
-    options, session = job.options, job.session
+    session = job.session
     train = session.open("train")
-    rows, which = _fitted_rows(options, train)
-    features = session.features(job.data, split=options.split, layer=options.layer)
-    if options.split == "train":
+    rows, which = _fitted_rows(settings, train)
+    features = session.features(job.data, split=job.split, layer=settings.layer)
+    if job.split == "train":
         fitted_on = features[rows]
-    elif options.features_cache:  # a cache holds the whole split, because the next evaluation may use another share
-        fitted_on = session.features(train, split="train", layer=options.layer)[rows]
+    elif session.features_cache:  # a cache holds the whole split, because the next evaluation may use another share
+        fitted_on = session.features(train, split="train", layer=settings.layer)[rows]
     else:
-        fitted_on = session.features(keep_rows(train, rows), split="train", layer=options.layer)
+        fitted_on = session.features(keep_rows(train, rows), split="train", layer=settings.layer)
     to_cluster = features
-    if options.normalize:
+    if settings.normalize:
         fitted_on, to_cluster = (unit_rows(each, torch.float32) for each in (fitted_on, features.clone()))
     fit = kmeans.fit(
         fitted_on.to(session.device),
-        options.kmeans,
-        init=options.init,
-        restarts=options.restarts,
-        seed=options.seed,
+        settings.kmeans,
+        init=settings.init,
+        restarts=settings.restarts,
+        seed=settings.seed,
     )
     clusters, confidences = (
         each.cpu().numpy()[None] for each in kmeans.assign(to_cluster.to(session.device), fit.centroids)
     )
-    settings = {field.name: getattr(options, field.name) for field in fields(KMeansOptions)}
-    settings = {"clusters": settings.pop("kmeans"), **settings, "fit_images": len(rows), "inertia": fit.inertia}
-    settings |= {"iterations": fit.iterations, "best": fit.restart, "features": fitted_on.shape[1]}
+    facts = as_plain(settings)
+    facts = {"clusters": facts.pop("kmeans"), **facts, "fit_images": len(rows), "inertia": fit.inertia}
+    facts |= {"iterations": fit.iterations, "best": fit.restart, "features": fitted_on.shape[1]}
     return Clustering(
-        names=[f"k-means, {options.layer}"],
-        sizes=[options.kmeans],
+        names=[f"k-means, {settings.layer}"],
+        sizes=[settings.kmeans],
         clusters=clusters,
         confidences=confidences,
         weights=None,
         chosen=0,
         chosen_by="--kmeans",
-        protocol=f"one central view per image, output of the {options.layer}{' at unit length' if options.normalize else ''}; "
-        f"k-means with {options.kmeans} clusters, the best of {options.restarts} starts ({options.init}), fitted on "
+        protocol=f"one central view per image, output of the {settings.layer}{' at unit length' if settings.normalize else ''}; "
+        f"k-means with {settings.kmeans} clusters, the best of {settings.restarts} starts ({settings.init}), fitted on "
         f"{len(rows)} training images ({which})",
-        settings=settings,
-        features=features if options.layer == "backbone" else None,
+        settings=facts,
+        features=features if settings.layer == "backbone" else None,
     )
 
 
-def _fitted_rows(options: ClsEvalOptions, train: Images) -> tuple[np.ndarray, str]:
+def _fitted_rows(settings: KMeansOptions, train: Images) -> tuple[np.ndarray, str]:
     """Return the positions of the training images on which k-means is fitted, and a description of them."""
-    if options.fit_list:
-        rows, which = read_list(train, options.fit_list, "--fit-list"), f"listed in {options.fit_list}"
+    if settings.fit_list:
+        rows, which = read_list(train, settings.fit_list, "--fit-list"), f"listed in {settings.fit_list}"
     else:
         labels = torch.where(
             train.labels < 0, len(train.classes), train.labels
         )  # images without a label form one more class
-        rows = draw_share(labels.numpy(), options.fit_share, options.seed)
-        which = f"{100 * options.fit_share:g} % of each class"
-    if options.kmeans > len(rows):
+        rows = draw_share(labels.numpy(), settings.fit_share, settings.seed)
+        which = f"{100 * settings.fit_share:g} % of each class"
+    if settings.kmeans > len(rows):
         raise InputError(
-            f"--kmeans {options.kmeans} is larger than the {len(rows)} images it is fitted on, of {len(train)} "
+            f"--kmeans {settings.kmeans} is larger than the {len(rows)} images it is fitted on, of {len(train)} "
             f"training images ({which}): give a smaller --kmeans or fit on more images"
         )
     return rows, which
@@ -322,7 +344,7 @@ def describe(job: Job, found: Clustering) -> dict[str, Any]:
     """Return the entries of the result about the images, the clusters and the protocol."""
     result = {
         **job.session.facts(),
-        "split": job.options.split,
+        "split": job.split,
         "images": len(job.data),
         "labelled_images": len(job.labelled),
         "classifier": found.chosen if found.settings is None else None,
@@ -353,7 +375,7 @@ def judge_without_labels(found: Clustering, features: Tensor | None, others: dic
     return quality
 
 
-def judge_by_labels(job: Job, found: Clustering) -> dict[str, Any]:
+def judge_by_labels(job: Job, found: Clustering, *, pixel_kmeans: bool = False) -> dict[str, Any]:
     """Score the chosen clusters by classes and superclasses, and also the other classifiers, the ensemble and raw pixels."""
     labels = job.data.labels.numpy()
     clusters = found.clusters[found.chosen]
@@ -370,7 +392,7 @@ def judge_by_labels(job: Job, found: Clustering) -> dict[str, Any]:
         members, together = found.ensemble
         score = score_classifiers(labels, together[None])[0]
         result["ensemble"] = {"members": members, **{name: score[name] for name in columns}}
-    if job.options.pixel_kmeans:
+    if pixel_kmeans:
         train, test, known = job.session.open("train"), job.data, job.labelled
         assert isinstance(train, MemoryImages)  # open_job has refused other data
         assert isinstance(test, MemoryImages)
@@ -388,35 +410,31 @@ def judge_by_labels(job: Job, found: Clustering) -> dict[str, Any]:
     return result
 
 
-def write(job: Job, found: Clustering, *, quality: dict[str, Any], features: Tensor | None) -> None:
-    """Judge the clusters by labels if there are any, write figures, list of clusters and results, and print the results.
+def write(folder: Path, drawing: report.Drawing, result: dict[str, Any]) -> None:
+    """Write figures, list of clusters and results into the folder, and print the results.
 
     Raises:
-        InputError: if the files cannot be written, or if there are too few images for a map.
+        InputError: if the files cannot be written.
     """
-    options = job.options
-    result = {**describe(job, found), "quality": quality}
-    if len(job.labelled):
-        result |= judge_by_labels(job, found)
-    make_folder(job.session.folder)
-    drawing = report.Drawing(
-        data=job.data,
-        clusters=found.clusters[found.chosen],
-        confidences=found.confidences[found.chosen],
-        grids=options.grids,
-        maps=maps_of(job, found, features),
-        suffix=options.figures,
-        dpi=options.dpi,
-    )
-    files = report.write(job.session.folder, drawing, result)
-    print("\n".join(report.as_text(result, len(job.data.classes))))
-    print(f"wrote {', '.join(files)} to {job.session.folder}")
+    make_folder(folder)
+    files = report.write(folder, drawing, result)
+    print("\n".join(report.as_text(result, len(drawing.data.classes))))
+    print(f"wrote {', '.join(files)} to {folder}")
 
 
-def maps_of(job: Job, found: Clustering, features: Tensor | None) -> list[report.Map]:
-    """Return maps of the features in two dimensions, coloured by class, or by cluster if there are no labels."""
-    options = job.options
-    if features is None or not (options.pca or options.tsne):
+def maps_of(
+    job: Job, found: Clustering, features: Tensor | None, *, pca: bool, tsnes: int, tsne_classes: int
+) -> list[report.Map]:
+    """Return maps of the features in two dimensions, coloured by class, or by cluster if there are no labels.
+
+    Args:
+        pca: map the features to their two principal directions.
+        tsnes: number of t-SNE maps, each of `tsne_classes` classes (0: all).
+
+    Raises:
+        InputError: if there are too few images for a map.
+    """
+    if features is None or not (pca or tsnes):
         return []
     rows = features.numpy()
     if len(job.labelled):
@@ -425,7 +443,7 @@ def maps_of(job: Job, found: Clustering, features: Tensor | None) -> list[report
         groups = found.clusters[found.chosen]
         names = [f"cluster {k}" for k in range(max(groups) + 1)]
     maps = []
-    if options.pca:
+    if pca:
         shown = np.sort(np.random.default_rng(0).permutation(np.flatnonzero(groups >= 0))[:MAPPED])
         points, shares = two_directions(rows[shown])
         maps.append(
@@ -438,8 +456,8 @@ def maps_of(job: Job, found: Clustering, features: Tensor | None) -> list[report
                 axis_labels=name_directions(shares),
             )
         )
-    for seed in range(options.tsne):
-        shown = choose_images(groups, options.tsne_classes, seed)
+    for seed in range(tsnes):
+        shown = choose_images(groups, tsne_classes, seed)
         title = f"t-SNE of {len(shown):,} images"
         maps.append(
             report.Map(file=f"tsne_{seed}", title=title, points=tsne(rows[shown]), groups=groups[shown], names=names)

@@ -8,7 +8,7 @@ pre-training. Both papers report the best epoch on the test split.
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,6 @@ IRRELEVANT = {"checkpoint", "val_batch_size", "fast", "fast_lrs", "fast_weight_d
 class Job:
     """A backbone with a new linear layer on the device, and the labelled images."""
 
-    options: LinclsEvalOptions
     session: Session
     train: Images
     test: Images
@@ -52,15 +51,45 @@ class Job:
 
 def run(options: LinclsEvalOptions) -> None:
     """Open the checkpoint and the data, fit a linear classifier by SGD or with --fast, write the result and print it."""
-    job = open_job(options)
-    found = fit_fast(job) if job.options.fast else train(job)
+    job, options = open_job(options)
+    protocol = describe(options)
+    if options.fast:
+        found = fit_fast(
+            job,
+            lrs=options.fast_lrs,
+            weight_decays=options.fast_weight_decays,
+            held_out=options.held_out,
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            momentum=options.momentum,
+            seed=options.seed,
+        )
+    else:
+        optimizer = build_probe_optimizer(
+            job.probe,
+            options.optimizer,
+            lr=options.lr,
+            backbone_lr=options.backbone_lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=options.nesterov,
+        )
+        factor = rate_factor(options.schedule, options.epochs, decay_epochs=options.decay_epochs, gamma=options.gamma)
+        loader = build_loader(
+            job, training_views(job, augment=options.crop_flip), batch_size=options.batch_size, seed=options.seed
+        )
+        trainer = build_trainer(job, optimizer, factor, loader=loader, log_every=options.log_every)
+        found = train(job, trainer, as_plain(options), protocol=protocol, fresh=options.fresh)
     if distributed.is_main():
-        write(job, found)
+        write(job, found, protocol=protocol, options=as_plain(options))
     distributed.stop()
 
 
-def open_job(options: LinclsEvalOptions) -> Job:
+def open_job(options: LinclsEvalOptions) -> tuple[Job, LinclsEvalOptions]:
     """Open the checkpoint and the data. The function finds every mistake in the options before it reads an image.
+
+    Returns:
+        What is open, and the options with the defaults that depend on the checkpoint.
 
     Raises:
         InputError: if something is missing or does not fit together.
@@ -94,16 +123,30 @@ def open_job(options: LinclsEvalOptions) -> Job:
         feature_bn=options.feature_bn,
     )
     probe = probe.to(session.device).to(memory_format=session.layout)
-    return Job(options=options, session=session, train=data, test=session.splits["test"], probe=probe)
+    return Job(session=session, train=data, test=session.splits["test"], probe=probe), options
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # the two ways of fitting
 
 
-def fit_fast(job: Job) -> dict[str, Any]:
-    """Compute the features once and fit many settings at once, on rank 0. The other ranks return an empty dictionary."""
-    options, session = job.options, job.session
+def fit_fast(
+    job: Job,
+    *,
+    lrs: Sequence[float],
+    weight_decays: Sequence[float],
+    held_out: float,
+    epochs: int,
+    batch_size: int,
+    momentum: float,
+    seed: int,
+) -> dict[str, Any]:
+    """Compute the features once and fit many settings at once, on rank 0. The other ranks return an empty dictionary.
+
+    Args:
+        lrs, weight_decays, held_out, epochs, batch_size, momentum, seed: as for `search`.
+    """
+    session = job.session
     train, test = (
         session.features(data, split=split, layer="backbone", network=job.probe).to(session.device)
         for split, data in (("train", job.train), ("test", job.test))
@@ -116,22 +159,29 @@ def fit_fast(job: Job) -> dict[str, Any]:
         test=test,
         test_labels=job.test.labels,
         num_classes=len(job.train.classes),
-        lrs=options.fast_lrs,
-        weight_decays=options.fast_weight_decays,
-        held_out=options.held_out,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        momentum=options.momentum,
-        seed=options.seed,
+        lrs=lrs,
+        weight_decays=weight_decays,
+        held_out=held_out,
+        epochs=epochs,
+        batch_size=batch_size,
+        momentum=momentum,
+        seed=seed,
     )
     job.probe.check_unchanged()
     return found
 
 
-def train(job: Job) -> dict[str, Any]:
+def train(
+    job: Job, trainer: Trainer, settings: dict[str, Any], *, protocol: str, fresh: bool = False
+) -> dict[str, Any]:
     """Train as in the published protocols, and score the test split after every epoch.
 
     If the folder holds an unfinished probe, the training continues it.
+
+    Args:
+        settings: the options, by which an unfinished probe is recognised.
+        protocol: the protocol in words, for the log.
+        fresh: discard an unfinished probe.
 
     Returns:
         The accuracies of the epoch that is best on the test split, which the papers report, those of the last epoch, and the
@@ -140,36 +190,35 @@ def train(job: Job) -> dict[str, Any]:
     Raises:
         SystemExit: 128 + the signal, after saving, if a signal asked the training to stop.
     """
-    options, session, probe = job.options, job.session, job.probe
-    settings = as_plain(options) | {
+    session, probe, epochs = job.session, job.probe, settings["epochs"]
+    settings = settings | {
         **{name: session.trained[name] for name in ("arch", "patch_size", "channels", "global_crops_size")},
         "method": "linear",
         "backbone": probe.before,
         "train_images": len(job.train),
     }
     found = None
-    if not options.fresh:
+    if not fresh:
         found = find_checkpoint(session.folder, settings, name=NAME, irrelevant=IRRELEVANT, replace_finished=True)
-    trainer = build_trainer(job)
     if found:
         trainer.load_state_dict(_migrated(found))
     run = Run(session.folder, settings, found, name=NAME, log=False)
     if run.history and not trainer.done and best_epoch(run.history) is run.history[-1]:
         run.save(trainer, extra=BEST)  # the process may have ended after the last checkpoint and before this one
 
-    total = options.epochs * trainer.loader.images
+    total = epochs * trainer.loader.images
     progress = Progress(total, trainer.images, enabled=distributed.is_main())
-    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{describe(options)}")
+    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{protocol}")
     progress.say(
         f"{len(job.train):,} training images of {len(job.train.classes)} classes, {len(job.test):,} test images; "
         f"{len(trainer.loader)} steps per epoch on {distributed.world_size()} x {session.device.type}; writing to {run.folder}"
     )
     if found:
         where = f"resuming from epoch {trainer.epoch + 1}, step {trainer.done + 1}"
-        progress.say(where if trainer.epoch < options.epochs else "the probe is already finished")
+        progress.say(where if trainer.epoch < epochs else "the probe is already finished")
 
     def score_epoch(summary: dict[str, Any]) -> dict[str, float]:
-        if trainer.epoch in (1, options.epochs):
+        if trainer.epoch in (1, epochs):
             probe.check_unchanged()
         top1, top5 = score(probe, session.batches(job.test), job.test.labels, autocast=session.autocast)
         return {"top1": top1, "top5": top5}
@@ -177,13 +226,13 @@ def train(job: Job) -> dict[str, Any]:
     def comment(summary: dict[str, Any]) -> Iterator[str]:
         if best_epoch(run.history) is summary:
             run.save(trainer, extra=BEST)
-        if trainer.epoch % max(options.epochs // 10, 1) == 0:
+        if trainer.epoch % max(epochs // 10, 1) == 0:
             yield (
                 f"epoch {trainer.epoch}  loss {summary['loss']:.4f}  top-1 {percent(summary['top1'])}  "
                 f"top-5 {percent(summary['top5'])}"
             )
 
-    run.train(trainer, options.epochs, progress, score=score_epoch, comment=comment)
+    run.train(trainer, epochs, progress, score=score_epoch, comment=comment)
     best, last = best_epoch(run.history), run.history[-1]
     return {
         "top1": best["top1"],
@@ -200,57 +249,58 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any]:
     return max(history, key=lambda epoch: epoch["top1"])
 
 
-def build_trainer(job: Job) -> Trainer:
-    """Build the optimiser, the learning-rate schedule, the batches and the trainer of the probe.
+def build_loader(job: Job, views: Views, *, batch_size: int, seed: int) -> TrainLoader:
+    """Build the batches of the labelled training images.
 
     Raises:
         InputError: if there are fewer images than ranks.
     """
-    options, session, probe = job.options, job.session, job.probe
-    optimizer = build_probe_optimizer(
-        probe,
-        options.optimizer,
-        lr=options.lr,
-        backbone_lr=options.backbone_lr,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        nesterov=options.nesterov,
-    )
     loader = TrainLoader(
         job.train,
-        training_views(job),
-        batch_size=options.batch_size,
-        seed=options.seed,
-        device=session.device,
-        workers=options.workers,
+        views,
+        batch_size=batch_size,
+        seed=seed,
+        device=job.session.device,
+        workers=job.session.workers,
         keep_last=True,
-        equal_shares=probe.shares_statistics,
+        equal_shares=job.probe.shares_statistics,
     )
     if not len(loader):
         raise InputError(
             f"{len(job.train)} labelled training images for {distributed.world_size()} ranks, expected at least one per rank: "
             "start fewer ranks"
         )
-    factor = rate_factor(options.schedule, options.epochs, decay_epochs=options.decay_epochs, gamma=options.gamma)
+    return loader
+
+
+def build_trainer(
+    job: Job,
+    optimizer: torch.optim.Optimizer,
+    factor: Callable[[int], float],
+    *,
+    loader: TrainLoader,
+    log_every: int = 16,
+) -> Trainer:
+    """Build the trainer of the probe. The factor of an epoch multiplies the learning rates; see `rate_factor`."""
     return Trainer(
-        probe,
+        job.probe,
         optimizer,
         lambda step: factor(step // len(loader)),
         loader=loader,
-        device=session.device,
-        autocast=session.autocast,
-        sync_bn_group=0 if probe.shares_statistics else 1,
-        log_every=options.log_every,
+        device=job.session.device,
+        autocast=job.session.autocast,
+        sync_bn_group=0 if job.probe.shares_statistics else 1,
+        log_every=log_every,
     )
 
 
-def training_views(job: Job) -> Views:
+def training_views(job: Job, *, augment: bool = True) -> Views:
     """Return the training views: a random resized crop with a flip, as in both protocols, or the evaluation view.
 
     The protocols do not cover digits, which have their own augmented views.
     """
     session = job.session
-    if not job.options.crop_flip:
+    if not augment:
         return Unaugmented(session.views)
     size = session.trained["global_crops_size"]
     settings = ViewSettings(
@@ -322,9 +372,9 @@ def score(
 # results
 
 
-def write(job: Job, found: dict[str, Any]) -> None:
+def write(job: Job, found: dict[str, Any], *, protocol: str, options: dict[str, Any]) -> None:
     """Write lincls_eval.json and print tables of it."""
-    options, session = job.options, job.session
+    session, data = job.session, job.session.source.data
     result = {
         **session.facts(),
         "train_images": len(job.train),
@@ -332,19 +382,19 @@ def write(job: Job, found: dict[str, Any]) -> None:
         "classes": len(job.train.classes),
         "backbone_sha256": job.probe.before,
         "features": job.probe.fc.in_features,
-        "protocol": describe(options),
-        "options": as_plain(options),
+        "protocol": protocol,
+        "options": options,
         **found,
     }
     make_folder(session.folder)
     write_json(session.folder / "lincls_eval.json", result)
-    if options.fast:
+    if "settings" in found:
         rows = [
             [f"lr {row['lr']:g}, weight decay {row['weight_decay']:g}{' (chosen)' if row is found['chosen'] else ''}"]
             + [percent(row["top1"]), percent(row["top5"])]
             for row in found["settings"]
         ]
-        print(f"{options.data}, {len(job.train):,} training images, {found['held_out_images']:,} of them held out")
+        print(f"{data}, {len(job.train):,} training images, {found['held_out_images']:,} of them held out")
         print(table(["held out", "TOP1", "TOP5"], rows))
         print(table(["test", "TOP1", "TOP5"], [["chosen", percent(found["top1"]), percent(found["top5"])]]))
         print(f"wrote lincls_eval.json to {session.folder}")
@@ -353,7 +403,7 @@ def write(job: Job, found: dict[str, Any]) -> None:
         [f"best epoch, {found['best_epoch']}", percent(found["top1"]), percent(found["top5"])],
         [f"last epoch, {found['history'][-1]['epoch']}", percent(found["last_top1"]), percent(found["last_top5"])],
     ]
-    print(f"{options.data}, test split, {len(job.test):,} images, {len(job.test.classes)} classes")
+    print(f"{data}, test split, {len(job.test):,} images, {len(job.test.classes)} classes")
     print(table(["", "TOP1", "TOP5"], rows))
     print(f"wrote lincls_eval.json, {NAME}.pt and {BEST} to {session.folder}")
 
