@@ -22,25 +22,27 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = (
-    *(
-        "pytest",
-        "torch",
-        "torch.distributed",
-        "torch.utils.tensorboard",
-        "torchvision",
-        "sklearn.cluster",
-        "sklearn.datasets",
-    ),
-    *("src.trainer", "src.run", "src.loading", "src.data.views", "src.evaluation.clustering"),
-)
+PRELOADED = [
+    "pytest",
+    "torch",
+    "torch.distributed",
+    "torch.utils.tensorboard",
+    "torchvision",
+    "sklearn.cluster",
+    "sklearn.datasets",
+    "src.trainer",
+    "src.run",
+    "src.loading",
+    "src.data.views",
+    "src.evaluation.clustering",
+]
 
 _context = multiprocessing.get_context("forkserver")
 
 
 def _start_server() -> None:
     """Start the server unless it runs, with the environment of a user who asks for one thread."""
-    _context.set_forkserver_preload(list(PRELOADED))
+    _context.set_forkserver_preload(PRELOADED)
     environ = dict(os.environ)
     os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(ROOT), environ.get("PYTHONPATH", "")]))
     try:
