@@ -69,7 +69,14 @@ def start(*words, **settings):
     """Start a Python process whose outputs can be read."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "", **settings.pop("environ", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings}
+    pipes.setdefault("preexec_fn", signals_heard)
     return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, env=environ, text=True, **pipes)
+
+
+def signals_heard():
+    """Undo what a shell does to programs in its background: they ignore SIGINT, and so would the program tested here."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def script(tmp_path, body):
