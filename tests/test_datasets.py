@@ -322,3 +322,8 @@ def test_a_class_without_test_images_does_not_shift_the_others(tmp_path):
     held_out = open_data(str(tmp_path), "test")
     assert held_out.classes == ["a", "b", "c", "z"]
     assert held_out.labels.tolist() == [0, 2, 3]
+
+
+def test_a_name_that_is_too_long_is_one_line():
+    with pytest.raises(InputError, match="File name too long"):
+        open_data("a" * 300, "train")

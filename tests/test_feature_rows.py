@@ -196,6 +196,7 @@ WRONG = {
         changed(test_features=np.ones((4, 5))),
         r"is \(4, 6\), the other split's \(4, 5\); expected one width",
     ),
+    "no width": (changed(train_features=np.zeros((4, 0))), r"train_features has shape \(4, 0\)"),
     "few labels": (changed(train_labels=[0, 1]), r"train_labels has shape \(2,\) and type int64, expected 4 integers"),
     "fractions": (changed(train_labels=[0.0, 1.0, 1.0, 0.0]), "and type float64, expected 4 integers"),
     "negative": (changed(train_labels=[0, 1, 1, -2]), "train_labels holds -2, expected -1"),

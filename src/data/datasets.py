@@ -231,20 +231,20 @@ def open_features(file: str, split: str) -> FeatureRows:
         InputError: if the file cannot be read, does not hold the split, or holds an array of a wrong shape or type, or
             features that are not finite.
     """
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         raise InputError(f"--data {file}: no such file: pass the path of an .npz file")
     try:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             found = {name: np.asarray(arrays[name]) for name in arrays.files}
     except Exception as error:  # the reader can fail in any way on arbitrary bytes
         detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise InputError(f"--data {file}: not an .npz file ({detail}): write it with numpy.savez") from None
+        raise InputError(f"--data {file}: not an .npz file of numbers ({detail}): write it with numpy.savez") from None
     features = found.get(f"{split}_features")
     if features is None:
         raise InputError(
             f"--data {file}: the file holds {', '.join(found) or 'no array'}, expected {split}_features: add this array"
         )
-    if features.ndim != 2 or features.dtype.kind not in "fiu" or not len(features):
+    if features.ndim != 2 or features.dtype.kind not in "fiu" or not features.size:
         raise InputError(
             f"--data {file}: {split}_features has shape {features.shape} and type {features.dtype}, expected (N, F) numbers"
         )
@@ -293,7 +293,11 @@ def open_folder(folder: str, split: str) -> ImageFiles:
     top = Path(folder)
     if not folder:
         raise InputError(f"--data is empty, expected a folder of images or one of {', '.join(BUILT_IN_DATA)}")
-    if not top.is_dir():
+    try:
+        is_folder = top.is_dir()
+    except OSError as error:  # a name that is too long
+        raise InputError(f"--data {folder}: {error.strerror}: pass the path of a folder") from None
+    if not is_folder:
         raise InputError(
             f"--data {folder}: no such folder, expected a folder of images or one of {', '.join(BUILT_IN_DATA)}"
         )

@@ -152,6 +152,10 @@ class TrainLoader:
         The positions of the images come first, then those of their first companions, and so on.
         """
         named = self.companions(part, epoch) if self.companions else None
+        if named is not None and (named.min() < 0 or named.max() >= len(self.data)):
+            raise ValueError(
+                f"companions must be positions from 0 to {len(self.data) - 1}, got {named.min()} to {named.max()}"
+            )
         return part if named is None else np.concatenate([part, named.T.reshape(-1)])
 
     def _batch(self, views: list[Tensor], indices: Tensor, num_images: int) -> Batch:
