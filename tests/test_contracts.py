@@ -229,7 +229,7 @@ def test_companions_of_files_have_the_views_that_they_have_on_their_own(files, w
 
 def test_companions_outside_the_data_set_are_refused():
     loader = loader_of(memory(20))
-    loader.companions = lambda indices, epoch: indices[:, None] + 1
+    loader.companions = lambda indices, epoch: indices[:, None] + 20
     with pytest.raises(ValueError, match="companions must be positions from 0 to 19, got"):
         list(loader.epoch(0))
 
