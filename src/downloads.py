@@ -180,7 +180,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder, so that no second process writes the same files.
+    """Lock a folder while the block runs: a second process gets an error instead of writing the same files.
 
     Raises:
         RunError: if another process holds the lock.
