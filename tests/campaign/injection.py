@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Plan:
         when: "before" or "after" the call, or "within" it: half of what is to be written is written.
         signal: signal that the process sends to itself; 0: none.
         error: error number with which the call fails; 0: none.
+        shell: command that a shell runs at the call; "": none.
         keeps_failing: all later calls of the same function fail too.
         room: bytes that can be written in total before the disk is full; -1: any number.
         log: file that receives the name and path of each counted call; "": none.
@@ -39,6 +41,7 @@ class Plan:
     when: str = "before"
     signal: int = 0
     error: int = 0
+    shell: str = ""
     keeps_failing: bool = False
     room: int = -1
     log: str = ""
@@ -145,6 +148,8 @@ class Injector:
         if plan.when == "within" and half is not None:
             half()
         result = call() if plan.when == "after" else None
+        if plan.shell:
+            subprocess.run(["sh", "-c", plan.shell], capture_output=True)
         if plan.signal:
             self.real["kill"](os.getpid(), plan.signal)
             if plan.signal == signal.SIGKILL:
