@@ -41,7 +41,7 @@ def two_starts(folder: Path, rng: random.Random, number: int) -> str:
     target = folder / "run" if state == "new" else copy_of_half(folder)
     if state == "finished" and (problem := resume(target)):
         return problem
-    both = start_both(target, words, rng.uniform(-1, 1) * 0.4 * seconds())
+    both = start_both(target, words, rng.uniform(-1, 1) * rng.choice([0.02, 0.1, 0.5]) * seconds())
     problem = first(*(judge(done, allowed=[0, 1, 2]) for done in both))
     finished = [words[i] for i, done in enumerate(both) if done.returncode == 0]
     if not problem and not finished:

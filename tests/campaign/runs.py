@@ -1,6 +1,9 @@
 """A training run that takes a tenth of a second, and the comparison of its result with that of an undisturbed run."""
 
+import atexit
 import json
+import os
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -19,18 +22,34 @@ from tests.processes import Forked, environment, run_words
 
 EPOCHS, STEPS = 3, 4  # of the run
 processes.PRELOADED = [*dict.fromkeys([*processes.PRELOADED, "tests.campaign.warm"])]
+SHARED = "CAMPAIGN_INPUTS"  # variable of the environment that names the folder of the inputs
 TIMES = ("seconds", "images_per_second", "waited")  # these differ between equal runs
 
 
 @cache
 def inputs() -> Path:
-    """Return a folder with the data set of the run. It is deleted by whoever deletes the system's temporary files."""
+    """Return a folder with the data set of the run. Forked processes share it; it ends with the process that made it."""
+    if SHARED in os.environ:
+        return Path(os.environ[SHARED])
     folder = Path(tempfile.mkdtemp(prefix="campaign-"))
+    os.environ[SHARED] = str(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rng = np.random.default_rng(0)
     arrays = {f"{split}_features": rng.normal(size=(n, 16)).astype("f4") for split, n in (("train", 64), ("test", 16))}
     arrays |= {f"{split}_labels": rng.integers(0, 4, n) for split, n in (("train", 64), ("test", 16))}
     np.savez(folder / "rows.npz", **arrays)
     return folder
+
+
+@cache
+def intact() -> Path:
+    """Return the checkpoint of a finished run."""
+    path = inputs() / "intact.pt"
+    if not path.exists():
+        target = inputs() / "intact"
+        run(command(target))
+        (target / "checkpoint.pt").replace(path)
+    return path
 
 
 def command(folder: Path | str, *words: str, width: int = 64) -> list[str]:
