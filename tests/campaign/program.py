@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.campaign import disks, folders, fuzzing, kills, pairs  # noqa: F401  they register their rows
+from tests.campaign import disks, folders, fuzzing, images, kills, long_runs, names, pairs  # noqa: F401  they register rows
 from tests.campaign.table import RESULTS, provenance, render, write
 from tests.campaign.trials import ROWS, NotHere, Row
 

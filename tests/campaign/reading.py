@@ -77,19 +77,23 @@ def _read_in_batches(reader: str, maker: str, left: list[int], seed: int, place:
     report = place / "report"
     while left:
         report.write_text("")
-        batch = left[:FILES_PER_PROCESS]
+        batch, told = left[:FILES_PER_PROCESS], 0
         worker = Forked(_work, reader, maker, batch, seed, str(place), environ=environment())
         try:
-            while worker.poll() is None:
+            while told < len(batch):
+                status = worker.poll()  # before the report is read, so that no line is missed
+                lines = report.read_text().splitlines()
+                for line in map(json.loads, lines[told:]):
+                    yield line["number"], line["problem"]
+                told = len(lines)
+                if status is not None:
+                    break
                 time.sleep(0.05)
             status, errors = worker.poll(), worker.stderr
         finally:
             worker.close()
-        lines = [json.loads(line) for line in report.read_text().splitlines()]
-        for line in lines:
-            yield line["number"], line["problem"]
-        left = left[len(lines) :]
-        if len(lines) < len(batch):
+        left = left[told:]
+        if told < len(batch):
             hang = status == -signal.SIGALRM
             what = f"no end after {LIMIT:g} s" if hang else f"the process died with status {status}: {errors.strip()[-200:]}"
             yield left[0], what
