@@ -1,10 +1,14 @@
-"""End a program with one line at SIGINT and SIGTERM. This module is small, so that a program can import it first."""
+"""End a program with one line at SIGINT and SIGTERM.
 
+A program imports this module first. It imports only what the interpreter has loaded already, as a signal that comes before
+the handlers are set ends in a traceback. `signal` would import `enum`, which takes longer than everything else here.
+"""
+
+import _signal  # type: ignore[import-not-found]  # what `signal` consists of, without its enumerations
 import os
-import signal
 import sys
 
-HEARD = (signal.SIGINT, signal.SIGTERM)
+NAMES = {int(_signal.SIGINT): "SIGINT", int(_signal.SIGTERM): "SIGTERM"}
 
 
 def end_with_one_line() -> dict:
@@ -15,19 +19,18 @@ def end_with_one_line() -> dict:
     """
     process = os.getpid()
 
-    def end(number: int, frame) -> None:  # no types: their import takes a while
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the program at once
+    def end(number: int, frame) -> None:  # no type: the import of `types` takes a while
+        _signal.signal(number, _signal.SIG_DFL)  # a second signal ends the program at once
         if os.getpid() == process and launched_as()[0] == "0":
-            name = os.path.basename(sys.argv[0])
-            os.write(2, f"{name}: interrupted by {signal.Signals(number).name}\n".encode())
+            os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted by {NAMES[number]}\n".encode())
         if _is_importing(frame):
             os._exit(128 + number)  # nothing has begun, and the C code of a module may swallow an exception
         raise SystemExit(128 + number)
 
     replaced = {}
-    for number in HEARD:
-        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-            replaced[number] = signal.signal(number, end)
+    for number in NAMES:
+        if _signal.getsignal(number) in (_signal.default_int_handler, _signal.SIG_DFL):
+            replaced[number] = _signal.signal(number, end)
     return replaced
 
 

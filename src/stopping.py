@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from .signals import HEARD
+from .signals import NAMES
 
 
 class Interrupted(Exception):
@@ -61,7 +61,7 @@ class StopRequest:
                     with contextlib.suppress(Exception):
                         give_up()
                     os._exit(128 + signal.SIGINT)
-                if not asked and numbers[0] in HEARD:
+                if not asked and numbers[0] in NAMES:
                     asked = True
                     with contextlib.suppress(Exception):  # the output may be closed
                         acknowledge(numbers[0])
