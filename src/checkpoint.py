@@ -64,7 +64,10 @@ class _Output:
     """A file for `torch.save` that remembers why it could not be written."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.failure, self.flush = file, cast(OSError | None, None), file.flush
+        self.file, self.failure = file, cast(OSError | None, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
     def write(self, data: bytes) -> int:
         try:
