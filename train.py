@@ -5,8 +5,13 @@
     srun python train.py --data "$IMAGENET"                          # on a Slurm cluster, one task per GPU
 
 `python train.py --method NAME --help` lists all flags. A run that is stopped (Ctrl-C, SIGTERM) saves a checkpoint first.
-The same command with the same --output-dir continues from that step.
+The same command with the same --output-dir continues from that step. --epochs may be raised when a run is finished.
 """
+
+from src.signals import end_with_one_line
+
+if __name__ == "__main__":
+    end_with_one_line()  # the imports below take a while
 
 import shlex
 import sys
@@ -39,7 +44,7 @@ def main() -> None:
     from src.methods import METHODS, build_method
     from src.models.memory import checkpoint_activations
     from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
-    from src.run import Run, choose_folder, find_checkpoint
+    from src.run import Run, choose_folder, continuing_command, find_checkpoint
     from src.trainer import Trainer
 
     device = distributed.start(options.device)
@@ -69,7 +74,7 @@ def main() -> None:
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
-    folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
+    folder = distributed.on_main(lambda: choose_folder(options.output_dir, fresh=options.fresh, name=title))
     found = find_checkpoint(folder, settings)
 
     # method: backbone, heads, objective, and its state between steps
@@ -113,7 +118,8 @@ def main() -> None:
     )
 
     # run
-    run = Run(folder, settings, found, save_every=options.save_every)
+    again = continuing_command(folder, output_dir=options.output_dir, fresh=options.fresh)
+    run = Run(folder, settings, found, save_every=options.save_every, continuation=again)
     if found:
         trainer.load_state_dict(found)
     progress = Progress(options.epochs * loader.images, trainer.images, enabled=distributed.is_main())
@@ -171,8 +177,17 @@ def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: s
     )
     if started:
         progress.say(started)
-    if trainer.step:
+    if trainer.epoch >= settings["epochs"]:
+        progress.say(f"the run is finished; --epochs above {settings['epochs']} continues it")
+    elif trainer.step:
         progress.say(f"resuming from step {trainer.step} (epoch {trainer.epoch + 1} of {settings['epochs']})")
+    if run.extended and trainer.epoch == run.extended[-1] and not trainer.done:
+        before, now = trainer.optimizer.param_groups[0]["lr"], trainer.lr(trainer.step)
+        progress.say(
+            f"the finished run of {run.extended[-1]} epochs gets {settings['epochs']}: the learning rate follows the schedule of "
+            f"{settings['epochs']} epochs from here on and changes from {before:.3g} to {now:.3g}. The result is not that of "
+            f"a run that began with --epochs {settings['epochs']}"
+        )
     if device.type == "cpu" and settings["precision"] == "float16":
         progress.say("--precision float16 is emulated on a CPU, which makes it many times slower: use float32")
 

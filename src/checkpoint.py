@@ -3,23 +3,23 @@
 A checkpoint contains only tensors and plain containers. It is written to a temporary file, which is then renamed.
 """
 
+import errno
 import io
-import os
 import pickle
 import pickletools
 import re
-import shutil
 import struct
 import subprocess
 import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
 
+from . import files
 from .errors import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
@@ -33,18 +33,48 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: if the file cannot be written, for instance because the disk is full. The old checkpoint is kept.
     """
-    aside = path.with_name(f".{path.name}.part")
     try:
-        with open(aside, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError if the disk is full
-        aside.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free // 2**20
-        reason = error.strerror if isinstance(error, OSError) else f"the disk has {free} MiB left"
-        raise RunError(f"{path} cannot be written ({reason}); the last checkpoint is kept") from None
+        write(path, state)
+    except OSError as error:
+        kept = "; the last checkpoint is kept" if path.exists() else ""
+        raise RunError(f"{path} cannot be written ({error.strerror}){kept}") from None
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Do what `save` does, but raise an OSError whose `filename` is the path."""
+    write_tensors(path, {"format": FORMAT, "version": VERSION, **state})
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain containers with `torch.save`, as a whole or not at all.
+
+    Raises:
+        OSError: if the file cannot be written; its `filename` is the path.
+    """
+    with files.replacing(path) as file:
+        output = _Output(file)
+        try:
+            torch.save(content, cast(BinaryIO, output))
+        except RuntimeError as error:  # torch hides the reason
+            failure = output.failure or OSError(errno.EIO, str(error).splitlines()[0])
+            raise OSError(failure.errno, failure.strerror, str(path)) from None
+
+
+class _Output:
+    """A file for `torch.save` that remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.failure = file, cast(OSError | None, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def load(path: str | Path) -> dict[str, Any]:

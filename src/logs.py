@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import files
+
 
 class Progress:
     """Shows how far the work is: a bar on a terminal, and one line every few seconds elsewhere.
@@ -89,33 +91,48 @@ class EpochLog:
         self.path = folder / "metrics.jsonl"
         self.board = SummaryWriter(folder)
 
-    def keep_until(self, epoch: int) -> None:
-        """Delete the lines of the epochs after `epoch`: the run continues from there and writes them again."""
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
-            self.path.write_text("".join(line + "\n" for line in lines))
+    def restore(self, history: Sequence[dict[str, float | int]]) -> None:
+        """Write the summaries of a checkpoint, from which a run continues, again.
 
-    def write(self, summary: dict[str, float | int]) -> None:
-        """Add the summary of an epoch."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(summary) + "\n")
+        The file may hold later epochs than the checkpoint, or fewer, or half a line after a full disk. The events get only the
+        epochs that the file does not have.
+        """
+        known = set(_intact_lines(self.path))
+        self._write_lines(history)
+        for summary in history:
+            if json.dumps(summary) not in known:
+                self._add_events(summary)
+        self.board.flush()
+
+    def write(self, history: Sequence[dict[str, float | int]]) -> None:
+        """Write the summaries of all epochs, the last of which is new."""
+        self._write_lines(history)
+        self._add_events(history[-1])
+        self.board.flush()
+
+    def _write_lines(self, history: Sequence[dict[str, float | int]]) -> None:
+        files.write_text(self.path, "".join(json.dumps(summary) + "\n" for summary in history))
+
+    def _add_events(self, summary: dict[str, float | int]) -> None:
         for name, value in summary.items():
             if name not in ("epoch", "step"):
                 # loss_3 → loss/3, so that the classifiers share one chart
                 tag = "/".join(name.rsplit("_", 1)) if name.rsplit("_", 1)[-1].isdigit() else name
                 self.board.add_scalar(tag, value, summary["epoch"])
-        self.board.flush()
 
     def close(self) -> None:
         """Close the file of the events."""
         self.board.close()
 
 
+def _intact_lines(path: Path) -> list[str]:
+    """Return the lines of a file as far as it is text, or nothing if there is no file."""
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
+
+
 def write_json(path: Path, content: dict) -> None:
-    """Write readable JSON to a temporary file and rename it, so that the file is always complete."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
+    """Write readable JSON. The file is always complete."""
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -241,8 +241,7 @@ class Trainer:
             first = self.step - len(losses) + 1
             where = f"step {self.step}" if len(losses) == 1 else f"steps {first} to {self.step}"
             raise RunError(
-                f"the loss is not finite in {where} on rank {rank}; the last checkpoint is kept; "
-                "try a smaller --lr or --precision float32"
+                f"the loss is not finite in {where} on rank {rank}; try a smaller --lr or --precision float32"
             )
         if trouble == DAMAGED:
             raise RunError(
@@ -250,6 +249,15 @@ class Trainer:
                 "repair or remove the files that the log names"
             )
         return number
+
+    @torch.no_grad()
+    def check_weights(self) -> None:
+        """Raise RunError, on all ranks, unless all weights are finite. The loss shows it only in the next step."""
+        finite = torch.stack([p.isfinite().all() for p in self.method.parameters()]).all()
+        if distributed.max_over_ranks((~finite).long()):
+            raise RunError(
+                f"the weights are not finite after step {self.step}; try a smaller --lr or --precision float32"
+            )
 
     @torch.no_grad()
     def _add(self, step: Step, indices: Tensor) -> None:
@@ -266,6 +274,7 @@ class Trainer:
         taken = self.done - self.skipped
         if not taken:
             raise RunError(f"every step of epoch {self.epoch + 1} was skipped: {self.method.why_skipped}")
+        self.check_weights()
         averages = {name: distributed.mean_over_ranks(total) / taken for name, total in self.totals.items()}
         summary: dict[str, Any] = {
             "epoch": self.epoch + 1,

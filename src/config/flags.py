@@ -19,6 +19,9 @@ from typing import Any, Literal, TypeVar
 from ..errors import InputError
 
 T = TypeVar("T")
+LARGEST_COUNT = 2**31 - 1  # of a flag that counts something
+LARGEST_SEED = 2**63 - 1  # of torch's and numpy's generators
+LARGEST_FLOAT = 3.4028234e38  # of float32
 SAME_BATCH = 0.01  # relative difference of two batch sizes up to which one learning rate serves both
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def add_flags(
         text = comments[field.name]
         if "(default: " not in text and "(required)" not in text:
             text = f"{text} (default: {_shown(default)})"
-        how_to_parse = _how_to_parse(hints[field.name])
+        how_to_parse = _how_to_parse(hints[field.name], field.name)
         group.add_argument(
             flag(field.name), dest=field.name, default=default, help=text.replace("%", "%%"), **how_to_parse
         )
@@ -183,21 +186,56 @@ def _shown(default: Any) -> str:
     return "none" if default in ("", None) else str(default)
 
 
-def _how_to_parse(hint: Any) -> dict[str, Any]:
+def _how_to_parse(hint: Any, name: str) -> dict[str, Any]:
     """Return the settings of argparse for the type of a field.
 
     The type is bool, int, float, str, a choice, a pair or a list of numbers.
     """
+    kinds: dict[Any, Callable[[str], Any]] = {float: number, int: seed if name == "seed" else whole_number}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is Literal:
         return {"choices": typing.get_args(hint)}
     if typing.get_origin(hint) is types.UnionType:  # int | None
-        return {"type": typing.get_args(hint)[0]}
+        return {"type": kinds[typing.get_args(hint)[0]]}
     if typing.get_origin(hint) is tuple:
         element, second = typing.get_args(hint)
-        return {"type": element, "nargs": "+" if second is Ellipsis else 2}
-    return {"type": hint}
+        return {"type": kinds.get(element, element), "nargs": "+" if second is Ellipsis else 2}
+    return {"type": kinds.get(hint, hint)}
+
+
+def number(text: str) -> float:
+    """Parse a flag of type float. Networks compute in float32, so the number must be in its range.
+
+    The checks of the fields refuse inf and nan.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a number") from None
+    if LARGEST_FLOAT < abs(value) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a number of at most {LARGEST_FLOAT:.3g}")
+    return value
+
+
+def whole_number(text: str) -> int:
+    """Parse a flag of type int, which counts something."""
+    return _bounded(text, LARGEST_COUNT)
+
+
+def seed(text: str) -> int:
+    """Parse the flag --seed."""
+    return _bounded(text, LARGEST_SEED)
+
+
+def _bounded(text: str, largest: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a whole number") from None
+    if abs(value) > largest:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a whole number of at most {largest}")
+    return value
 
 
 def collect(config: Callable[..., T], values: argparse.Namespace) -> T:

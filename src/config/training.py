@@ -334,7 +334,7 @@ def _parser(first: argparse.ArgumentParser, name: str, *, method: MethodSource, 
         parser._add_action(action)
     parser.add_argument(
         "--base-lr",
-        type=float,
+        type=flags.number,
         help="learning rate per 256 images. It sets --lr to BASE_LR × batch size / 256, --warmup-start to BASE_LR or to the "
         "preset's share of it, and --final-lr to the preset's share of --lr (default: use --lr)",
     )

@@ -27,7 +27,7 @@ from ..errors import InputError
 from ..logs import Progress, percent, table, write_json
 from ..methods import feature_width
 from ..models.backbones import pool_windows
-from ..run import Run, find_checkpoint, make_folder
+from ..run import Run, continuing_command, find_checkpoint, make_folder
 from ..trainer import Trainer
 from .probe import LinearProbe, build_probe_optimizer, rate_factor
 from .search import search, top_hits
@@ -202,7 +202,8 @@ def train(
         found = find_checkpoint(session.folder, settings, name=NAME, irrelevant=IRRELEVANT, replace_finished=True)
     if found:
         trainer.load_state_dict(_migrated(found))
-    run = Run(session.folder, settings, found, name=NAME, log=False)
+    again = continuing_command(session.folder, output_dir=str(session.folder), fresh=fresh)
+    run = Run(session.folder, settings, found, name=NAME, log=False, continuation=again)
     if run.history and not trainer.done and best_epoch(run.history) is run.history[-1]:
         run.save(trainer, extra=BEST)  # the process may have ended after the last checkpoint and before this one
 

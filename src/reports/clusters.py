@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import files
 from ..data.datasets import ImageFiles, Images
 from ..errors import InputError
 from ..logs import percent, table, write_json
@@ -75,19 +76,19 @@ def write(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
     aside = folder / f".cls_eval.{os.getpid()}.part"
     try:
         aside.mkdir()
-        files = [*draw(aside, drawing, result), "clusters.csv", "cls_eval.json"]
+        names = [*draw(aside, drawing, result), "clusters.csv", "cls_eval.json"]
         write_clusters(aside / "clusters.csv", drawing, result)
         write_json(aside / "cls_eval.json", result)
         for earlier in folder.iterdir():
-            if re.fullmatch(FIGURES, earlier.name) and earlier.name not in files:
+            if re.fullmatch(FIGURES, earlier.name) and earlier.name not in names:
                 earlier.unlink()
-        for name in files:
-            os.replace(aside / name, folder / name)
+        for name in names:
+            files.move(aside / name, folder / name)
     except OSError as error:
         raise InputError(f"--output-dir {folder}: {error.filename or ''}: {error.strerror}; give another") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return files[::-1]
+    return names[::-1]
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
