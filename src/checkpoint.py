@@ -3,23 +3,19 @@
 A checkpoint contains only tensors and plain containers. It is written to a temporary file, which is then renamed.
 """
 
-import io
 import os
 import pickle
-import pickletools
-import re
 import shutil
 import struct
 import subprocess
 import warnings
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import inspection
 from .errors import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
@@ -136,79 +132,21 @@ STAND_INS = (
 
 
 def _read(path: str | Path) -> object:
-    """Read the content of a file with torch's safe loader."""
+    """Read the content of a file with torch's safe loader, after `inspection.checked_checkpoint` has checked the file."""
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
     try:
-        with _open(path) as file, warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
-            warnings.simplefilter("ignore")  # about other pickle protocols, which are refused below
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
+            warnings.simplefilter("ignore")
+            return torch.load(inspection.checked_checkpoint(file), map_location="cpu", weights_only=True)
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from None
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        culprit = found[1] if found else next(_globals_in(path), None)
-        if culprit:
-            raise InputError(
-                f"checkpoint {path}: refused, loading it would execute code ({culprit}): use a file that holds only tensors"
-            ) from None
-        raise InputError(f"checkpoint {path}: not a checkpoint, or damaged: use another file") from None
+    except pickle.UnpicklingError:
+        raise InputError(f"checkpoint {path}: {inspection.NOT_A_CHECKPOINT}") from None
     except Exception as error:  # torch can raise any exception for arbitrary bytes
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise InputError(
-            f"checkpoint {path}: cannot be read, truncated or damaged ({detail}): use another copy"
+            f"checkpoint {path}: cannot be read, truncated or damaged ({inspection.first_line(error)}): use another copy"
         ) from None
-
-
-def _open(path: str | Path) -> BinaryIO:
-    """Open a file. If it is a zip archive that contains one checkpoint, as OBoW's file does, open that checkpoint."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if damaged := archive.testzip():  # torch does not verify the checksums
-                raise InputError(f"damaged: the checksum of {damaged} is wrong: use another copy")
-            if not any(name.endswith("data.pkl") for name in names):  # torch.save also writes a zip archive
-                inside = [name for name in names if name.endswith((".pth", ".pt", ".tar"))]
-                if len(inside) != 1:
-                    raise InputError(
-                        f"an archive of {len(inside)} checkpoints, expected one: unpack it and name a file"
-                    )
-                return io.BytesIO(archive.read(inside[0]))
-    return open(path, "rb")
-
-
-def _globals_in(path: str | Path) -> Iterator[str]:
-    """Yield the classes and functions that a file names although no checkpoint needs them, in order, without running them.
-
-    The message about a refused file contains the first of them. torch names what it refuses only for old pickles.
-    """
-    harmless = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", *(name for _, name in STAND_INS)}
-    with _open(path) as file:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                file = io.BytesIO(archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl"))))
-        file.seek(0)
-        strings: list[str] = []  # the text on the stack of the pickle
-        memo: dict[Any, list[str]] = {}
-        memoized = 0
-        try:
-            while True:  # an old file consists of several pickles, followed by other bytes
-                for operation, argument, _ in pickletools.genops(file):
-                    name = None
-                    if operation.name in ("GLOBAL", "INST"):
-                        name = str(argument).replace(" ", ".")
-                    elif operation.name == "STACK_GLOBAL":
-                        name = ".".join(strings[-2:])
-                    elif "UNICODE" in operation.name:
-                        strings.append(str(argument))
-                    elif operation.name == "MEMOIZE":
-                        memo[memoized], memoized = strings[-1:], memoized + 1
-                    elif "GET" in operation.name:
-                        strings += memo.get(argument, [])
-                    if name and name not in harmless and not re.fullmatch(r"torch\.\w+Storage", name):
-                        yield name
-        except ValueError:
-            return
 
 
 def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
