@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import inspection
+from . import inspection, schema
 from .errors import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
@@ -47,20 +47,31 @@ def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this project to the CPU.
 
     Raises:
-        InputError: if the file is missing, damaged, not a checkpoint of this project, or would execute code.
+        InputError: if the file is missing, damaged, not a checkpoint of this project, would execute code, or has an entry of
+            a wrong type.
     """
     return _checked(_read(path), path)
 
 
-def _checked(state: object, path: str | Path) -> dict[str, Any]:
-    """Return the content of a file if it is a checkpoint of this project; else raise InputError."""
+def load_run(path: str | Path) -> dict[str, Any]:
+    """Do what `load` does, and also require the entries from which a run continues."""
+    return _checked(_read(path), path, needed=schema.IN_A_RUN)
+
+
+def _checked(state: object, path: str | Path, *, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the content of a file if it is a checkpoint of this project with the needed entries; else raise InputError."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = ", ".join(map(str, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
+        found = ", ".join(map(schema.shown, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"checkpoint {path}: not written by train.py, it holds {found}, ...: name a file of train.py")
     if state.get("version") != VERSION:
         raise InputError(
-            f"checkpoint {path}: format version {state.get('version')}, expected {VERSION}: use the code that wrote the file"
+            f"checkpoint {path}: format version {schema.shown(state.get('version'))}, expected {VERSION}: use the code that "
+            "wrote the file"
         )
+    try:
+        schema.check(state, needed=needed)
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from None
     return state
 
 
@@ -81,12 +92,10 @@ def read_weights(path: str | Path) -> Weights:
     """Return what `load_weights` returns, with the source of the weights and the names that were left out."""
     content = _read(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        record = _checked(content, path)
-        if missing := [part for part in ("config", "model") if part not in record]:
-            raise InputError(
-                f"checkpoint {path}: has no {', '.join(missing)}, which every file of train.py has: use another file"
-            )
+        record = _checked(content, path, needed=("config", "model"))
         config = record["config"]
+        if missing := [name for name in ("method", "arch") if name not in config]:
+            raise InputError(f"checkpoint {path}: its config has no {', '.join(missing)}: use another file")
         return Weights(
             record.pop("model"),
             source="train.py",
@@ -150,7 +159,13 @@ def _read(path: str | Path) -> object:
 
 
 def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load weights that must fit a module exactly.
+    """Load weights that must fit a module exactly. Raises InputError as `check_fit` does."""
+    check_fit(module, weights, source)
+    module.load_state_dict(weights)
+
+
+def check_fit(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Check that weights fit a module exactly. The module may have no data, as on the device "meta".
 
     Args:
         source: where the weights come from, for the message.
@@ -168,13 +183,12 @@ def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> Non
     ]
     problems = [("missing", missing, 3), ("unexpected", unexpected, 3), ("of another shape", shapes, len(shapes))]
     found = [
-        f"{len(keys)} {what}: {', '.join(keys[:shown])}{' ...' if len(keys) > shown else ''}"
+        f"{len(keys)} {what}: {', '.join(map(schema.shown, keys[:shown]))}{' ...' if len(keys) > shown else ''}"
         for what, keys, shown in problems
         if keys
     ]
     if found:
         raise InputError(f"{source} does not fit this method and architecture; tensors: {'; '.join(found)}")
-    module.load_state_dict(weights)
 
 
 def code_revision() -> str:

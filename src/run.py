@@ -213,11 +213,11 @@ def _read_checkpoint(folder: Path, name: str) -> dict[str, Any] | None:
     if not last.exists() and not previous.exists():
         return None
     try:
-        return checkpoint.load(last)
+        return checkpoint.load_run(last)
     except InputError as damage:
         if not previous.exists():
             raise InputError(f"{damage}; delete the file to start over, or give --fresh") from None
-        state = checkpoint.load(previous)
+        state = checkpoint.load_run(previous)
         if distributed.is_main():
             print(f"{damage}; resuming from the previous checkpoint, {previous.name}", flush=True)
         state["fell_back"] = True
