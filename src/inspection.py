@@ -7,14 +7,10 @@ Reading a file that passes takes at most twice its size plus `ROOM` bytes for ea
 """
 
 import io
-import json
 import os
-import stat
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from .errors import InputError, printable
 from .pickles import MOST_BYTES, Walk, read_legacy
@@ -150,7 +146,9 @@ def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
     """
     size = file.seek(0, os.SEEK_END)
     if _find_directory(file).size > 300 * MOST_ENTRIES:
-        raise InputError(f"an archive with a list of contents of more than {300 * MOST_ENTRIES:,} bytes: use another file")
+        raise InputError(
+            f"an archive with a list of contents of more than {300 * MOST_ENTRIES:,} bytes: use another file"
+        )
     try:
         archive = zipfile.ZipFile(file)
     except Exception:  # Python's reader can fail in many ways on arbitrary bytes

@@ -135,9 +135,7 @@ def load_classifiers(name: str | Path, arch: str = "") -> tuple[Method | LinearC
     return LinearClassifiers(backbone, classifiers).eval(), state
 
 
-def load_backbone(
-    name: str | Path, arch: str = "", weights: Weights | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
+def load_backbone(name: str | Path, arch: str = "", weights: Weights | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Build the backbone of a file with its weights, in evaluation mode. The file may be any that this project reads.
 
     Args:
@@ -184,15 +182,23 @@ def load_backbone(
     return backbone.eval(), {"history": [], **weights.record, "config": settings}
 
 
-class _NoInitialValues(TorchFunctionMode):
-    """Skip the functions that fill new weights. Weights without data have no values, and the calls take a while."""
+class _WithoutData(TorchFunctionMode):
+    """Build modules whose weights have shapes but no data, and skip the functions that fill weights.
 
+    `torch.device("meta")` would also move the numbers from which some networks compute their widths.
+    """
+
+    FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand)
     FILLERS = ("normal_", "uniform_", "trunc_normal_", "zero_", "fill_")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in self.FILLERS:
-            return args[0] if args else kwargs["tensor"]  # torch.nn.init passes it by name
+        if func in self.FACTORIES and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        elif getattr(func, "__name__", "") in self.FILLERS:
+            filled = args[0] if args else kwargs["tensor"]  # torch.nn.init passes it by name
+            if filled.is_meta:
+                return filled
         return func(*args, **kwargs)
 
 
@@ -210,10 +216,11 @@ def check_size(build: Callable[[], M], complete: Callable[[M], dict[str, Tensor]
         InputError: if the network does not have exactly these tensors.
     """
     try:
-        with torch.device("meta"), _NoInitialValues():
+        with _WithoutData():
             network = build()
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes whose product is no 64-bit number
-        raise InputError(f"{source}: its sizes are too large ({str(error).splitlines()[0][:100]})") from None
+        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise InputError(f"{source}: a network of these sizes cannot be built ({detail}): use another file") from None
     checkpoint.check_fit(network, complete(network), source)
 
 

@@ -28,8 +28,18 @@ DAMAGED = "not a checkpoint, or damaged: use another file"
 STORAGES = {  # bytes per number
     f"torch.{name}Storage": size
     for name, size in {
-        **{"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1},
-        **{"Bool": 1, "ComplexDouble": 16, "ComplexFloat": 8},
+        "Double": 8,
+        "Float": 4,
+        "Half": 2,
+        "BFloat16": 2,
+        "Long": 8,
+        "Int": 4,
+        "Short": 2,
+        "Char": 1,
+        "Byte": 1,
+        "Bool": 1,
+        "ComplexDouble": 16,
+        "ComplexFloat": 8,
     }.items()
 } | {"torch.UntypedStorage": 1, "torch.storage.UntypedStorage": 1}
 TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
@@ -110,9 +120,7 @@ _FLAT = {int, float, bool, str, bytes, type(None), _Name, _Storage, _Tensor, _Ob
 
 
 def _refused(name: str) -> InputError:
-    return InputError(
-        f"refused, loading it would execute code ({printable(name)}): use a file that holds only tensors"
-    )
+    return InputError(f"refused, loading it would execute code ({printable(name)}): use a file that holds only tensors")
 
 
 class Walk:
@@ -324,7 +332,7 @@ class Walk:
             raise InputError(DAMAGED)
         if view and view[0] is not None:
             _, offset, length = view[0]
-            if not (type(offset) is type(length) is int and 0 <= offset and 0 <= length <= numbers - offset):
+            if not (type(offset) is type(length) is int and offset >= 0 and 0 <= length <= numbers - offset):
                 raise InputError(DAMAGED)
             numbers = length
         self.stack.append(_Storage(item, numbers))

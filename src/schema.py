@@ -75,7 +75,9 @@ def dense_tensor(entry: str, value: object) -> None:
 def _plain(entry: str, value: object, depth: int = 0) -> None:
     """Raise InputError unless the value could be written as JSON and has a sensible size."""
     if isinstance(value, str) and len(value) > MOST_LETTERS:
-        raise InputError(f"the entry {entry} has {len(value):,} letters, expected at most {MOST_LETTERS:,}: use another file")
+        raise InputError(
+            f"the entry {entry} has {len(value):,} letters, expected at most {MOST_LETTERS:,}: use another file"
+        )
     if isinstance(value, int) and not -(1 << 64) < value < 1 << 64:
         raise refuse(entry, value, "a number of at most 64 bits")
     if isinstance(value, bool | int | float | str | None):

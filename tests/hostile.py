@@ -62,7 +62,9 @@ def write_legacy(path: Path, operations: bytes, *, keys=("0",), storages=bytes(1
     """Write operations as the pickle of a file of torch before 1.6."""
     magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
     lengths = struct.pack("<q", len(storages) // 4) + storages
-    path.write_bytes(magic + b"\x80\x02" + operations.replace(b"tQ", b"NtQ") + b"." + pickle.dumps(list(keys), 2) + lengths)
+    path.write_bytes(
+        magic + b"\x80\x02" + operations.replace(b"tQ", b"NtQ") + b"." + pickle.dumps(list(keys), 2) + lengths
+    )
     return path
 
 

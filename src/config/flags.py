@@ -245,7 +245,9 @@ def check_types(config: type, values: Mapping[str, Any], names: Iterable[str]) -
         if name not in values:
             raise InputError(f"{name} is missing")
         if not _has_type(values[name], hints[name]):
-            found = str(values[name])[:100] if isinstance(values[name], int | float | str) else type(values[name]).__name__
+            found = (
+                str(values[name])[:100] if isinstance(values[name], int | float | str) else type(values[name]).__name__
+            )
             raise InputError(f"{name} is {found}, expected {_name_of_type(hints[name])}")
 
 
