@@ -342,6 +342,7 @@ class Walk:
         arguments, name = self.stack.pop(), self.stack[-1]
         if type(name) is not _Name or name not in CALLABLE or not isinstance(arguments, tuple):
             raise InputError(DAMAGED)
+        result: Any
         if name in TENSORS:
             result = self.tensor(arguments)
         elif name in UNUSUAL:

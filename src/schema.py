@@ -23,13 +23,13 @@ IN_A_RUN = ("config", "history", "epoch", "done")  # what `run.py` reads
 # parts
 
 
-def shown(value: object) -> str:
+def shown(value: Any) -> str:
     """Return a part of a file as a message shows it, in at most 60 letters."""
     text = printable(str(value)[:1000])
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def refuse(entry: str, value: object, expected: str) -> InputError:
+def refuse(entry: str, value: Any, expected: str) -> InputError:
     """Return the error about an entry."""
     if isinstance(value, bool | int | float | str | None):
         # a number of more than 4300 digits cannot be converted to text
@@ -40,7 +40,7 @@ def refuse(entry: str, value: object, expected: str) -> InputError:
     return InputError(f"the entry {entry} is {found}, expected {expected}: use another file")
 
 
-def state_dict(entry: str, value: object, *, scalars: tuple[str, ...] | None = SCALARS) -> dict[str, Tensor]:
+def state_dict(entry: str, value: Any, *, scalars: tuple[str, ...] | None = SCALARS) -> dict[str, Tensor]:
     """Return a state dict as a plain dictionary of dense real tensors.
 
     Args:
@@ -61,7 +61,7 @@ def state_dict(entry: str, value: object, *, scalars: tuple[str, ...] | None = S
     return {name: tensor.detach() for name, tensor in value.items()}
 
 
-def dense_tensor(entry: str, value: object) -> None:
+def dense_tensor(entry: str, value: Any) -> None:
     """Raise InputError unless the value is a dense tensor of real numbers."""
     if not isinstance(value, Tensor):
         raise refuse(entry, value, "a tensor")
@@ -72,7 +72,7 @@ def dense_tensor(entry: str, value: object) -> None:
         )
 
 
-def _plain(entry: str, value: object, depth: int = 0) -> None:
+def _plain(entry: str, value: Any, depth: int = 0) -> None:
     """Raise InputError unless the value could be written as JSON and has a sensible size."""
     if isinstance(value, str) and len(value) > MOST_LETTERS:
         raise InputError(
@@ -93,7 +93,7 @@ def _plain(entry: str, value: object, depth: int = 0) -> None:
         raise refuse(entry, value, "numbers and texts")
 
 
-def _named(entry: str, value: object) -> None:
+def _named(entry: str, value: Any) -> None:
     """Raise InputError unless the value is a dictionary whose keys are texts."""
     if not isinstance(value, dict):
         raise refuse(entry, value, "a dictionary")
@@ -101,25 +101,25 @@ def _named(entry: str, value: object) -> None:
         raise refuse(entry, value, f"texts as its keys, not {shown(wrong)}")
 
 
-def _count(entry: str, value: object) -> None:
+def _count(entry: str, value: Any) -> None:
     if type(value) is not int or not 0 <= value < 1 << 40:
         raise refuse(entry, value, "a count of at least 0")
 
 
-def _seconds(entry: str, value: object) -> None:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
+def _seconds(entry: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise refuse(entry, value, "a finite number of at least 0")
 
 
-def _config(entry: str, value: object) -> None:
+def _config(entry: str, value: Any) -> None:
     _named(entry, value)
     _plain(entry, value)
     for name in ("arch", "method"):
-        if name in value and type(value[name]) is not str:  # type: ignore[operator, index]
-            raise refuse(f"{entry}.{name}", value[name], "a text")  # type: ignore[index]
+        if name in value and type(value[name]) is not str:
+            raise refuse(f"{entry}.{name}", value[name], "a text")
 
 
-def _history(entry: str, value: object) -> None:
+def _history(entry: str, value: Any) -> None:
     if not isinstance(value, list):
         raise refuse(entry, value, "a list with one dictionary per epoch")
     for number, epoch in enumerate(value):
@@ -127,9 +127,9 @@ def _history(entry: str, value: object) -> None:
         _plain(f"{entry}[{number}]", epoch)
 
 
-def _optimizer(entry: str, value: object) -> None:
+def _optimizer(entry: str, value: Any) -> None:
     _named(entry, value)
-    groups, state = value.get("param_groups"), value.get("state")  # type: ignore[attr-defined]
+    groups, state = value.get("param_groups"), value.get("state")
     if not isinstance(groups, list) or not groups:
         raise refuse(f"{entry}.param_groups", groups, "a list of dictionaries")
     for number, group in enumerate(groups):
@@ -153,41 +153,41 @@ def _optimizer(entry: str, value: object) -> None:
                 _plain(f"{where}.{shown(name)}", tensor)
 
 
-def _totals(entry: str, value: object) -> None:
+def _totals(entry: str, value: Any) -> None:
     _named(entry, value)
-    for name, tensor in value.items():  # type: ignore[attr-defined]
+    for name, tensor in value.items():
         dense_tensor(f"{entry}.{shown(name)}", tensor)
 
 
-def _generator(entry: str, value: object) -> None:
+def _generator(entry: str, value: Any) -> None:
     """Raise InputError unless the value is a state that the generator of the CPU takes."""
     dense_tensor(entry, value)
     try:
-        torch.Generator().set_state(value)  # type: ignore[arg-type]
+        torch.Generator().set_state(value)
     except (RuntimeError, TypeError, ValueError):
         raise InputError(f"the entry {entry} is not the state of a random generator: use another file") from None
 
 
-def _cuda_generator(entry: str, value: object) -> None:
+def _cuda_generator(entry: str, value: Any) -> None:
     if value is None:
         return
     dense_tensor(entry, value)
-    if value.dtype is not torch.uint8 or value.ndim != 1 or len(value) != 16:  # type: ignore[attr-defined]
+    if value.dtype is not torch.uint8 or value.ndim != 1 or len(value) != 16:
         raise InputError(f"the entry {entry} is not the state of a random generator: use another file")
 
 
-def _scaler(entry: str, value: object) -> None:
+def _scaler(entry: str, value: Any) -> None:
     _named(entry, value)
     _plain(entry, value)
 
 
-def _text(entry: str, value: object) -> None:
+def _text(entry: str, value: Any) -> None:
     _plain(entry, value)
     if type(value) is not str:
         raise refuse(entry, value, "a text")
 
 
-ENTRIES: dict[str, Callable[[str, object], object]] = {
+ENTRIES: dict[str, Callable[[str, Any], object]] = {
     "config": _config,
     "history": _history,
     "revision": _text,
