@@ -38,6 +38,18 @@ class RunError(RuntimeError):
         self.speaks = speaks
 
 
+def printable(text: object) -> str:
+    """Return text in which every character that cannot be printed is replaced by its Python escape, such as \\n or \\x1b.
+
+    File names and texts in files may hold line breaks, control sequences of terminals, marks that reverse the direction of
+    writing, and bytes that are no text. `repr` would also change letters such as é on some terminals, and adds quotes.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run the main function of a program and turn the expected failures into one line on standard error.
 
@@ -115,8 +127,8 @@ def _describe(error: OSError) -> str:
 
 def print_line(message: str) -> None:
     """Print a message on standard error as one line that begins with the name of the program."""
-    line = re.sub(r"\s+", " ", message)
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    line = printable(re.sub(r"\s+", " ", message))
+    print(f"{printable(Path(sys.argv[0]).name)}: {line}", file=sys.stderr)
 
 
 def _place_of_speaker(error: InputError | RunError) -> str | None:

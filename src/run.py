@@ -208,18 +208,18 @@ def _read_checkpoint(folder: Path, name: str, *, only: str | None = None) -> tup
     """
     last, previous = folder / f"{name}.pt", folder / f"{name}_previous.pt"
     if only:
-        return (checkpoint.load(folder / only), only) if (folder / only).exists() else (None, "")
+        return (checkpoint.load_run(folder / only), only) if (folder / only).exists() else (None, "")
     for path in (last, previous):
         if path.is_dir():
             raise InputError(f"{path} is a folder, expected a checkpoint: move the folder away")
     if not last.exists() and not previous.exists():
         return None, ""
     try:
-        return checkpoint.load(last), last.name
+        return checkpoint.load_run(last), last.name
     except InputError as damage:
         if not previous.exists():
             raise InputError(f"{damage}; delete the file to start over, or give --fresh") from None
-        state = checkpoint.load(previous)
+        state = checkpoint.load_run(previous)
         print(f"{damage}; resuming from the previous checkpoint, {previous.name}", flush=True)
         state["fell_back"] = True
         return state, previous.name
@@ -324,7 +324,7 @@ class Run:
             if milestone.exists() or source == previous:
                 return
             try:
-                source, state = previous, checkpoint.load(previous)
+                source, state = previous, checkpoint.load_run(previous)
             except InputError:
                 return
         if (state["epoch"], state["done"]) != (epoch, 0):

@@ -292,6 +292,25 @@ def test_one_task_for_each_gpu_of_what_was_allocated(run_script):
     assert {"--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=2"} <= set(words)
 
 
+NUMBERS = ("NNODES", "GPUS_ON_NODE", "CPUS_ON_NODE", "ARRAY_TASK_ID", "ARRAY_JOB_ID", "JOB_ID", "GPUS_PER_NODE")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["a[$(touch x)]", "`touch x`", "1+1", "08", "-1", "2(x3)", 20 * "9", "\x1b[31m", "PATH"])
+def test_what_is_no_number_is_neither_executed_nor_calculated(tmp_path, run_script, name, value):
+    """Bash executes commands in the index of an array when it calculates."""
+    (tmp_path / "here").mkdir()
+    done = run_script("train.sh", REPOSITORY=str(ROOT), cwd=tmp_path / "here", **{f"SLURM_{name}": value})
+    assert not list((tmp_path / "here").iterdir())
+    assert not (ROOT / "x").exists()
+    if name == "GPUS_PER_NODE":  # it may hold a text such as a100:4
+        assert "--ntasks-per-node=1" in done.stdout.splitlines()
+        return
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"SLURM_{name} is " in done.stderr
+    assert "\x1b" not in done.stderr
+
+
 def test_the_last_task_of_a_training_is_waited_for_a_minute_of_an_evaluation_for_ever(run_script):
     assert "--wait=60" in run_script("train.sh").stdout.splitlines()
     assert "--wait=60" in run_script("lincls_eval.sh").stdout.splitlines()

@@ -15,13 +15,23 @@ from .flags import (
     OneLineParser,
     as_plain,
     flag,
+    read_options,
     require_at_least,
     require_positive,
     require_sizes,
     require_views,
 )
 from .methods import MethodSource, method_names, read_method
-from .training import BUILT_IN_DATA, FREE_TO_CHANGE, DataOptions, DeviceOptions, TrainOptions, ViewSettings, parse_train
+from .training import (
+    BUILT_IN_DATA,
+    FREE_TO_CHANGE,
+    DataOptions,
+    DeviceOptions,
+    TrainOptions,
+    ViewSettings,
+    check_settings,
+    parse_train,
+)
 
 __all__ = [
     "BUILT_IN_DATA",
@@ -39,6 +49,7 @@ __all__ = [
     "TrainOptions",
     "ViewSettings",
     "as_plain",
+    "check_settings",
     "flag",
     "method_names",
     "parse_cls_eval",
@@ -46,6 +57,7 @@ __all__ = [
     "parse_lincls_eval",
     "parse_train",
     "read_method",
+    "read_options",
     "require_at_least",
     "require_positive",
     "require_sizes",

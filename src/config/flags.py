@@ -10,7 +10,7 @@ import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -246,6 +246,71 @@ def collect(config: Callable[..., T], values: argparse.Namespace) -> T:
 def build(config: Callable[..., T], values: dict[str, Any]) -> T:
     """Build a dataclass from the values of its fields, with tuples in place of lists."""
     return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def read_options(config: type[T], values: Mapping[str, Any], *, longest: int) -> T:
+    """Build a dataclass from values that a file holds, after their types are checked. This also runs the checks of the class.
+
+    Args:
+        longest: largest number of elements of a list, and largest number of parts that the names with "layers" or
+            "classifiers" ask for.
+
+    Raises:
+        InputError: naming the value that is missing, has a wrong type or is out of bounds.
+    """
+    names = [field.name for field in fields(typing.cast(Any, config))]
+    check_types(config, values, names)
+    for name in names:
+        value = values[name]
+        size = len(value) if isinstance(value, list | tuple) else value if name in NUMBERS_OF_PARTS else 0
+        if size > longest:
+            raise InputError(f"{name} asks for {size} parts, but the file holds {longest} tensors")
+    return build(config, {name: values[name] for name in names})
+
+
+NUMBERS_OF_PARTS = ("head_layers", "num_classifiers")
+LARGEST = 1 << 63  # of whole numbers
+
+
+def check_types(config: type, values: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Check the types of values that a file holds for fields of a dataclass.
+
+    Raises:
+        InputError: naming the value that is missing or has a wrong type.
+    """
+    hints = typing.get_type_hints(config)
+    for name in names:
+        if name not in values:
+            raise InputError(f"{name} is missing")
+        if not _has_type(values[name], hints[name]):
+            found = (
+                str(values[name])[:100] if isinstance(values[name], int | float | str) else type(values[name]).__name__
+            )
+            raise InputError(f"{name} is {found}, expected {_name_of_type(hints[name])}")
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint) if isinstance(value, str | int) else False
+    if typing.get_origin(hint) is types.UnionType:
+        return any(_has_type(value, each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        first, *others = typing.get_args(hint)
+        fixed = Ellipsis not in others
+        return (
+            isinstance(value, list | tuple)
+            and (not fixed or len(value) == 1 + len(others))
+            and all(_has_type(element, first) for element in value)
+        )
+    if hint is int:
+        return type(value) is int and -LARGEST <= value < 2 * LARGEST
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint
+
+
+def _name_of_type(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def flags_in(argv: Sequence[str]) -> set[str]:

@@ -258,6 +258,36 @@ class TrainOptions(
         return reasons
 
 
+LARGEST_VIEW = 8192  # side in pixels, in the configuration of a file
+MOST_VIEWS = 1000
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the part of a file's configuration from which an evaluation builds the network and the views.
+
+    Raises:
+        InputError: naming the value that is missing, has a wrong type or is out of bounds.
+    """
+    flags.check_types(TrainOptions, settings, ("arch", "patch_size", "data", *(f.name for f in fields(ViewSettings))))
+    optional = [name for name in ("data_root", "subset_file") if name in settings or settings["data"]]
+    flags.check_types(TrainOptions, settings, optional)
+    for name, most in (
+        ("channels", flags.LARGEST),
+        ("patch_size", LARGEST_VIEW),
+        ("global_crops_size", LARGEST_VIEW),
+        ("local_crops_size", LARGEST_VIEW),
+        ("global_crops_number", MOST_VIEWS),
+        ("local_crops_number", MOST_VIEWS),
+    ):
+        least = 0 if name == "local_crops_number" else 1
+        if type(settings.get(name)) is not int or not least <= settings[name] <= most:
+            found = str(settings.get(name))[:100]
+            raise InputError(f"{name} is {found}, expected {least} to {most}")
+    if type(settings.get("seed")) not in (int, type(None)):
+        raise InputError("seed is no whole number")
+    ViewSettings.of(settings)
+
+
 # These options do not change what a run learns. A run may continue with other values.
 FREE_TO_CHANGE = {
     "workers",
