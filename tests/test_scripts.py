@@ -1,11 +1,13 @@
 """Every script under scripts/: what it asks Slurm for, what it starts, and on a real Slurm what becomes of that."""
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import signal
 import subprocess
+import threading
 import time
 
 import pytest
@@ -613,6 +615,29 @@ def assert_ended_with_the_weights_of(trained, folder):
     assert all(torch.equal(value, two["model"][name]) for name, value in one["model"].items())
 
 
+def fill(path, ended: threading.Event) -> None:
+    """Fill a disk, and fill it again whenever another process removes a file, until the event is set."""
+    with open(path, "wb", buffering=0) as file:
+        while not ended.is_set():
+            try:
+                file.write(bytes(4096))
+            except OSError:
+                time.sleep(0.0005)
+
+
+@contextlib.contextmanager
+def small_disk(folder, room: int):
+    """Mount a disk of `room` bytes in a new folder."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "test", folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no disk of a given size can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 class TestOnSlurm:
     pytestmark = on_slurm
 
@@ -687,6 +712,38 @@ class TestOnSlurm:
         assert wait_for_end(cluster, job, tmp_path) == "FAILED"
         assert (field(cluster, job, "ExitCode"), field(cluster, job, "Restarts")) == ("2:0", "0")
         assert "--lr is -1.0: expected a number above 0" in (tmp_path / "log.txt").read_text()
+
+    @pytest.mark.parametrize("at_the_limit", [False, True])
+    def test_a_job_whose_disk_fills_fails_with_one_line_and_is_not_requeued(
+        self, cluster, trained, submit, tmp_path, at_the_limit
+    ):
+        size = (trained / "sc_800ep_train" / "checkpoint.pt").stat().st_size
+        room = 20 * size if at_the_limit else 5 * size // 2  # in the second case, the third checkpoint does not fit
+        with small_disk(tmp_path / "disk", room) as disk:
+            job = submit(2, "scripts/train.sh", *DIGITS.split(), "--output-dir", str(disk / "run"))
+            log = tmp_path / "log.txt"
+            if at_the_limit:
+                wait_until((disk / "run/checkpoint.pt").exists, lambda: log.exists() and log.read_text())
+                filling = threading.Thread(target=fill, args=(disk / "filler", ended := threading.Event()))
+                filling.start()
+                cluster.run("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1 does ahead of the limit
+            state = wait_for_end(cluster, job, tmp_path)
+            if at_the_limit:
+                ended.set()
+                filling.join()
+            assert state == "FAILED", log.read_text()
+            assert field(cluster, job, "Restarts") == "0"
+            said = log.read_text()
+            assert "Traceback" not in said
+            errors = [line for line in said.splitlines() if ": error" in line and "train.py" in line]
+            assert len(errors) == 1, said
+            assert re.search(r"cannot be written \(No space left on device\).*the last checkpoint, .*, is kept", errors[0])
+            assert 1 <= checkpoint.load(disk / "run/checkpoint.pt")["epoch"] < EPOCHS
+            (disk / "filler").unlink(missing_ok=True)
+            subprocess.run(["mount", "-o", f"remount,size={40 * size}", disk], check=True)
+            job = submit(2, "scripts/train.sh", *DIGITS.split(), "--output-dir", str(disk / "run"))
+            assert wait_for_end(cluster, job, tmp_path) == "COMPLETED", log.read_text()
+            assert_ended_with_the_weights_of(trained, disk / "run")
 
     def test_the_setup_runs_on_both_nodes_ahead_of_the_training(self, cluster, tmp_path):
         paths = {"DATASET_PATH": "digits", "EXPERIMENT_PATH": str(tmp_path)}

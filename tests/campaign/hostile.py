@@ -59,7 +59,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "exec": lambda: Call(exec, WRITE),
     "open": lambda: Call(open, CANARY, "w"),
     "os.mkdir": lambda: Call(os.mkdir, CANARY),
-    "getattr of os": lambda: Call(Call(getattr, os, "system"), TOUCH),
+    "getattr of os": lambda: Call(Call(getattr, Call(__import__, "os"), "system"), TOUCH),
     "torch.load": lambda: Call(torch.load, CANARY),
     "torch.save": lambda: Call(torch.save, {}, CANARY),
     "pickle.loads": lambda: Call(pickle.loads, pickle.dumps(Call(os.system, TOUCH))),
@@ -220,11 +220,11 @@ for _name, _tensor in TENSORS.items():
 
 WRONG: tuple[Any, ...] = (None, 5, -5, "x", 1.5, float("nan"), [], [1], {}, {1: 2}, True, b"bytes", 2**80, nested(50))
 for _entry in ("config", "model", "optimizer", "scaler", "epoch", "done", "history", "totals", "seconds", "generator"):
-    _content(f"no {_entry}", lambda state, entry=_entry: state.pop(entry) and None)
+    _content(f"no {_entry}", lambda state, entry=_entry: [state.pop(entry)].clear())
     for _value in WRONG:
         _content(f"{_entry} is {str(_value)[:20]}", lambda state, entry=_entry, value=_value: state.update({entry: value}))
 for _option in ("arch", "method", "classes", "hidden_dim", "dim", "queue_length", "channels", "global_crops_size", "data"):
-    _content(f"no {_option} in the configuration", lambda state, option=_option: state["config"].pop(option) and None)
+    _content(f"no {_option} in the configuration", lambda state, option=_option: [state["config"].pop(option)].clear())
     for _value in (*WRONG, 10**9, 10**13, -1, [10**9], [10**12] * 3, [0], [], ["x"], "\x1b[31mred\n", "x" * 10**6):
         _content(
             f"{_option} in the configuration is {str(_value)[:20]!r}",

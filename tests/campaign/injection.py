@@ -147,7 +147,12 @@ class Injector:
             return call()
         if plan.when == "within" and half is not None:
             half()
-        result = call() if plan.when == "after" else None
+        result, failure = None, None
+        if plan.when == "after":
+            try:
+                result = call()
+            except OSError as error:
+                failure = error
         if plan.shell:
             subprocess.run(["sh", "-c", plan.shell], capture_output=True)
         if plan.signal:
@@ -157,6 +162,8 @@ class Injector:
         if plan.error:
             self.failing = name
             raise OSError(plan.error, os.strerror(plan.error), path)
+        if failure is not None:
+            raise failure
         return result if plan.when == "after" else call()
 
 

@@ -150,7 +150,7 @@ def _read(reader: str, file: Path, said: Path) -> str:
 
 def _run_main(program: str, words: list[str], said: Path) -> tuple[int, str, str]:
     """Run the `main` of a program and return its status, output and errors."""
-    from src import run
+    from src import locks
     from src.errors import run_script
 
     module = importlib.import_module(program)
@@ -174,6 +174,5 @@ def _run_main(program: str, words: list[str], said: Path) -> tuple[int, str, str
     output, errors = (Path(f"{said}.{i}").read_text(errors="replace") for i in (1, 2))
     for number in (*streams, *kept):
         os.close(number)
-    while run._held:
-        run._held.popitem()[1].close()
+    locks.release()
     return int(status or 0), output, errors

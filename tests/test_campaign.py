@@ -1,0 +1,25 @@
+"""A short version of each row of the fault campaign, and the page that holds its results."""
+
+import json
+import random
+import re
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from tests.campaign import program, runs, table
+from tests.campaign.injection import Plan
+from tests.campaign.trials import ROWS, executed, judge
+
+FAST = [name for name, row in ROWS.items() if row.short]
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_first_faults_of_each_row_are_survived(name):
+    row = ROWS[name]
+    found = program.try_row(row, range(row.short), seed=0, loud=False)
+    if "left out" in found:
+        pytest.skip(found["left out"])
+    assert found["failures"] == []
+    assert found["tried"] == row.short
