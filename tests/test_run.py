@@ -421,6 +421,10 @@ def test_a_folder_with_the_name_of_a_temporary_file_does_no_harm(train, tmp_path
             "/a cannot be written (No space left on device): free some space",
         ),
         (BrokenPipeError(32, "Broken pipe"), "Broken pipe (BrokenPipeError)"),
+        (
+            RuntimeError("value cannot be converted to type float without overflow"),
+            "a number is too large for float32: use a smaller learning rate or smaller weights of the loss",
+        ),
         (MemoryError(), "there is not enough memory (MemoryError): use smaller batches or a smaller network"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 4 bytes.\nmore"),
@@ -649,6 +653,9 @@ def test_other_changes_of_the_number_of_epochs_are_refused_with_the_reason(train
         (parse_train, ["--epochs", str(2**31)]),
         (parse_train, ["--classes", "10", str(10**30)]),
         (parse_train, ["--lr", "1e308"]),
+        (parse_train, ["--workers", "2000"]),
+        (parse_train, ["--local-crops-size", "40000"]),
+        (parse_train, ["--global-crops-number", "2000"]),
         (parse_train, ["--base-lr", "1e39"]),
         (parse_train, ["--backbone-weight-decay", "1e39"]),
         (parse_train, ["--global-crops-scale", "1e39", "1"]),

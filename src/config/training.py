@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from . import flags
-from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum, require_positive
+from .flags import SAME_BATCH, Options, flag, require_at_least, require_at_most, require_momentum, require_positive
 from .methods import MethodSource, method_names, read_method
 
 BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
@@ -35,6 +35,7 @@ class DataOptions(Options):
 
     def check(self) -> None:
         require_at_least(self, workers=-1)
+        require_at_most(self, workers=1024)
         downloadable = BUILT_IN_DATA[1:]
         if not self.data:  # an evaluation uses the data of its checkpoint
             return
@@ -76,6 +77,8 @@ class ViewSettings(Options):
 
     def check(self) -> None:
         require_at_least(self, global_crops_number=1, local_crops_number=0, global_crops_size=1, local_crops_size=1)
+        require_at_most(self, global_crops_number=1024, local_crops_number=1024)
+        require_at_most(self, global_crops_size=2**15, local_crops_size=2**15)
         for name in ("global_crops_scale", "local_crops_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
