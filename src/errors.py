@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .signals import end_with_one_line, launched_as
+from .signals import end_with_one_line, launched_as, main_has_ended
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit status of a program that SIGPIPE ends
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -71,6 +71,7 @@ def run_script(main: Callable[[], None]) -> None:
     except SystemExit as end:
         status = end.code
     finally:
+        main_has_ended()
         for number, handler in handlers.items():
             signal.signal(number, handler)
         failure = _flush_output()

@@ -389,7 +389,7 @@ class Run:
 
         def acknowledge(number: int) -> None:
             hint = "; press Ctrl-C again to end at once without saving" if number == signal.SIGINT else ""
-            progress.say(f"{signal.Signals(number).name}: finishing step {trainer.step + 1}, then saving{hint}")
+            progress.say(f"{signal.Signals(number).name}: finishing step {trainer.last_step}, then saving{hint}")
 
         def give_up() -> None:
             if distributed.is_main():
@@ -412,6 +412,7 @@ class Run:
             progress.when_closed = None
             if self.log:
                 self.log.close()
+            request.stop_listening()
 
     def _train_until(
         self,

@@ -98,6 +98,12 @@ class Trainer:
         self.epoch, self.done, self.skipped = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
         self.seconds = 0.0
+        self.asked = False  # in the current step, the ranks have already agreed whether to stop after it
+
+    @property
+    def last_step(self) -> int:
+        """Number of the step after which the run stops if it is asked to stop now, counted from 1."""
+        return self.step + (2 if self.asked else 1)
 
     @property
     def step(self) -> int:
@@ -136,7 +142,7 @@ class Trainer:
                 self.skipped += 1
             else:
                 self._update(batch, step, backward)
-            before, self.done = self.images, self.done + 1
+            before, self.done, self.asked = self.images, self.done + 1, False
             progress.advance(self.images - before, self.epoch + 1, step.loss.item() if read and not skip else None)
             if read:
                 unread.clear()
@@ -227,6 +233,7 @@ class Trainer:
             RunError: on all ranks, if any rank must end the run now.
         """
         trouble, number = 0, self.stop_request.number
+        self.asked = True
         if losses and not torch.stack(losses).isfinite().all():
             trouble = NOT_FINITE
         if self.loader.too_many_damaged:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -542,13 +543,26 @@ def test_with_fresh_the_command_that_continues_is_printed_without_it(train, tmp_
     assert words[-1] == str(tmp_path / "run-2")
 
 
-def test_the_first_signal_is_acknowledged(train, monkeypatch):
+def test_the_first_signal_is_acknowledged(train, tmp_path, monkeypatch):
     stop_at(monkeypatch, 3, signal.SIGINT)
     status, out, errors = train()
     assert (status, errors) == (130, "")
-    assert "SIGINT: finishing step " in out
-    assert ", then saving; press Ctrl-C again to end at once without saving" in out
-    assert "stopped by SIGINT: saved" in out
+    step = int(re.search(r"SIGINT: finishing step (\d+), then saving; press Ctrl-C again to end at once", out)[1])
+    assert f"stopped by SIGINT: saved {tmp_path}/run/checkpoint.pt at step {step};" in out
+
+
+def test_a_signal_after_the_ranks_have_agreed_stops_after_the_next_step(train, tmp_path, monkeypatch):
+    real = Trainer._update
+
+    def update(trainer, *words):
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(trainer, *words)
+
+    monkeypatch.setattr(Trainer, "_update", update)
+    _, out, _ = train()
+    assert "SIGTERM: finishing step 4, then saving\n" in out
+    assert f"stopped by SIGTERM: saved {tmp_path}/run/checkpoint.pt at step 4;" in out
 
 
 BLOCKED = """
