@@ -258,7 +258,12 @@ def test_the_published_subsets_are_sorted_and_contain_each_other():
         assert each == sorted(set(each))
         assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in each)
     assert set(lists[0]) < set(lists[1]) < set(lists[2])
-    assert lists[0][:3] + lists[0][-1:] == ["n01601694", "n01669191", "n01755581", "n07753592"]  # as the sheet prints them
+    assert lists[0][:3] + lists[0][-1:] == [
+        "n01601694",
+        "n01669191",
+        "n01755581",
+        "n07753592",
+    ]  # as the sheet prints them
     # SHA-256 of the sorted ids, one per line
     digests = [hashlib.sha256("".join(f"{wnid}\n" for wnid in each).encode()).hexdigest()[:16] for each in lists]
     assert digests == DIGESTS
@@ -269,10 +274,13 @@ def test_a_published_subset_numbers_its_classes_in_its_order(tmp_path):
     make_pictures(tmp_path, dict.fromkeys([*wanted, "n00000001", "n99999999"], (0, 90, 0)), splits=[("train", 1)])
     data = open_data(str(tmp_path), "train", subset="imagenet-50")
     assert data.classes == wanted
-    assert [os.path.basename(os.path.dirname(data.paths[row])) for row in np.argsort(data.labels)] == wanted
+    assert [os.path.basename(os.path.dirname(data.paths[row])) for row in np.argsort(data.labels.numpy())] == wanted
     for missing in wanted[:2]:
         shutil.rmtree(tmp_path / "train" / missing)
-        with pytest.raises(InputError, match=r"^--subset imagenet-50: \D*n01601694,? (is|are) not among the 5\d classes"):
+        with pytest.raises(
+            InputError,
+            match=r"^--subset imagenet-50: (class n01601694 is|2 classes, such as n01601694, are) not among the 5\d",
+        ):
             open_data(str(tmp_path), "train", subset="imagenet-50")
 
 
@@ -285,9 +293,13 @@ def test_data_without_these_classes_get_one_line():
 @pytest.mark.parametrize("parse", [parse_train, parse_cls_eval, parse_knn_eval, parse_lincls_eval])
 def test_wrong_and_contradicting_subsets_are_refused(parse):
     words = [] if parse is parse_train else ["--checkpoint", "x"]
-    with pytest.raises(InputError, match="^--subset imagenet-10: expected one of imagenet-50, imagenet-100, imagenet-200$"):
+    with pytest.raises(
+        InputError, match="^--subset imagenet-10: expected one of imagenet-50, imagenet-100, imagenet-200$"
+    ):
         parse([*words, "--subset", "imagenet-10"])
-    with pytest.raises(InputError, match="^--subset and --subset-file both choose the classes to keep: drop one of them$"):
+    with pytest.raises(
+        InputError, match="^--subset and --subset-file both choose the classes to keep: drop one of them$"
+    ):
         parse([*words, "--data", "x", "--subset", "imagenet-50", "--subset-file", "mine.txt"])
 
 

@@ -29,7 +29,9 @@ class DataOptions(Options):
     data: str = "digits"  # data set: digits, cifar10, cifar100-20, stl10, a folder of images, or an .npz file of features; see docs/data.md
     data_root: str = ""  # folder that holds the files of cifar10, cifar100-20 or stl10
     download: bool = False  # download the files of cifar10, cifar100-20 or stl10 into --data-root first
-    subset: str = ""  # published subset of ImageNet's classes: imagenet-50, imagenet-100 or imagenet-200 (default: all classes)
+    subset: str = (
+        ""  # published subset of ImageNet's classes: imagenet-50, imagenet-100 or imagenet-200 (default: all classes)
+    )
     subset_file: str = (
         ""  # file that lists the classes to keep, one per line; they are numbered in this order (default: all classes)
     )

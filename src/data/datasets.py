@@ -411,7 +411,5 @@ def keep_classes(data: Images, lines: list[str], source: str) -> Images:
     labels = new_label[data.labels.numpy()]
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
-        raise InputError(
-            f"{source}: the data set has no image of the {len(wanted)} listed classes: list other classes"
-        )
+        raise InputError(f"{source}: the data set has no image of the {len(wanted)} listed classes: list other classes")
     return data.keep(rows, labels[rows], wanted)
