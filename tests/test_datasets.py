@@ -294,11 +294,11 @@ def test_data_without_these_classes_get_one_line():
 def test_wrong_and_contradicting_subsets_are_refused(parse):
     words = [] if parse is parse_train else ["--checkpoint", "x"]
     with pytest.raises(
-        InputError, match="^--subset imagenet-10: expected one of imagenet-50, imagenet-100, imagenet-200$"
+        InputError, match=r"^--subset imagenet-10: expected one of imagenet-50, imagenet-100, imagenet-200$"
     ):
         parse([*words, "--subset", "imagenet-10"])
     with pytest.raises(
-        InputError, match="^--subset and --subset-file both choose the classes to keep: drop one of them$"
+        InputError, match=r"^--subset and --subset-file both choose the classes to keep: drop one of them$"
     ):
         parse([*words, "--data", "x", "--subset", "imagenet-50", "--subset-file", "mine.txt"])
 
