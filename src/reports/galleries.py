@@ -184,9 +184,9 @@ def grid(path: str | PathLike[str], images: Sequence[NDArray], *, framed: bool =
     for position, image in enumerate(images):
         top, left = (gap + pitch * each for each in divmod(position, side))
         shown = Image.fromarray(_checked_image(image)).convert("RGB").resize((tile, tile), Image.Resampling.BILINEAR)
-        framed = np.zeros((tile, tile, 3), dtype=np.uint8)
-        framed[inside, inside] = np.array(shown)[inside, inside]
-        canvas[top : top + tile, left : left + tile] = framed
+        bordered = np.zeros((tile, tile, 3), dtype=np.uint8)
+        bordered[inside, inside] = np.array(shown)[inside, inside]
+        canvas[top : top + tile, left : left + tile] = bordered
     dpi = 100
     with figure_at(path, canvas.shape[1] / dpi, canvas.shape[0] / dpi, dpi=dpi) as figure:
         figure.figimage(canvas)
