@@ -76,6 +76,7 @@ def test_it_names_only_flags_and_files_that_exist():
         "--subset-size",
         "--cos",
         "--sgd",
+        "--cls-num",
     }  # of the originals
     for method in method_names():
         known |= flags_of(f"train.py --method {method}")

@@ -66,7 +66,7 @@ class ClsEvalOptions(KMeansOptions, EvaluationOptions):
         ""  # folder with the three files of the hierarchy (default: that of `python -m src.data.imagenet get`)
     )
     pixel_kmeans: bool = False  # also score k-means on raw pixels; only for small images that are held in memory
-    grids: int = 0  # number of figures with nine images of one cluster each, the clusters in the order of the authors
+    grids: int = 0  # number of figures with nine images of a cluster, the most accurate first; for self_classifier_v1 see docs/fidelity.md
     pca: bool = False  # plot the features of the backbone along their two principal directions
     tsne: int = 0  # number of t-SNE figures of the features of the backbone, each with other random classes
     tsne_classes: int = 10  # number of classes per t-SNE figure (0: all)
