@@ -172,9 +172,11 @@ def _compare(folder: Path, found: str) -> None:
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> list[str]:
-    """Return the names of the options that differ."""
+    """Return the names of the options that differ. A checkpoint may lack an option that is newer, and is off now."""
     return [
-        name for name in sorted(before.keys() | now.keys()) if name not in free and before.get(name) != now.get(name)
+        name
+        for name in sorted(before.keys() | now.keys())
+        if name not in free and before.get(name) != now.get(name) and (name in before or now[name])
     ]
 
 

@@ -656,6 +656,13 @@ def test_other_changes_of_the_number_of_epochs_are_refused_with_the_reason(train
     assert f"--epochs {before} (now {now}); the learning rate of every epoch depends on --epochs" in errors
 
 
+def test_a_checkpoint_without_an_option_that_came_later_continues(tmp_path):
+    checkpoint.save(tmp_path / "checkpoint.pt", {"config": {"lr": 1.0}, "history": [], "epoch": 1, "done": 0})
+    assert find_checkpoint(tmp_path, {"lr": 1.0, "newer": ""})["epoch"] == 1
+    with pytest.raises(InputError, match=r"--newer None \(now on\)"):
+        find_checkpoint(tmp_path, {"lr": 1.0, "newer": "on"})
+
+
 # ---- numbers of flags -----------------------------------------------------------------------------------------------
 
 
