@@ -194,7 +194,7 @@ def explain(error: RuntimeError) -> RuntimeError:
     subject, verb = ("rank", "answers") if len(missing) == 1 else ("ranks", "answer")
     return RunError(
         f"{subject} {names} of {world_size()} no longer {verb}: see the reason in "
-        "the output of these ranks or of the launcher; run the same command again to resume from the last checkpoint",
+        "the output of these ranks or of the launcher",
         speaks=rank() == first,
     )
 

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .signals import end_with_one_line, launched_as
+from .signals import end_with_one_line, launched_as, main_has_ended
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit status of a program that SIGPIPE ends
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+TOO_LARGE = r"cannot be converted to type \w+ without overflow"  # text of torch
 NO_MEMORY = r"not enough memory|out of memory|allocate memory|Unable to allocate"  # texts of torch and numpy
 
 
@@ -82,6 +83,7 @@ def run_script(main: Callable[[], None]) -> None:
     except SystemExit as end:
         status = end.code
     finally:
+        main_has_ended()
         for number, handler in handlers.items():
             signal.signal(number, handler)
         failure = _flush_output()
@@ -110,6 +112,8 @@ def explain(error: Exception) -> Exception:
         return RunError(
             f"there is not enough memory ({detail or 'MemoryError'}): use smaller batches or a smaller network"
         )
+    if re.search(TOO_LARGE, str(error)):
+        return RunError("a number is too large for float32: use a smaller learning rate or smaller weights of the loss")
     distributed = sys.modules.get("src.distributed")  # looked up, because an import here would import torch
     return distributed.explain(error) if distributed else error
 

@@ -1,5 +1,6 @@
 """Progress lines, one JSON line per epoch, TensorBoard events, and tables."""
 
+import contextlib
 import json
 import sys
 import time
@@ -121,8 +122,9 @@ class EpochLog:
                 self.board.add_scalar(tag, value, summary["epoch"])
 
     def close(self) -> None:
-        """Close the file of the events."""
-        self.board.close()
+        """Close the file of the events. What the full disk of a failed run refuses does not hide the failure."""
+        with contextlib.suppress(OSError):
+            self.board.close()
 
 
 def _intact_lines(path: Path) -> list[str]:

@@ -172,9 +172,11 @@ def _compare(folder: Path, found: str) -> None:
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> list[str]:
-    """Return the names of the options that differ."""
+    """Return the names of the options that differ. A checkpoint may lack an option that is newer, and is off now."""
     return [
-        name for name in sorted(before.keys() | now.keys()) if name not in free and before.get(name) != now.get(name)
+        name
+        for name in sorted(before.keys() | now.keys())
+        if name not in free and before.get(name) != now.get(name) and (name in before or now[name])
     ]
 
 
@@ -389,7 +391,7 @@ class Run:
 
         def acknowledge(number: int) -> None:
             hint = "; press Ctrl-C again to end at once without saving" if number == signal.SIGINT else ""
-            progress.say(f"{signal.Signals(number).name}: finishing step {trainer.step + 1}, then saving{hint}")
+            progress.say(f"{signal.Signals(number).name}: finishing step {trainer.last_step}, then saving{hint}")
 
         def give_up() -> None:
             if distributed.is_main():
@@ -412,6 +414,7 @@ class Run:
             progress.when_closed = None
             if self.log:
                 self.log.close()
+            request.stop_listening()
 
     def _train_until(
         self,

@@ -8,6 +8,7 @@ import _signal  # type: ignore[import-not-found]  # what `signal` consists of, w
 import os
 import sys
 
+_ended: list[bool] = []  # not empty after the main function
 NAMES = {int(_signal.SIGINT): "SIGINT", int(_signal.SIGTERM): "SIGTERM"}
 
 
@@ -18,13 +19,14 @@ def end_with_one_line() -> dict:
     handlers by those of `stopping.StopRequest`, and data-loading workers ignore both signals.
     """
     process = os.getpid()
+    _ended.clear()
 
     def end(number: int, frame) -> None:  # no type: the import of `types` takes a while
         _signal.signal(number, _signal.SIG_DFL)  # a second signal ends the program at once
         if os.getpid() == process and launched_as()[0] == "0":
             os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted by {NAMES[number]}\n".encode())
-        if _is_importing(frame):
-            os._exit(128 + number)  # nothing has begun, and the C code of a module may swallow an exception
+        if _ended or _is_importing(frame):
+            os._exit(128 + number)  # nothing has begun, or all is done, and C code may swallow an exception
         raise SystemExit(128 + number)
 
     replaced = {}
@@ -32,6 +34,11 @@ def end_with_one_line() -> dict:
         if _signal.getsignal(number) in (_signal.default_int_handler, _signal.SIG_DFL):
             replaced[number] = _signal.signal(number, end)
     return replaced
+
+
+def main_has_ended() -> None:
+    """Let signals end the process at once from now on, because only the interpreter is left to end."""
+    _ended.append(True)
 
 
 def launched_as() -> tuple[str, str]:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from .signals import NAMES
 
@@ -34,11 +35,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
+        self._replaced: dict[int, Any] = {}
 
     def listen(self) -> None:
         """Handle both signals from now on."""
-        signal.signal(signal.SIGTERM, self._remember)
-        signal.signal(signal.SIGINT, self._remember)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.signal(number, self._remember)
+            self._replaced.setdefault(number, before)
+
+    def stop_listening(self) -> None:
+        """Restore the handlers that `listen` has replaced."""
+        while self._replaced:
+            signal.signal(*self._replaced.popitem())
 
     @contextlib.contextmanager
     def announced(self, acknowledge: Callable[[int], None], give_up: Callable[[], None]) -> Iterator[None]:

@@ -98,6 +98,13 @@ class Trainer:
         self.epoch, self.done, self.skipped = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
         self.seconds = 0.0
+        self.asked = False  # in the current step, the ranks have already agreed whether to stop after it
+        self.stops_after = 0  # the step after which they stop, if this rank has asked for it
+
+    @property
+    def last_step(self) -> int:
+        """Number of the step after which the run stops if it is asked to stop now, counted from 1."""
+        return self.stops_after or self.step + (2 if self.asked else 1)
 
     @property
     def step(self) -> int:
@@ -136,7 +143,7 @@ class Trainer:
                 self.skipped += 1
             else:
                 self._update(batch, step, backward)
-            before, self.done = self.images, self.done + 1
+            before, self.done, self.asked = self.images, self.done + 1, False
             progress.advance(self.images - before, self.epoch + 1, step.loss.item() if read and not skip else None)
             if read:
                 unread.clear()
@@ -227,6 +234,7 @@ class Trainer:
             RunError: on all ranks, if any rank must end the run now.
         """
         trouble, number = 0, self.stop_request.number
+        self.asked, self.stops_after = True, self.step + 1 if number else 0
         if losses and not torch.stack(losses).isfinite().all():
             trouble = NOT_FINITE
         if self.loader.too_many_damaged:

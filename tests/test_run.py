@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -421,6 +422,10 @@ def test_a_folder_with_the_name_of_a_temporary_file_does_no_harm(train, tmp_path
             "/a cannot be written (No space left on device): free some space",
         ),
         (BrokenPipeError(32, "Broken pipe"), "Broken pipe (BrokenPipeError)"),
+        (
+            RuntimeError("value cannot be converted to type float without overflow"),
+            "a number is too large for float32: use a smaller learning rate or smaller weights of the loss",
+        ),
         (MemoryError(), "there is not enough memory (MemoryError): use smaller batches or a smaller network"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 4 bytes.\nmore"),
@@ -538,13 +543,26 @@ def test_with_fresh_the_command_that_continues_is_printed_without_it(train, tmp_
     assert words[-1] == str(tmp_path / "run-2")
 
 
-def test_the_first_signal_is_acknowledged(train, monkeypatch):
+def test_the_first_signal_is_acknowledged(train, tmp_path, monkeypatch):
     stop_at(monkeypatch, 3, signal.SIGINT)
     status, out, errors = train()
     assert (status, errors) == (130, "")
-    assert "SIGINT: finishing step " in out
-    assert ", then saving; press Ctrl-C again to end at once without saving" in out
-    assert "stopped by SIGINT: saved" in out
+    step = int(re.search(r"SIGINT: finishing step (\d+), then saving; press Ctrl-C again to end at once", out)[1])
+    assert f"stopped by SIGINT: saved {tmp_path}/run/checkpoint.pt at step {step};" in out
+
+
+def test_a_signal_after_the_ranks_have_agreed_stops_after_the_next_step(train, tmp_path, monkeypatch):
+    real = Trainer._update
+
+    def update(trainer, *words):
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(trainer, *words)
+
+    monkeypatch.setattr(Trainer, "_update", update)
+    _, out, _ = train()
+    assert "SIGTERM: finishing step 4, then saving\n" in out
+    assert f"stopped by SIGTERM: saved {tmp_path}/run/checkpoint.pt at step 4;" in out
 
 
 BLOCKED = """
@@ -638,6 +656,13 @@ def test_other_changes_of_the_number_of_epochs_are_refused_with_the_reason(train
     assert f"--epochs {before} (now {now}); the learning rate of every epoch depends on --epochs" in errors
 
 
+def test_a_checkpoint_without_an_option_that_came_later_continues(tmp_path):
+    checkpoint.save(tmp_path / "checkpoint.pt", {"config": {"lr": 1.0}, "history": [], "epoch": 1, "done": 0})
+    assert find_checkpoint(tmp_path, {"lr": 1.0, "newer": ""})["epoch"] == 1
+    with pytest.raises(InputError, match=r"--newer None \(now on\)"):
+        find_checkpoint(tmp_path, {"lr": 1.0, "newer": "on"})
+
+
 # ---- numbers of flags -----------------------------------------------------------------------------------------------
 
 
@@ -649,6 +674,9 @@ def test_other_changes_of_the_number_of_epochs_are_refused_with_the_reason(train
         (parse_train, ["--epochs", str(2**31)]),
         (parse_train, ["--classes", "10", str(10**30)]),
         (parse_train, ["--lr", "1e308"]),
+        (parse_train, ["--workers", "2000"]),
+        (parse_train, ["--local-crops-size", "40000"]),
+        (parse_train, ["--global-crops-number", "2000"]),
         (parse_train, ["--base-lr", "1e39"]),
         (parse_train, ["--backbone-weight-decay", "1e39"]),
         (parse_train, ["--global-crops-scale", "1e39", "1"]),

@@ -58,6 +58,13 @@ def require_at_least(config: object, **bounds: float) -> None:
             raise InputError(f"{flag(name)} is {getattr(config, name)}: expected at least {bound}")
 
 
+def require_at_most(config: object, **bounds: int) -> None:
+    """Raise InputError unless each of these fields is at most its bound."""
+    for name, bound in bounds.items():
+        if getattr(config, name) > bound:
+            raise InputError(f"{flag(name)} is {getattr(config, name)}: expected at most {bound}")
+
+
 def require_sizes(config: object, name: str) -> None:
     """Raise InputError unless the field holds sizes of at least 2, one for each classifier."""
     sizes = getattr(config, name)
