@@ -7,10 +7,14 @@ Reading a file that passes takes at most twice its size plus `ROOM` bytes for ea
 """
 
 import io
+import json
 import os
+import stat
 import struct
 import zipfile
-from typing import BinaryIO, NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 from .errors import InputError, printable
 from .pickles import MOST_BYTES, Walk, read_legacy
@@ -44,7 +48,7 @@ def checked_checkpoint(file: BinaryIO, *, inside_archive: bool = False) -> Binar
             checkpoint. The message does not name the file.
     """
     if file.read(4) == ZIP_START:
-        with _open_zip(file) as archive:
+        with open_zip(file) as archive:
             names = archive.namelist()
             if not any(name.endswith("data.pkl") for name in names):  # torch.save also writes a zip archive
                 inside = [name for name in names if name.endswith(CHECKPOINTS)]
@@ -138,7 +142,7 @@ def _find_directory(file: BinaryIO) -> _Directory:
     return _Directory(length, entries, is_plain and offset + length == end)
 
 
-def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
     """Open a zip archive whose contents take at most `ROOM` bytes more than the file.
 
     Raises:
@@ -156,14 +160,14 @@ def _open_zip(file: BinaryIO) -> zipfile.ZipFile:
     infos = archive.infolist()
     if len(infos) > MOST_ENTRIES:
         raise InputError(f"an archive of {len(infos):,} entries, expected at most {MOST_ENTRIES:,}: use another file")
-    if not infos or any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
+    if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
         raise InputError("an archive of an unknown compression, expected none or deflate: write it again")
     if (contents := sum(info.file_size for info in infos)) > size + ROOM:
         raise InputError(
             f"an archive of {size:,} bytes whose contents take {contents:,}: write it again without compression"
         )
-    ends = sorted((info.header_offset, info.compress_size) for info in infos)
-    if any(at + length > next_at for (at, length), (next_at, _) in zip(ends, [*ends[1:], (size, 0)], strict=True)):
+    places = sorted((info.header_offset, info.compress_size) for info in infos)
+    if any(at + length > following for (at, length), (following, _) in pairwise([*places, (size, 0)])):
         raise InputError("damaged: parts of the archive overlap: use another copy")
     return archive
 
@@ -181,3 +185,54 @@ def _verify(archive: zipfile.ZipFile) -> None:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the name of its class if the message is empty."""
     return printable((str(error).splitlines() or [type(error).__name__])[0][:100])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# text files
+
+
+def read_text(path: str | Path, *, most: int = MOST_TEXT) -> str:
+    """Read a text file in UTF-8.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is no ordinary file or no text, or longer than `most` bytes. The message does not name the file.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not an ordinary file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"longer than {most:,} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("not a text file") from None
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Read the lines of a text file that are not empty, without the spaces around them.
+
+    Raises:
+        OSError, ValueError: see `read_text`; also if there are more than `MOST_LINES` lines.
+    """
+    text = read_text(path)
+    if text.count("\n") > MOST_LINES:
+        raise ValueError(f"more than {MOST_LINES:,} lines")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_json(path: str | Path, *, most: int = MOST_TEXT) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError, ValueError: see `read_text`; also if the text is no JSON, or is nested too deeply.
+    """
+    text = read_text(path, most=most)
+    # A value takes up to 72 bytes of memory, and between two values there is one of these letters.
+    if 72 * sum(map(text.count, ",[{")) > 2 * len(text) + ROOM:
+        raise ValueError("too many values")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
