@@ -23,6 +23,7 @@ ROOM = 1 << 28  # bytes that the contents of a compressed archive may have beyon
 MOST_ENTRIES = 100_000  # in an archive; torch.save writes one for each tensor
 MOST_TEXT = 1 << 26  # bytes of a text file: lists of classes and images, results
 MOST_LINES = 4_000_000
+ENDS_OF_LINES = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # those of str.splitlines
 FIRST_LOOK = 1 << 20  # bytes
 ZIP_START = b"PK\x03\x04"
 NOT_A_CHECKPOINT = "not a checkpoint, or damaged: use another file"
@@ -32,12 +33,13 @@ CHECKPOINTS = (".pth", ".pt", ".tar")  # endings of a checkpoint inside an archi
 # checkpoints
 
 
-def checked_checkpoint(file: BinaryIO, *, inside_archive: bool = False) -> BinaryIO:
+def checked_checkpoint(file: BinaryIO, *, inside_archive: bool = False, verify: bool = True) -> BinaryIO:
     """Check a file that torch.load is to read, without loading it.
 
     Args:
         file: at its beginning.
         inside_archive: the file comes from another archive. Then it may not be an archive of files itself.
+        verify: also compare the contents with their checksums, which torch does not do.
 
     Returns:
         The file at its beginning. If the file is a zip archive that contains one checkpoint, as OBoW's file is: this
@@ -59,7 +61,8 @@ def checked_checkpoint(file: BinaryIO, *, inside_archive: bool = False) -> Binar
                 _verify(archive)
                 return checked_checkpoint(io.BytesIO(archive.read(inside[0])), inside_archive=True)
             _check_torch_archive(file, archive)
-            _verify(archive)
+            if verify:
+                _verify(archive)
     else:
         _check_legacy(file)
     file.seek(0)
@@ -173,7 +176,7 @@ def open_zip(file: BinaryIO) -> zipfile.ZipFile:
 
 
 def _verify(archive: zipfile.ZipFile) -> None:
-    """Raise InputError if a checksum is wrong. torch does not verify the checksums."""
+    """Raise InputError if a checksum is wrong."""
     try:
         damaged = archive.testzip()
     except Exception as error:  # Python's reader can fail in many ways on arbitrary bytes
@@ -197,13 +200,14 @@ def read_text(path: str | Path, *, most: int = MOST_TEXT) -> str:
     Raises:
         OSError: if the file cannot be read.
         ValueError: if it is no ordinary file or no text, or longer than `most` bytes. The message does not name the file.
+            A text with letters that are not ASCII takes more memory, and may have at most `MOST_TEXT` bytes.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("not an ordinary file")
         content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"longer than {most:,} bytes")
+    if len(content) > (most if content.isascii() else MOST_TEXT):
+        raise ValueError("too long")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -217,7 +221,7 @@ def read_lines(path: str | Path) -> list[str]:
         OSError, ValueError: see `read_text`; also if there are more than `MOST_LINES` lines.
     """
     text = read_text(path)
-    if text.count("\n") > MOST_LINES:
+    if sum(map(text.count, ENDS_OF_LINES)) > MOST_LINES:
         raise ValueError(f"more than {MOST_LINES:,} lines")
     return [line.strip() for line in text.splitlines() if line.strip()]
 

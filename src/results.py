@@ -11,7 +11,6 @@ same method, architecture, epochs, data and protocol. The standard deviation is 
 import argparse
 import csv
 import io
-import json
 import os
 import statistics
 import sys
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .inspection import read_json
 
 SCORES = ("acc", "nmi", "ami", "ari")
 TOPS = ("top1", "top5")
@@ -135,7 +136,7 @@ def _read(folder: str, evaluation: str) -> Result:
 
 def _load(path: Path, evaluation: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except ValueError:
         content = None
     if not isinstance(content, dict):

@@ -12,7 +12,7 @@ import torch
 from evaluating import save_untrained
 from hostile import changed, entries, number, numbers, ours, tensor, text, write_legacy, write_zip
 
-from src import checkpoint, inspection, pickles, run, schema
+from src import allowed, checkpoint, inspection, run, schema
 from src.errors import InputError
 from src.loading import load_backbone, load_classifiers, load_method, start_from
 
@@ -311,4 +311,4 @@ def test_the_checks_know_the_size_of_every_number(tmp_path, dtype):
     torch.save({"w": torch.zeros(2, 3, dtype=dtype)}, tmp_path / "c.pt")
     with open(tmp_path / "c.pt", "rb") as file:
         assert inspection.checked_checkpoint(file) is file
-    assert sum(name.endswith("Storage") for name in pickles.STORAGES) == 14
+    assert sum(name.endswith("Storage") for name in allowed.STORAGES) == 14

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import BUILT_IN_DATA
 from ..errors import InputError, printable
-from ..inspection import ROOM
+from ..inspection import ROOM, read_lines
 from .arrays import Arrays, Damaged
 from .decoding import Kept, decode
 from .listing import IMAGE_SUFFIXES, list_images
@@ -380,18 +380,16 @@ def keep_classes(data: Images, subset_file: str) -> Images:
             does not have, or if the data set has no image of the listed classes.
     """
     try:
-        lines = Path(subset_file).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
+        lines = read_lines(subset_file)
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--subset-file {subset_file}: {error.strerror}, expected a text file with one class name per line"
+            f"--subset-file {subset_file}: {problem}, expected a text file with one class name per line"
         ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"--subset-file {subset_file}: not a text file, expected one class name per line") from None
     if not data.classes:
         raise InputError(
             f"--subset-file {subset_file}: the images have no labels, but the flag selects by label: drop it"
         )
-    lines = [line.strip() for line in lines if line.strip()]
     wanted = [line if line in data.classes else line.split()[0] for line in lines]
     unknown = [name for name in wanted if name not in data.classes]
     if not wanted or unknown:
