@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from .errors import InputError, printable
-from .pickles import MOST_BYTES, Walk, read_legacy
+from .pickles import DAMAGED, MOST_BYTES, Walk
 
 ROOM = 1 << 28  # bytes that the contents of a compressed archive may have beyond the size of the file
 MOST_ENTRIES = 100_000  # in an archive; torch.save writes one for each tensor
@@ -26,7 +26,7 @@ MOST_LINES = 4_000_000
 ENDS_OF_LINES = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # those of str.splitlines
 FIRST_LOOK = 1 << 20  # bytes
 ZIP_START = b"PK\x03\x04"
-NOT_A_CHECKPOINT = "not a checkpoint, or damaged: use another file"
+MAGIC = 0x1950A86A20F9469CFC6C  # first object in a file of torch before 1.6
 CHECKPOINTS = (".pth", ".pt", ".tar")  # endings of a checkpoint inside an archive
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -78,10 +78,32 @@ def _check_legacy(file: BinaryIO) -> None:
         if start[257:262] == b"ustar":
             raise InputError("a tar archive, expected a file of torch.save: unpack it, or save it with a later torch")
         try:
-            return read_legacy(start, size)
+            return _follow_legacy(start, size)
         except InputError:
             if length == MOST_BYTES or length >= size:
                 raise
+
+
+def _follow_legacy(start: bytes, size: int) -> None:
+    """Follow the pickles of a file of torch before 1.6: five, then the storages. Any other pickle is refused.
+
+    Args:
+        start: the beginning of the file, with all pickles.
+        size: number of bytes of the file.
+
+    Raises:
+        InputError: see `Walk.run`.
+    """
+    first = Walk(start, available=None, total=size)
+    if first.run() != MAGIC:
+        first.check_protocol()
+        raise InputError(DAMAGED)
+    walks = [first]
+    for _ in range(4):  # protocol, sizes of C's numbers, the object, the keys of the storages
+        walks.append(Walk(start, walks[-1].at, available=None, total=size))
+        walks[-1].run()
+    for walk in walks:
+        walk.check_protocol()
 
 
 def _check_torch_archive(file: BinaryIO, archive: zipfile.ZipFile) -> None:
@@ -100,12 +122,12 @@ def _check_torch_archive(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     root = infos[0].filename.partition("/")[0]
     sizes = {info.filename: info.file_size for info in infos}
     if sizes.get(f"{root}/data.pkl", MOST_BYTES + 1) > MOST_BYTES:
-        raise InputError(NOT_A_CHECKPOINT)
+        raise InputError(DAMAGED)
     total = sum(size for name, size in sizes.items() if name.startswith(f"{root}/data/"))
     try:
         data = archive.read(f"{root}/data.pkl")
     except Exception:  # Python's reader can fail in many ways on arbitrary bytes
-        raise InputError(NOT_A_CHECKPOINT) from None
+        raise InputError(DAMAGED) from None
     walk = Walk(data, available=lambda key: sizes.get(f"{root}/data/{key}", -1), total=total)
     walk.run()
     walk.check_protocol()

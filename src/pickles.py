@@ -39,7 +39,6 @@ MOST_NAME = 200  # letters of a class or function
 MOST_DIMENSIONS = 25
 MOST_COPIED = 10_000  # entries of a list that becomes the keys of a dictionary; keys can be made to collide
 SHARED = 1 << 26  # bytes by which tensors that share storages may exceed the storages
-MAGIC = 0x1950A86A20F9469CFC6C  # first object in a file of torch before 1.6
 _MARK = object()
 DAMAGED = "not a checkpoint, or damaged: use another file"
 
@@ -481,25 +480,3 @@ HANDLERS: dict[int, Callable[[Walk], None]] = {
     0x94: _memoize,
     0x95: _frame,
 }
-
-
-def read_legacy(start: bytes, size: int) -> None:
-    """Check a file of torch before 1.6: five pickles, then the storages. Any other pickle is refused.
-
-    Args:
-        start: the beginning of the file, with all pickles.
-        size: number of bytes of the file.
-
-    Raises:
-        InputError: see `Walk.run`.
-    """
-    first = Walk(start, available=None, total=size)
-    if first.run() != MAGIC:
-        first.check_protocol()
-        raise InputError(DAMAGED)
-    walks = [first]
-    for _ in range(4):  # protocol, sizes of C's numbers, the object, the keys of the storages
-        walks.append(Walk(start, walks[-1].at, available=None, total=size))
-        walks[-1].run()
-    for walk in walks:
-        walk.check_protocol()
