@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from . import distributed, fingerprints
 from .data.datasets import Images
 from .data.loaders import Views, single_views
-from .errors import InputError
+from .errors import InputError, printable
 from .inspection import checked_checkpoint, first_line
 from .logs import Progress
 
@@ -282,9 +282,9 @@ def _read(file: Path, key: dict[str, str | int], progress: Progress, *, rows: in
         if content["key"] != key or content["sha256"] != hashlib.sha256(fingerprints.of_bytes(features)).hexdigest():
             raise ValueError("the contents have changed since they were written")
     except Exception as error:  # arbitrary bytes can raise any kind of error
-        progress.say(f"feature cache: {file} is damaged ({first_line(error)}): computing the features again")
+        progress.say(f"feature cache: {printable(file)} is damaged ({first_line(error)}): computing the features again")
         return None
-    progress.say(f"feature cache: features of {len(features):,} images taken from {file}")
+    progress.say(f"feature cache: features of {len(features):,} images taken from {printable(file)}")
     return features
 
 
@@ -304,4 +304,4 @@ def _write(file: Path, key: dict[str, str | int], features: Tensor, *, progress:
         os.replace(aside, file)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
         aside.unlink(missing_ok=True)
-        progress.say(f"feature cache: {file} was not written ({error}): continuing without it")
+        progress.say(f"feature cache: {printable(file)} was not written ({printable(error)}): continuing without it")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 from . import checkpoint, distributed
 from .config import FREE_TO_CHANGE, flag
-from .errors import InputError, drop_output
+from .errors import InputError, drop_output, printable
 from .logs import EpochLog, Progress, write_json
 from .stopping import Interrupted
 from .trainer import Trainer
@@ -186,7 +186,7 @@ def _hold(folder: Path, name: str = "checkpoint") -> None:
                 f"--output-dir {folder}: another run is writing there ({other}); give another folder, or end that run"
             )
         if not told:
-            print(f"{folder}: waiting for another run to end ({other})", flush=True)
+            print(f"{printable(folder)}: waiting for another run to end ({printable(other)})", flush=True)
         told = True
         time.sleep(1)
     job = os.environ.get("SLURM_JOB_ID")
@@ -219,7 +219,7 @@ def _read_checkpoint(folder: Path, name: str) -> dict[str, Any] | None:
             raise InputError(f"{damage}; delete the file to start over, or give --fresh") from None
         state = checkpoint.load_run(previous)
         if distributed.is_main():
-            print(f"{damage}; resuming from the previous checkpoint, {previous.name}", flush=True)
+            print(f"{printable(damage)}; resuming from the previous checkpoint, {previous.name}", flush=True)
         state["fell_back"] = True
         return state
 
@@ -320,7 +320,9 @@ class Run:
                         progress.say(line)
         except Interrupted as stopped:
             self.save(trainer)
-            line = f"{stopped}: saved {self.last} at step {trainer.step}; the same command continues from there"
+            line = (
+                f"{stopped}: saved {printable(self.last)} at step {trainer.step}; the same command continues from there"
+            )
             if stopped.signal == signal.SIGPIPE and progress.enabled:
                 print(line, file=sys.stderr)
             progress.say(line)
