@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src import config
-from src.errors import run_script
+from src.errors import printable, run_script
 
 if TYPE_CHECKING:  # these modules import torch
     from src.data.datasets import Images
@@ -135,7 +135,8 @@ def main() -> None:
 
     run.train(trainer, options.epochs, progress, score=score)
     progress.say(method.report(run.history[-1]))
-    progress.say(f"\nsaved {run.last}; score it: python cls_eval.py --checkpoint {shlex.quote(str(run.last))}")
+    checkpoint = printable(shlex.quote(str(run.last)))
+    progress.say(f"\nsaved {printable(run.last)}; score it: python cls_eval.py --checkpoint {checkpoint}")
     distributed.stop()
 
 
@@ -170,14 +171,14 @@ def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: s
     from src.models.backbones import count_parameters
 
     loader, device, settings = trainer.loader, trainer.device, run.config
-    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{describe(settings)}")
+    progress.say(f"command: {printable(shlex.join(sys.argv))}\nrevision: {run.revision}\n{describe(settings)}")
     progress.say(
         f"{len(loader.data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
         f"{distributed.world_size()} x {device.type}; {count_parameters(trainer.method):,} parameters; "
-        f"writing to {run.folder}"
+        f"writing to {printable(run.folder)}"
     )
     if started:
-        progress.say(started)
+        progress.say(printable(started))
     if trainer.epoch >= settings["epochs"]:
         progress.say(f"the run is finished; --epochs above {settings['epochs']} continues it")
     elif trainer.step:
@@ -195,7 +196,7 @@ def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: s
 
 def describe(settings: dict) -> str:
     """Return the resolved configuration as text, several options per line."""
-    words = [f"{name}={value}" for name, value in settings.items() if value != ""]
+    words = [f"{name}={printable(value)}" for name, value in settings.items() if value != ""]
     return textwrap.fill("  ".join(words), width=118, break_long_words=False, break_on_hyphens=False)
 
 

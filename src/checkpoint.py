@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from . import files, inspection, schema
+from . import files, inspection, pickles, schema
 from .errors import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
@@ -185,7 +185,7 @@ def _read(path: str | Path) -> object:
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from None
     except pickle.UnpicklingError:
-        raise InputError(f"checkpoint {path}: {inspection.NOT_A_CHECKPOINT}") from None
+        raise InputError(f"checkpoint {path}: {pickles.DAMAGED}") from None
     except Exception as error:  # torch can raise any exception for arbitrary bytes
         raise InputError(
             f"checkpoint {path}: cannot be read, truncated or damaged ({inspection.first_line(error)}): use another copy"

@@ -39,16 +39,20 @@ class RunError(RuntimeError):
         self.speaks = speaks
 
 
-def printable(text: object) -> str:
+def printable(text: object, *, reversible: bool = False) -> str:
     """Return text in which every character that cannot be printed is replaced by its Python escape, such as \\n or \\x1b.
 
     File names and texts in files may hold line breaks, control sequences of terminals, marks that reverse the direction of
-    writing, and bytes that are no text. `repr` would also change letters such as é on some terminals, and adds quotes.
+    writing, and bytes that are no text.
+
+    Args:
+        reversible: also write each backslash as two. Then Python's codec `unicode_escape` restores the text.
     """
     text = str(text)
-    if text.isprintable():
+    if text.isprintable() and not (reversible and "\\" in text):
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    kept = {"\\": "\\\\"} if reversible else {}
+    return "".join(kept.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -10,7 +10,7 @@ import stat
 import time
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, printable
 
 SECONDS_TO_LEAVE = 100.0  # when a host dies, a network disk releases its locks after about 90 seconds
 # what file systems without locks answer, such as Lustre without the option flock and NFS without its lock daemon
@@ -79,7 +79,7 @@ def hold(folder: Path, name: str = "checkpoint") -> None:
                 f"--output-dir {folder}: another run is writing there ({other}); give another folder, or end that run"
             )
         if not told:
-            print(f"{folder}: waiting for another run to end ({other})", flush=True)
+            print(f"{printable(folder)}: waiting for another run to end ({printable(other)})", flush=True)
         told = True
         time.sleep(1)
     job = os.environ.get("SLURM_JOB_ID")

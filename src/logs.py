@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import files
+from .errors import printable
 
 
 class Progress:
@@ -66,7 +67,8 @@ class Progress:
         return f"{self.done / self.total:4.0%}", f"{rate:,.0f} images/s  {clock(left)} left"
 
     def say(self, line: str) -> None:
-        """Print a line above the bar, if there is a bar."""
+        """Print a line above the bar, if there is a bar. Of what cannot be printed, only line breaks are kept."""
+        line = "\n".join(map(printable, line.split("\n")))
         try:
             if self.bar is not None:
                 self.bar.write(line, file=sys.stdout)
@@ -139,7 +141,7 @@ def write_json(path: Path, content: dict) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table for a terminal. The first column is aligned to the left, the others to the right."""
-    cells = [list(header)] + [list(row) for row in rows]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
         "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])

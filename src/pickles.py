@@ -13,6 +13,23 @@ from collections.abc import Callable
 from operator import mul
 from typing import Any
 
+from .allowed import (
+    CALLABLE,
+    FLAT,
+    KEYS,
+    KNOWN,
+    QUEUE,
+    STORAGES,
+    TENSORS,
+    UNUSUAL,
+    ATensor,
+    Container,
+    Deep,
+    Name,
+    Object,
+    Storage,
+    Unusual,
+)
 from .errors import InputError, printable
 
 MOST_BYTES = 1 << 25  # of a pickle; storages do not count
@@ -22,101 +39,8 @@ MOST_NAME = 200  # letters of a class or function
 MOST_DIMENSIONS = 25
 MOST_COPIED = 10_000  # entries of a list that becomes the keys of a dictionary; keys can be made to collide
 SHARED = 1 << 26  # bytes by which tensors that share storages may exceed the storages
-MAGIC = 0x1950A86A20F9469CFC6C  # first object in a file of torch before 1.6
-DAMAGED = "not a checkpoint, or damaged: use another file"
-
-STORAGES = {  # bytes per number
-    f"torch.{name}Storage": size
-    for name, size in {
-        "Double": 8,
-        "Float": 4,
-        "Half": 2,
-        "BFloat16": 2,
-        "Long": 8,
-        "Int": 4,
-        "Short": 2,
-        "Char": 1,
-        "Byte": 1,
-        "Bool": 1,
-        "ComplexDouble": 16,
-        "ComplexFloat": 8,
-    }.items()
-} | {"torch.UntypedStorage": 1, "torch.storage.UntypedStorage": 1}
-TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
-QUEUE = "utils.NNQueue"
-NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-# What torch can rebuild, but no network here consists of
-UNUSUAL = {
-    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
-    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without data (meta)",
-    "torch._utils._rebuild_qtensor": "a quantized tensor",
-    "torch._utils._rebuild_nested_tensor": "a nested tensor",
-    "torch._utils._rebuild_tensor_v3": "a tensor of an unusual number type",
-    "torch._utils._rebuild_wrapper_subclass": "a tensor of a subclass",
-    "torch._tensor._rebuild_from_type_v2": "a tensor of a subclass",
-}
-CALLABLE = {
-    *(*TENSORS, *NUMPY_SCALARS, *UNUSUAL, "numpy.dtype", "_codecs.encode"),
-    *("collections.OrderedDict", "collections.Counter", "builtins.set", "torch.Size", "torch.device"),
-    *("torch._utils._rebuild_parameter", "torch.serialization._get_layout"),
-}
-# a number type, such as torch.float32, and names that only stand among arguments
-DTYPES = {
-    f"torch.{name}"
-    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-} | {f"torch.{name}" for name in ("complex64", "complex128", "uint16", "uint32", "uint64")}
-KNOWN = CALLABLE | DTYPES | set(STORAGES) | {QUEUE}
-
-
-class _Name(str):
-    """A class or function that the pickle names."""
-
-
-class _Container:
-    """A list, dict or set. Only what the checks need is kept of the contents."""
-
-    __slots__ = ("closed", "depth", "is_ordered", "key", "kind", "size")
-
-    def __init__(self, kind: str):
-        self.kind, self.depth, self.size = kind, 1, 0
-        self.closed = False  # fetched from the memo: changing it now could hide how deep another container is
-        self.is_ordered = False
-        self.key: Any = None  # the last key
-
-
-class _Deep(tuple):
-    """A tuple that holds containers."""
-
-    depth: int
-
-
-class _Storage:
-    __slots__ = ("item", "numbers")
-
-    def __init__(self, item: int, numbers: int):
-        self.item, self.numbers = item, numbers
-
-
-class _Tensor:
-    __slots__ = ()
-
-
-class _Unusual:
-    __slots__ = ("what",)
-
-    def __init__(self, what: str):
-        self.what = what
-
-
-class _Object:
-    """An instance that takes a state: a dtype of numpy or the authors' queue."""
-
-    __slots__ = ()
-
-
 _MARK = object()
-_KEYS = {str, int, bool, type(None)}
-_FLAT = {int, float, bool, str, bytes, type(None), _Name, _Storage, _Tensor, _Object, _Unusual}
+DAMAGED = "not a checkpoint, or damaged: use another file"
 
 
 def _refused(name: str) -> InputError:
@@ -179,7 +103,7 @@ class Walk:
                 at += 1
             elif operation == 0x68:  # BINGET
                 found = memo[data[at]]
-                if type(found) is _Container:
+                if type(found) is Container:
                     found.closed = True
                 stack.append(found)
                 at += 1
@@ -207,7 +131,7 @@ class Walk:
 
     def _finish(self) -> Any:
         (result,) = self.stack
-        if type(result) is _Unusual:
+        if type(result) is Unusual:
             raise InputError(f"holds {result.what}, expected dense tensors: use another file")
         if self.tensor_bytes > self.total + SHARED:
             raise InputError(
@@ -248,10 +172,10 @@ class Walk:
         del stack[at:]
         return found
 
-    def top(self, kind: str) -> _Container:
+    def top(self, kind: str) -> Container:
         """Return the container on top of the stack, which is about to change."""
         found = self.stack[-1]
-        if type(found) is not _Container or found.kind != kind or found.closed:
+        if type(found) is not Container or found.kind != kind or found.closed:
             raise InputError(DAMAGED)
         return found
 
@@ -264,18 +188,18 @@ class Walk:
             raise InputError(f"names a class of more than {MOST_NAME} letters: use a file that holds only tensors")
         if full not in KNOWN:
             raise _refused(full)
-        self.stack.append(_Name(full))
+        self.stack.append(Name(full))
 
     def put_together(self, items: list[Any]) -> None:
         """Push a tuple."""
         kinds = set(map(type, items))
-        if kinds <= _FLAT:
-            if _Unusual in kinds:
+        if kinds <= FLAT:
+            if Unusual in kinds:
                 raise InputError("holds tensors of an unusual kind, expected dense tensors: use another file")
             self.stack.append(tuple(items))
             return
         depth = max(map(_depth, items))
-        made = _Deep(items)
+        made = Deep(items)
         made.depth = _deeper(depth)
         self.stack.append(made)
 
@@ -284,12 +208,12 @@ class Walk:
         if len(items) % 2:
             raise InputError(DAMAGED)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in _KEYS or (type(key) is int and not -(1 << 31) <= key < 1 << 32):
+            if type(key) not in KEYS or (type(key) is int and not -(1 << 31) <= key < 1 << 32):
                 raise InputError("a dictionary with keys that are no text and no number: use another file")
             kind = type(value)
-            if kind not in _FLAT:
+            if kind not in FLAT:
                 target.depth = max(target.depth, _deeper(_depth(value)))
-            elif kind is _Unusual:
+            elif kind is Unusual:
                 raise InputError(f"{_shown(key)} is {value.what}, expected a dense tensor: use another file")
             target.key = key
         target.size += len(items) // 2
@@ -297,15 +221,15 @@ class Walk:
     def add(self, items: list[Any]) -> None:
         target = self.top("list")
         for item in items:
-            if type(item) not in _FLAT:
+            if type(item) not in FLAT:
                 target.depth = max(target.depth, _deeper(_depth(item)))
-            elif type(item) is _Unusual:
+            elif type(item) is Unusual:
                 raise InputError(f"holds {item.what}, expected dense tensors: use another file")
         target.size += len(items)
 
     def get(self, key: int) -> None:
         found = self.memo[key]
-        if type(found) is _Container:
+        if type(found) is Container:
             found.closed = True
         self.stack.append(found)
 
@@ -315,7 +239,7 @@ class Walk:
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise InputError(DAMAGED)
         _, kind, key, _, numbers, *view = pid
-        item = STORAGES.get(kind) if type(kind) is _Name else None
+        item = STORAGES.get(kind) if type(kind) is Name else None
         if item is None or type(numbers) is not int or numbers < 0 or type(key) is not str:
             raise InputError(DAMAGED)
         size = item * numbers
@@ -335,20 +259,20 @@ class Walk:
             if not (type(offset) is type(length) is int and offset >= 0 and 0 <= length <= numbers - offset):
                 raise InputError(DAMAGED)
             numbers = length
-        self.stack.append(_Storage(item, numbers))
+        self.stack.append(Storage(item, numbers))
 
     def call(self) -> None:
         """Replace a function and its arguments by the result."""
         arguments, name = self.stack.pop(), self.stack[-1]
-        if type(name) is not _Name or name not in CALLABLE or not isinstance(arguments, tuple):
+        if type(name) is not Name or name not in CALLABLE or not isinstance(arguments, tuple):
             raise InputError(DAMAGED)
         result: Any
         if name in TENSORS:
             result = self.tensor(arguments)
         elif name in UNUSUAL:
-            result = _Unusual(UNUSUAL[name])
+            result = Unusual(UNUSUAL[name])
         elif name == "torch._utils._rebuild_parameter":
-            if type(arguments[0]) is not _Tensor:
+            if type(arguments[0]) is not ATensor:
                 raise InputError(DAMAGED)
             result = arguments[0]
         elif name == "torch.Size":
@@ -359,13 +283,13 @@ class Walk:
             result = self.filled(name, arguments)
         else:
             self.check_plain(name, arguments)
-            result = _Object()
+            result = Object()
         self.stack[-1] = result
 
-    def tensor(self, arguments: tuple[Any, ...]) -> _Tensor:
+    def tensor(self, arguments: tuple[Any, ...]) -> ATensor:
         """Check that the storage of a tensor holds all of its numbers."""
         storage, offset, shape, stride, *others = arguments
-        if type(storage) is not _Storage or type(shape) is not tuple or type(stride) is not tuple:
+        if type(storage) is not Storage or type(shape) is not tuple or type(stride) is not tuple:
             raise InputError(DAMAGED)
         numbers = (offset, *shape, *stride)
         if set(map(type, numbers)) != {int} or min(numbers) < 0 or max(numbers) >= 1 << 62:
@@ -382,13 +306,13 @@ class Walk:
         self.tensor_bytes += count * storage.item
         return _TENSOR
 
-    def filled(self, name: str, arguments: tuple[Any, ...]) -> _Container:
+    def filled(self, name: str, arguments: tuple[Any, ...]) -> Container:
         """Return the container that is made of another one."""
-        made = _Container("set" if name == "builtins.set" else "dict")
+        made = Container("set" if name == "builtins.set" else "dict")
         made.is_ordered = name == "collections.OrderedDict"
         if arguments:
             (source,) = arguments
-            if type(source) is not _Container or (source.kind == "list" and source.size > MOST_COPIED):
+            if type(source) is not Container or (source.kind == "list" and source.size > MOST_COPIED):
                 raise InputError(DAMAGED)
             self.copied += source.size
             made.size, made.depth = source.size, source.depth
@@ -404,35 +328,35 @@ class Walk:
             self.copied += len(arguments[0])
             if self.copied > MOST_OPERATIONS:
                 raise InputError("copies too much: use a file that holds only tensors")
-        elif any(type(argument) not in _FLAT for argument in arguments):
+        elif any(type(argument) not in FLAT for argument in arguments):
             raise InputError(DAMAGED)
 
     def make(self) -> None:
         """Replace a class and its arguments by an instance."""
         arguments, name = self.stack.pop(), self.stack[-1]
-        if type(name) is not _Name or name != QUEUE or arguments != ():
+        if type(name) is not Name or name != QUEUE or arguments != ():
             raise InputError(DAMAGED)
-        self.stack[-1] = _Object()
+        self.stack[-1] = Object()
 
     def build(self) -> None:
         """Give a state to the object on top of the stack."""
         state, target = self.stack.pop(), self.stack[-1]
-        if type(target) is _Object:
+        if type(target) is Object:
             return
         # state_dict() returns an ordered dictionary with this attribute. Another one could replace a method.
-        if type(target) is not _Container or not target.is_ordered or type(state) is not _Container:
+        if type(target) is not Container or not target.is_ordered or type(state) is not Container:
             raise InputError(DAMAGED)
         if state.kind != "dict" or state.size != 1 or state.key != "_metadata":
             raise InputError(DAMAGED)
         target.depth = max(target.depth, _deeper(state.depth))
 
 
-_TENSOR = _Tensor()
+_TENSOR = ATensor()
 
 
 def _depth(value: Any) -> int:
     """Return how many containers lie in each other."""
-    if type(value) in _FLAT:
+    if type(value) in FLAT:
         return 0
     return 1 if type(value) is tuple else value.depth
 
@@ -533,8 +457,8 @@ HANDLERS: dict[int, Callable[[Walk], None]] = {
     ord("J"): _signed,
     ord("N"): _pushes(None),
     ord(")"): _pushes(()),
-    ord("}"): lambda walk: walk.stack.append(_Container("dict")),
-    ord("]"): lambda walk: walk.stack.append(_Container("list")),
+    ord("}"): lambda walk: walk.stack.append(Container("dict")),
+    ord("]"): lambda walk: walk.stack.append(Container("list")),
     ord("u"): lambda walk: walk.set_items(walk.above_mark()),
     ord("s"): lambda walk: walk.set_items([walk.stack.pop(-2), walk.stack.pop()]),
     ord("e"): lambda walk: walk.add(walk.above_mark()),
@@ -556,25 +480,3 @@ HANDLERS: dict[int, Callable[[Walk], None]] = {
     0x94: _memoize,
     0x95: _frame,
 }
-
-
-def read_legacy(start: bytes, size: int) -> None:
-    """Check a file of torch before 1.6: five pickles, then the storages. Any other pickle is refused.
-
-    Args:
-        start: the beginning of the file, with all pickles.
-        size: number of bytes of the file.
-
-    Raises:
-        InputError: see `Walk.run`.
-    """
-    first = Walk(start, available=None, total=size)
-    if first.run() != MAGIC:
-        first.check_protocol()
-        raise InputError(DAMAGED)
-    walks = [first]
-    for _ in range(4):  # protocol, sizes of C's numbers, the object, the keys of the storages
-        walks.append(Walk(start, walks[-1].at, available=None, total=size))
-        walks[-1].run()
-    for walk in walks:
-        walk.check_protocol()

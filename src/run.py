@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from . import checkpoint, distributed, files, locks
 from .config import FREE_TO_CHANGE, flag
-from .errors import InputError, RunError, drop_output, explain, print_line
+from .errors import InputError, RunError, drop_output, explain, print_line, printable
 from .logs import EpochLog, Progress, write_json
 from .stopping import Interrupted
 from .trainer import Trainer
@@ -222,7 +222,7 @@ def _read_checkpoint(folder: Path, name: str, *, only: str | None = None) -> tup
         if not previous.exists():
             raise InputError(f"{damage}; delete the file to start over, or give --fresh") from None
         state = checkpoint.load_run(previous)
-        print(f"{damage}; resuming from the previous checkpoint, {previous.name}", flush=True)
+        print(f"{printable(damage)}; resuming from the previous checkpoint, {previous.name}", flush=True)
         state["fell_back"] = True
         return state, previous.name
 
@@ -437,7 +437,7 @@ class Run:
         except Interrupted as stopped:
             trainer.check_weights()
             self.save(trainer)
-            line = f"{stopped}: saved {self.last} at step {trainer.step}; {self.continuation} continues from there"
+            line = f"{stopped}: saved {printable(self.last)} at step {trainer.step}; {self.continuation} continues from there"
             if stopped.signal == signal.SIGPIPE and progress.enabled:
                 print(line, file=sys.stderr)
             progress.say(line)

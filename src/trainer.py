@@ -19,7 +19,7 @@ from .errors import InputError, RunError
 from .logs import Progress
 from .methods.base import Method, Step
 from .models.memory import statistics_kept
-from .optim import clip_gradients
+from .optim import clip_gradients, load_optimizer
 from .stopping import Interrupted, StopRequest
 
 NOT_FINITE, DAMAGED = 1, 2  # reasons for which a rank must end the run
@@ -319,9 +319,29 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned."""
+        """Continue from a state that `state_dict` returned.
+
+        Raises:
+            InputError: if an entry is missing or does not fit this run.
+        """
+        advice = "give another --output-dir, or start over with --fresh"
+        try:
+            if "history" in state and len(state["history"]) != state["epoch"]:
+                raise InputError(f"its history has {len(state['history'])} epochs, expected {state['epoch']}")
+            if not 0 <= state["done"] <= len(self.loader):
+                raise InputError(f"it stopped after step {state['done']} of an epoch of {len(self.loader)}")
+            self._load(state)
+        except InputError as error:
+            raise InputError(f"the checkpoint does not fit this run: {error}; {advice}") from None
+        except KeyError as error:
+            raise InputError(f"the checkpoint does not fit this run: it has no {error}; {advice}") from None
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # torch explains what does not fit
+            detail = " ".join(str(error).split())[:300]
+            raise InputError(f"the checkpoint does not fit this run: {detail}; {advice}") from None
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.method.load_saved_state(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]
         self.skipped = state.get("skipped", 0)  # checkpoints of earlier versions do not have this entry

@@ -298,7 +298,9 @@ NUMBERS = ("NNODES", "GPUS_ON_NODE", "CPUS_ON_NODE", "ARRAY_TASK_ID", "ARRAY_JOB
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", ["a[$(touch x)]", "`touch x`", "1+1", "08", "-1", "2(x3)", 20 * "9", "\x1b[31m", "PATH"])
+@pytest.mark.parametrize(
+    "value", ["a[$(touch x)]", "`touch x`", "1+1", "08", "-1", "2(x3)", 20 * "9", "\x1b[31m", "PATH"]
+)
 def test_what_is_no_number_is_neither_executed_nor_calculated(tmp_path, run_script, name, value):
     """Bash executes commands in the index of an array when it calculates."""
     (tmp_path / "here").mkdir()

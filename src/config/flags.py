@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ..errors import InputError
+from ..errors import InputError, printable
 
 T = TypeVar("T")
 LARGEST_COUNT = 2**31 - 1  # of a flag that counts something
@@ -156,7 +156,7 @@ class OneLineParser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)  # argparse would ignore that the output is closed
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, f"{printable(f'{self.prog}: error: {message}')} (see --help)\n")
 
 
 def add_flags(
