@@ -13,8 +13,21 @@ from .signals import end_with_one_line, launched_as, main_has_ended
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit status of a program that SIGPIPE ends
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-TOO_LARGE = r"cannot be converted to type \w+ without overflow"  # text of torch
-NO_MEMORY = r"not enough memory|out of memory|allocate memory|Unable to allocate"  # texts of torch and numpy
+# Texts of torch and numpy that a machine or a number can cause, and what to do.
+EXPECTED = {
+    r"not enough memory|out of memory|allocate memory|Unable to allocate": (
+        "there is not enough memory ({}): use smaller batches or a smaller network"
+    ),
+    r"shared memory|unable to (write to|mmap|open) ": (
+        "the processes that read the images cannot hand them over ({}): free some space in /dev/shm, or use fewer --workers"
+    ),
+    r"DataLoader worker .*(exited unexpectedly|is killed by signal)": (
+        "a process that reads the images was killed, perhaps for lack of memory ({}): use fewer --workers"
+    ),
+    r"cannot be converted to type \w+ without overflow": (
+        "a number is too large for float32 ({}): use a smaller learning rate or smaller weights of the loss"
+    ),
+}
 
 
 class InputError(ValueError):
@@ -111,13 +124,10 @@ def explain(error: Exception) -> Exception:
         return error
     if isinstance(error, OSError):
         return RunError(_describe(error), speaks=True)
-    if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
-        detail = (str(error).splitlines() or [""])[0][:200]
-        return RunError(
-            f"there is not enough memory ({detail or 'MemoryError'}): use smaller batches or a smaller network"
-        )
-    if re.search(TOO_LARGE, str(error)):
-        return RunError("a number is too large for float32: use a smaller learning rate or smaller weights of the loss")
+    text = f"out of memory {error}" if isinstance(error, MemoryError) else str(error)
+    for pattern, message in EXPECTED.items():
+        if re.search(pattern, text):
+            return RunError(message.format(str(error).partition("\n")[0][:200] or type(error).__name__), speaks=True)
     distributed = sys.modules.get("src.distributed")  # looked up, because an import here would import torch
     return distributed.explain(error) if distributed else error
 

@@ -301,6 +301,8 @@ class Run:
         if not log:
             return
         metrics = self.folder / "metrics.jsonl"
+        files.remove_leftovers(self.folder, metrics.name)
+        files.remove_leftovers(self.folder, "config.json")
         for path in (metrics, self.folder / "config.json"):
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is no file, but a folder or a device: move it away")

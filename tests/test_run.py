@@ -424,7 +424,22 @@ def test_a_folder_with_the_name_of_a_temporary_file_does_no_harm(train, tmp_path
         (BrokenPipeError(32, "Broken pipe"), "Broken pipe (BrokenPipeError)"),
         (
             RuntimeError("value cannot be converted to type float without overflow"),
-            "a number is too large for float32: use a smaller learning rate or smaller weights of the loss",
+            "a number is too large for float32 (value cannot be converted to type float without overflow): "
+            "use a smaller learning rate or smaller weights of the loss",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore"),
+            "a process that reads the images was killed, perhaps for lack of memory (DataLoader worker (pid 7) is killed by "
+            "signal: Killed. ): use fewer --workers",
+        ),
+        (
+            RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)"),
+            "the processes that read the images cannot hand them over (unable to write to file </torch_1_2_3>: No space left "
+            "on device (28)): free some space in /dev/shm, or use fewer --workers",
+        ),
+        (
+            FileNotFoundError(2, "No such file", "/a\x1b[31m\udcff\n"),
+            "/a\\x1b[31m\\udcff : No such file",
         ),
         (MemoryError(), "there is not enough memory (MemoryError): use smaller batches or a smaller network"),
         (

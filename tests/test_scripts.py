@@ -622,7 +622,7 @@ def fill(path, ended: threading.Event) -> None:
     with open(path, "wb", buffering=0) as file:
         while not ended.is_set():
             try:
-                file.write(bytes(4096))
+                file.write(bytes(2**20))
             except OSError:
                 time.sleep(0.0005)
 
@@ -720,7 +720,7 @@ class TestOnSlurm:
         self, cluster, trained, submit, tmp_path, at_the_limit
     ):
         size = (trained / "sc_800ep_train" / "checkpoint.pt").stat().st_size
-        room = 20 * size if at_the_limit else 5 * size // 2  # in the second case, the third checkpoint does not fit
+        room = 6 * size if at_the_limit else 5 * size // 2  # in the second case, the third checkpoint does not fit
         with small_disk(tmp_path / "disk", room) as disk:
             job = submit(2, "scripts/train.sh", *DIGITS.split(), "--output-dir", str(disk / "run"))
             log = tmp_path / "log.txt"

@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -65,15 +64,6 @@ def read_files(reader: str, maker: str, numbers: Sequence[int], seed: int, place
         maker: function that makes the files, as "module:name". It takes a random generator and the number.
     """
     left = list(numbers)
-    memory = Path("/dev/shm")
-    place = Path(tempfile.mkdtemp(prefix="campaign-", dir=memory if os.access(memory, os.W_OK) else place))
-    try:
-        yield from _read_in_batches(reader, maker, left, seed, place)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _read_in_batches(reader: str, maker: str, left: list[int], seed: int, place: Path) -> Iterator[tuple[int, str]]:
     report = place / "report"
     while left:
         report.write_text("")
