@@ -1,16 +1,9 @@
 """A short version of each row of the fault campaign, and the page that holds its results."""
 
-import json
-import random
-import re
-import subprocess
-
 import pytest
-from conftest import ROOT
 
-from tests.campaign import program, runs, table
-from tests.campaign.injection import Plan
-from tests.campaign.trials import ROWS, executed, judge
+from tests.campaign import program
+from tests.campaign.trials import ROWS
 
 FAST = [name for name, row in ROWS.items() if row.short]
 

@@ -631,7 +631,9 @@ def fill(path, ended: threading.Event) -> None:
 def small_disk(folder, room: int):
     """Mount a disk of `room` bytes in a new folder."""
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "test", folder], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={room}", "test", folder], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"no disk of a given size can be mounted here: {done.stderr.strip()}")
     try:
@@ -739,7 +741,9 @@ class TestOnSlurm:
             assert "Traceback" not in said
             errors = [line for line in said.splitlines() if ": error" in line and "train.py" in line]
             assert len(errors) == 1, said
-            assert re.search(r"cannot be written \(No space left on device\).*the last checkpoint, .*, is kept", errors[0])
+            assert re.search(
+                r"cannot be written \(No space left on device\).*the last checkpoint, .*, is kept", errors[0]
+            )
             assert 1 <= checkpoint.load(disk / "run/checkpoint.pt")["epoch"] < EPOCHS
             (disk / "filler").unlink(missing_ok=True)
             subprocess.run(["mount", "-o", f"remount,size={40 * size}", disk], check=True)

@@ -145,11 +145,15 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     if kind == 6:
         return content + content[:at]
     if kind == 7:
-        return rng.choice([b"", b"\n", b"[]\n", b"null\n", b'"text"\n', b"{}\n", b"1e999\n", b"\xff\xfe", b"[" * 100000])
+        return rng.choice(
+            [b"", b"\n", b"[]\n", b"null\n", b'"text"\n', b"{}\n", b"1e999\n", b"\xff\xfe", b"[" * 100000]
+        )
     return content[at:]
 
 
-@row("metrics.jsonl of a stopped run cut at any byte, with zeros, binary, of other JSON, or missing", count=150, short=2)
+@row(
+    "metrics.jsonl of a stopped run cut at any byte, with zeros, binary, of other JSON, or missing", count=150, short=2
+)
 def damaged_log(folder: Path, rng: random.Random, number: int) -> str:
     target = copy_of_half(folder)
     log = target / "metrics.jsonl"
@@ -161,7 +165,11 @@ def damaged_log(folder: Path, rng: random.Random, number: int) -> str:
     return resume(target)
 
 
-@row("checkpoints of a stopped run cut, flipped, zeroed or missing: the last, the one before, or both", count=150, short=2)
+@row(
+    "checkpoints of a stopped run cut, flipped, zeroed or missing: the last, the one before, or both",
+    count=150,
+    short=2,
+)
 def damaged_checkpoint(folder: Path, rng: random.Random, number: int) -> str:
     target = copy_of_half(folder)
     names = (("checkpoint.pt",), ("checkpoint_previous.pt",), ("checkpoint.pt", "checkpoint_previous.pt"))[number % 3]

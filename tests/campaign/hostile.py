@@ -144,7 +144,9 @@ _pickles("a frame of a declared exabyte", lambda: b"\x80\x04\x95" + struct.pack(
 _pickles("bytes of a declared exabyte", lambda: b"\x80\x05\x8e" + struct.pack("<Q", 2**60) + b"N.")
 _pickles("a bytearray of a declared exabyte", lambda: b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b"N.")
 _pickles("a memo of number 2^31", lambda: PROTO + b"Nr\xff\xff\xff\x7f.")
-_pickles("a million memos", lambda: PROTO + b"".join(b"Nr" + struct.pack("<I", i) + b"0" for i in range(1_000_000)) + b"N.")
+_pickles(
+    "a million memos", lambda: PROTO + b"".join(b"Nr" + struct.pack("<I", i) + b"0" for i in range(1_000_000)) + b"N."
+)
 _pickles("protocol 255", lambda: b"\x80\xff}.")
 _pickles("no end", lambda: PROTO + b"}")
 _pickles("nothing", lambda: b"")
@@ -170,7 +172,9 @@ def _swollen(name: str, size: int) -> Make:
 HOSTILE["a storage of 2 GB in 9 MB"] = _swollen("data/0", 2 * 10**9)
 HOSTILE["a pickle of 2 GB in 9 MB"] = _swollen("data.pkl", 2 * 10**9)
 HOSTILE["an archive of 2 GB in an archive"] = lambda intact: pack([("c.pth", _swollen("data/0", 2 * 10**9)(intact))])
-HOSTILE["100,000 entries"] = lambda intact: pack([*unpack(intact), *((f"archive/data/x{i}", b"") for i in range(100_000))])
+HOSTILE["100,000 entries"] = lambda intact: pack(
+    [*unpack(intact), *((f"archive/data/x{i}", b"") for i in range(100_000))]
+)
 HOSTILE["an archive in an archive, 20 times"] = lambda intact: _wrapped(intact, 20)
 
 
@@ -213,7 +217,9 @@ for _name, _tensor in TENSORS.items():
     for _part in ("model", "totals"):
         _content(
             f"a tensor of {_part}: {_name}",
-            lambda state, tensor=_tensor, part=_part: state[part].update({next(iter(state[part] or {"x": 0})): tensor()}),
+            lambda state, tensor=_tensor, part=_part: state[part].update(
+                {next(iter(state[part] or {"x": 0})): tensor()}
+            ),
         )
     _content(f"every tensor: {_name}", lambda s, tensor=_tensor: s.update(model={key: tensor() for key in s["model"]}))
     _content(f"the generator: {_name}", lambda state, tensor=_tensor: state.update(generator=tensor()))
@@ -222,8 +228,20 @@ WRONG: tuple[Any, ...] = (None, 5, -5, "x", 1.5, float("nan"), [], [1], {}, {1: 
 for _entry in ("config", "model", "optimizer", "scaler", "epoch", "done", "history", "totals", "seconds", "generator"):
     _content(f"no {_entry}", lambda state, entry=_entry: [state.pop(entry)].clear())
     for _value in WRONG:
-        _content(f"{_entry} is {str(_value)[:20]}", lambda state, entry=_entry, value=_value: state.update({entry: value}))
-for _option in ("arch", "method", "classes", "hidden_dim", "dim", "queue_length", "channels", "global_crops_size", "data"):
+        _content(
+            f"{_entry} is {str(_value)[:20]}", lambda state, entry=_entry, value=_value: state.update({entry: value})
+        )
+for _option in (
+    "arch",
+    "method",
+    "classes",
+    "hidden_dim",
+    "dim",
+    "queue_length",
+    "channels",
+    "global_crops_size",
+    "data",
+):
     _content(f"no {_option} in the configuration", lambda state, option=_option: [state["config"].pop(option)].clear())
     for _value in (*WRONG, 10**9, 10**13, -1, [10**9], [10**12] * 3, [0], [], ["x"], "\x1b[31mred\n", "x" * 10**6):
         _content(
@@ -232,11 +250,22 @@ for _option in ("arch", "method", "classes", "hidden_dim", "dim", "queue_length"
         )
 _content("keys are numbers", lambda state: dict(enumerate(state.values())))
 _content("keys of the model are numbers", lambda state: state.update(model=dict(enumerate(state["model"].values()))))
-_content("keys of the model have escape sequences", lambda s: s.update(model={f"\x1b[31m{k}\n": v for k, v in s["model"].items()}))
-_content("keys of the model have a megabyte", lambda s: s.update(model={k + "x" * 10**6: v for k, v in s["model"].items()}))
+_content(
+    "keys of the model have escape sequences",
+    lambda s: s.update(model={f"\x1b[31m{k}\n": v for k, v in s["model"].items()}),
+)
+_content(
+    "keys of the model have a megabyte", lambda s: s.update(model={k + "x" * 10**6: v for k, v in s["model"].items()})
+)
 _content("a state dict of 100,000 tensors", lambda s: {f"backbone.{i}": torch.zeros(1) for i in range(20_000)})
-_content("the configuration has escape sequences", lambda state: state["config"].update({"\x1b[2J": "\x07", "arch": "\x1b[2J"}))
-_content("a state of the optimiser with other shapes", lambda s: s["optimizer"]["state"].update({0: {"momentum_buffer": torch.zeros(7)}}))
+_content(
+    "the configuration has escape sequences",
+    lambda state: state["config"].update({"\x1b[2J": "\x07", "arch": "\x1b[2J"}),
+)
+_content(
+    "a state of the optimiser with other shapes",
+    lambda s: s["optimizer"]["state"].update({0: {"momentum_buffer": torch.zeros(7)}}),
+)
 _content("a state of the optimiser for a billionth parameter", lambda s: s["optimizer"]["state"].update({10**9: {}}))
 _content("groups of the optimiser without parameters", lambda s: s["optimizer"].update(param_groups=[]))
 _content("a format version 2", lambda state: state.update(version=2))

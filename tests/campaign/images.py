@@ -63,7 +63,9 @@ BAD: dict[str, Write] = {
     "random bytes": lambda path, rng: path.write_bytes(rng.randbytes(5000)),
     "cut": lambda path, rng: path.write_bytes(_encoded(size=(200, 200))[: rng.randrange(1, 300)]),
     "a cut JPEG": lambda path, rng: path.write_bytes(_encoded(kind="JPEG", size=(200, 200))[: rng.randrange(1, 1500)]),
-    "flipped bits": lambda path, rng: path.write_bytes(_flipped(_encoded(kind=rng.choice(["PNG", "JPEG", "GIF", "TIFF"])), rng)),
+    "flipped bits": lambda path, rng: path.write_bytes(
+        _flipped(_encoded(kind=rng.choice(["PNG", "JPEG", "GIF", "TIFF"])), rng)
+    ),
     "1 x 5000": lambda path, rng: path.write_bytes(_encoded(size=(1, 5000))),
     "5000 x 1": lambda path, rng: path.write_bytes(_encoded(size=(5000, 1))),
     "1 x 1": lambda path, rng: path.write_bytes(_encoded(size=(1, 1))),
@@ -82,7 +84,9 @@ BAD: dict[str, Write] = {
     "text": lambda path, rng: path.write_text("not an image\n" * 100),
     "a web page": lambda path, rng: path.write_text("<html><body>404</body></html>"),
     "SVG": lambda path, rng: path.write_text('<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'),
-    "PostScript": lambda path, rng: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(executed) (w) file\n"),
+    "PostScript": lambda path, rng: path.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(executed) (w) file\n"
+    ),
     "a named pipe": lambda path, rng: os.mkfifo(path),
     "a folder": lambda path, rng: path.mkdir(),
     "a link to itself": lambda path, rng: path.symlink_to(path.name),
@@ -162,7 +166,9 @@ def removed_images(folder: Path, rng: random.Random, number: int) -> str:
     kind = ("all removed", "one removed", "all emptied", "folder renamed", "half replaced by text")[number % 5]
     if kind == "folder renamed":
         data.rename(folder / "moved")
-    for path in [] if kind == "folder renamed" else files if "all" in kind else files[::2] if "half" in kind else files[:1]:
+    for path in (
+        [] if kind == "folder renamed" else files if "all" in kind else files[::2] if "half" in kind else files[:1]
+    ):
         if "removed" in kind:
             path.unlink()
         else:

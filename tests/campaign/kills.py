@@ -24,16 +24,21 @@ def calls() -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder:
         target, log = Path(folder) / "run", Path(folder) / "log"
         run(command(target), Plan(str(target), log=str(log)))
-        return tuple(re.sub(r"\.\d+\.part", ".N.part", line.replace(str(target), "")) for line in log.read_text().splitlines())
+        return tuple(
+            re.sub(r"\.\d+\.part", ".N.part", line.replace(str(target), "")) for line in log.read_text().splitlines()
+        )
 
 
 @cache
 def seconds() -> float:
-    """Return how long an undisturbed run takes."""
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        run(command(folder))
-    return time.monotonic() - began
+    """Return how long an undisturbed run takes; the first one also starts the server of the forked processes."""
+    found = []
+    for _ in range(3):
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            run(command(folder))
+        found.append(time.monotonic() - began)
+    return min(found)
 
 
 MOMENTS = ("before", "within", "after")
@@ -41,7 +46,9 @@ MOMENTS = ("before", "within", "after")
 
 @row("kill -9 before, within and after each file call of a run", count=450, short=2)
 def kill_at_a_call(folder: Path, rng: random.Random, number: int) -> str:
-    call = number // len(MOMENTS) % len(calls()) if number < len(MOMENTS) * len(calls()) else rng.randrange(len(calls()))
+    call = (
+        number // len(MOMENTS) % len(calls()) if number < len(MOMENTS) * len(calls()) else rng.randrange(len(calls()))
+    )
     when = MOMENTS[number % len(MOMENTS)]
     target = folder / "run"
     done = run(command(target), Plan(str(target), call, when, signal=signal.SIGKILL))

@@ -39,10 +39,12 @@ def watch(folder: Path, samples: int, *, seconds: float = SECONDS) -> tuple[list
 
 def _minutes(numbers: Sequence[int], seed: int, place: Path) -> Iterator[tuple[int, str]]:
     """Yield each minute of one training; a problem is told with the last one."""
-    found, problem = watch(place, len(numbers))
+    _, problem = watch(place, len(numbers))
     for number in numbers[:-1]:
         yield number, ""
     yield numbers[-1], problem
 
 
-ROWS["memory-growth"] = Row("memory-growth", "minutes of one training on digits whose memory is watched", 240, 0, _minutes)
+ROWS["memory-growth"] = Row(
+    "memory-growth", "minutes of one training on digits whose memory is watched", 240, 0, _minutes
+)

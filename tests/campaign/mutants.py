@@ -49,7 +49,9 @@ def change_bytes(content: bytes, rng: random.Random) -> bytes:
     elif kind == 3:
         changed[at:at] = rng.randbytes(rng.choice([1, 4, 100, 5000]))
     elif kind == 4:
-        changed[at : at + 8] = rng.choice([b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7, struct.pack("<q", len(content))])
+        changed[at : at + 8] = rng.choice(
+            [b"\xff" * 8, bytes(8), b"\x7f" + b"\xff" * 7, struct.pack("<q", len(content))]
+        )
     elif kind == 5:
         changed += changed[at:other]
     elif kind == 6:
@@ -80,7 +82,16 @@ def pack(entries: Entries, compressed: bool = False) -> bytes:
     return file.getvalue()
 
 
-NAMES = ("../../executed", "/tmp/executed", "a" * 60000, "\x1b[31mred\n", "", "archive/data.pkl", "archive/version", ".")
+NAMES = (
+    "../../executed",
+    "/tmp/executed",
+    "a" * 60000,
+    "\x1b[31mred\n",
+    "",
+    "archive/data.pkl",
+    "archive/version",
+    ".",
+)
 
 
 def change_archive(content: bytes, rng: random.Random) -> bytes:
@@ -178,7 +189,9 @@ def _change_operations(steps: list[bytes], rng: random.Random) -> list[bytes]:
         huge = rng.choice([2**62, -(2**62), 2**64, 10**30])
         steps[rng.choice(numbers)] = pickle.dumps(huge, 2)[2:-1]
     elif kind == 6 and texts:
-        text = rng.choice(["", "\x1b]0;title\x07", "a\nb", "\u202egpj", "x" * 10**5, "model", "config", "cpu", "cuda:0", "meta"])
+        text = rng.choice(
+            ["", "\x1b]0;title\x07", "a\nb", "\u202egpj", "x" * 10**5, "model", "config", "cpu", "cuda:0", "meta"]
+        )
         steps[rng.choice(texts)] = b"X" + struct.pack("<I", len(text.encode())) + text.encode()
     elif kind == 7 and globals_:
         steps[rng.choice(globals_)] = b"c" + rng.choice(GLOBALS).replace(" ", "\n", 1).encode() + b"\n"
@@ -186,9 +199,13 @@ def _change_operations(steps: list[bytes], rng: random.Random) -> list[bytes]:
         depth = rng.choice([10, 100, 500, 2000, 2000, 50_000])
         steps.insert(i, rng.choice([b"(" * depth, b"\x85" * depth, b"]" * depth + b"a" * (depth - 1), b"2" * depth]))
     elif kind == 9:
-        steps[i] = rng.choice([b"R", b"b", b"\x81", b"Q", b"0", b"(", b"t", b"s", b"u", b"}", b"N", b"h\xff", b"j\xff\xff\xff\x7f"])
+        steps[i] = rng.choice(
+            [b"R", b"b", b"\x81", b"Q", b"0", b"(", b"t", b"s", b"u", b"}", b"N", b"h\xff", b"j\xff\xff\xff\x7f"]
+        )
     else:
-        steps.insert(i, rng.choice([b"cposix\nsystem\n(X\x0e\0\0\0touch executedtR0", b"I999999999999999999999\n", b"F1e999\n"]))
+        steps.insert(
+            i, rng.choice([b"cposix\nsystem\n(X\x0e\0\0\0touch executedtR0", b"I999999999999999999999\n", b"F1e999\n"])
+        )
     return steps
 
 
@@ -197,7 +214,16 @@ def _change_operations(steps: list[bytes], rng: random.Random) -> list[bytes]:
 VALUES: tuple[Callable[[], Any], ...] = (
     *(lambda: None, lambda: True, lambda: -1, lambda: 0, lambda: 2**63, lambda: 10**5000, lambda: 1.5),
     *(lambda: float("nan"), lambda: float("inf"), lambda: "", lambda: "x" * 10**5, lambda: "\x1b[31mred\n\x07"),
-    *(list, dict, tuple, OrderedDict, lambda: [[]] * 1000, lambda: {1: 2, None: 3}, lambda: nested(200), lambda: b"bytes"),
+    *(
+        list,
+        dict,
+        tuple,
+        OrderedDict,
+        lambda: [[]] * 1000,
+        lambda: {1: 2, None: 3},
+        lambda: nested(200),
+        lambda: b"bytes",
+    ),
     *(lambda: torch.zeros(()), lambda: torch.zeros(0), lambda: torch.zeros(3, dtype=torch.complex64)),
     *(lambda: torch.eye(3).to_sparse(), lambda: torch.empty(3, device="meta"), lambda: torch.zeros(1).expand(2**34)),
     *(lambda: torch.zeros(1).expand(2**12, 2**12, 2**8), lambda: torch.full((3,), float("nan"))),
@@ -230,7 +256,9 @@ def change_value(content: bytes, rng: random.Random) -> bytes:
     elif kind == 2 and isinstance(holder[key], Tensor):
         holder[key] = _other_tensor(holder[key], rng)
     elif kind == 3 and isinstance(holder[key], (int, float)):
-        holder[key] = rng.choice([-5, 0, 10**9, 10**13, 2**63, -holder[key], float("nan"), str(holder[key]), [holder[key]]])
+        holder[key] = rng.choice(
+            [-5, 0, 10**9, 10**13, 2**63, -holder[key], float("nan"), str(holder[key]), [holder[key]]]
+        )
     elif kind == 4:
         holder[key] = holder[rng.choice(keys)]
     else:

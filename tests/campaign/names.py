@@ -16,10 +16,44 @@ from tests.campaign.trials import ANY_ENDING, CANARY, CONTROL, LIMIT, first, jud
 from tests.processes import ROOT, environment
 
 NAMES = (
-    *(b"\x1b[31mred", b"\x1b]0;title\x07", b"two\nlines", b"return\rtrain.py: saved", b"tab\there", b"back\b\b\b", b"\x9b2J"),
-    *(b"\xff\xfe not UTF-8", b"\xed\xa0\x80", "\u202egpj.exe".encode(), "\u200b".encode(), "\U0001f600 \u4e2d\u6587".encode()),
-    *(b"-rf", b"--help", b"$(touch executed)", b"`touch executed`", b";touch executed;", b"%s%n%x", b"{0.__class__}", b"*"),
-    *(b"'quoted'", b'"double"', b"a,b;c|d", b"=cmd|'/c calc'!A1", b"@SUM(1)", b"x" * 250, b" ", b"\\n", b"a\x7fb", b"con"),
+    *(
+        b"\x1b[31mred",
+        b"\x1b]0;title\x07",
+        b"two\nlines",
+        b"return\rtrain.py: saved",
+        b"tab\there",
+        b"back\b\b\b",
+        b"\x9b2J",
+    ),
+    *(
+        b"\xff\xfe not UTF-8",
+        b"\xed\xa0\x80",
+        "\u202egpj.exe".encode(),
+        "\u200b".encode(),
+        "\U0001f600 \u4e2d\u6587".encode(),
+    ),
+    *(
+        b"-rf",
+        b"--help",
+        b"$(touch executed)",
+        b"`touch executed`",
+        b";touch executed;",
+        b"%s%n%x",
+        b"{0.__class__}",
+        b"*",
+    ),
+    *(
+        b"'quoted'",
+        b'"double"',
+        b"a,b;c|d",
+        b"=cmd|'/c calc'!A1",
+        b"@SUM(1)",
+        b"x" * 250,
+        b" ",
+        b"\\n",
+        b"a\x7fb",
+        b"con",
+    ),
 )
 
 
@@ -46,7 +80,17 @@ def control_in_files(folder: Path) -> str:
     return ""
 
 
-PLACES = ("image", "bad image", "class", "data folder", "output folder", "checkpoint", "missing checkpoint", "subset", "archive")
+PLACES = (
+    "image",
+    "bad image",
+    "class",
+    "data folder",
+    "output folder",
+    "checkpoint",
+    "missing checkpoint",
+    "subset",
+    "archive",
+)
 
 
 @row("30 hostile names of images, classes, folders, checkpoints and listed classes", count=270, short=2)
@@ -57,7 +101,17 @@ def hostile_name(folder: Path, rng: random.Random, number: int) -> str:
     words = train(data, out)
     if place == "image":
         next(data.rglob("*.png")).rename(data / "class 0" / f"{spelled}.png" if len(name) < 200 else data / spelled)
-        words = ["cls_eval.py", "--checkpoint", str(trained()), "--data", str(data), "--device", "cpu", "--output-dir", str(out)]
+        words = [
+            "cls_eval.py",
+            "--checkpoint",
+            str(trained()),
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+            "--output-dir",
+            str(out),
+        ]
     elif place == "bad image":
         (data / "class 0" / f"{spelled[:200]}.png").write_bytes(b"bad")
     elif place == "class":
@@ -66,7 +120,17 @@ def hostile_name(folder: Path, rng: random.Random, number: int) -> str:
         for each in [path for path in data.iterdir() if path.name != "train"]:
             each.rename(data / "train" / each.name)
         shutil.copytree(data / "train", data / "val")
-        words = ["cls_eval.py", "--checkpoint", str(trained()), "--data", str(data), "--device", "cpu", "--output-dir", str(out)]
+        words = [
+            "cls_eval.py",
+            "--checkpoint",
+            str(trained()),
+            "--data",
+            str(data),
+            "--device",
+            "cpu",
+            "--output-dir",
+            str(out),
+        ]
     elif place == "data folder":
         data = data.rename(folder / f"d{spelled}"[:240])
         words = train(data, out)
@@ -90,15 +154,75 @@ def hostile_name(folder: Path, rng: random.Random, number: int) -> str:
 
 FLAGS = (
     *("--seed", "--epochs", "--batch-size", "--lr", "--warmup-epochs", "--warmup-start", "--final-lr", "--momentum"),
-    *("--weight-decay", "--clip-grad", "--hidden-dim", "--dim", "--queue-length", "--classes", "--row-tau", "--col-tau"),
+    *(
+        "--weight-decay",
+        "--clip-grad",
+        "--hidden-dim",
+        "--dim",
+        "--queue-length",
+        "--classes",
+        "--row-tau",
+        "--col-tau",
+    ),
     *("--accumulate", "--save-every", "--eval-every", "--log-every", "--sync-bn-group", "--head-layers", "--eps"),
-    *("--global-crops-number", "--global-crops-size", "--global-crops-scale", "--patch-size", "--keep-decoded", "--freeze"),
-    *("--arch", "--method", "--preset", "--data", "--device", "--precision", "--augment", "--subset-file", "--output-dir"),
+    *(
+        "--global-crops-number",
+        "--global-crops-size",
+        "--global-crops-scale",
+        "--patch-size",
+        "--keep-decoded",
+        "--freeze",
+    ),
+    *(
+        "--arch",
+        "--method",
+        "--preset",
+        "--data",
+        "--device",
+        "--precision",
+        "--augment",
+        "--subset-file",
+        "--output-dir",
+    ),
 )
 VALUES = (
-    *("99999999999999999999", "-99999999999999999999", "9223372036854775807", "9223372036854775808", "-9223372036854775809"),
-    *("4294967296", "2147483648", "1000000000000", "9" * 5000, "1e400", "-1e400", "1e-400", "nan", "-nan", "inf", "-inf"),
-    *("0", "-0", "-1", "", " ", "1.5", "1_000", "0x10", "\u0663", "\u00b2", "\x1b[31m", "a\nb", "x" * 100_000, "\udcff", "None"),
+    *(
+        "99999999999999999999",
+        "-99999999999999999999",
+        "9223372036854775807",
+        "9223372036854775808",
+        "-9223372036854775809",
+    ),
+    *(
+        "4294967296",
+        "2147483648",
+        "1000000000000",
+        "9" * 5000,
+        "1e400",
+        "-1e400",
+        "1e-400",
+        "nan",
+        "-nan",
+        "inf",
+        "-inf",
+    ),
+    *(
+        "0",
+        "-0",
+        "-1",
+        "",
+        " ",
+        "1.5",
+        "1_000",
+        "0x10",
+        "\u0663",
+        "\u00b2",
+        "\x1b[31m",
+        "a\nb",
+        "x" * 100_000,
+        "\udcff",
+        "None",
+    ),
 )
 
 
@@ -122,10 +246,26 @@ def hostile_flag(folder: Path, rng: random.Random, number: int) -> str:
 
 VARIABLES = (
     *("SLURM_NNODES", "SLURM_CPUS_ON_NODE", "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE", "SLURM_ARRAY_TASK_ID"),
-    *("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_JOB_NAME", "DATASET_PATH", "EXPERIMENT_PATH", "CONTAINER", "PRETRAINED_PATH"),
+    *(
+        "SLURM_JOB_ID",
+        "SLURM_ARRAY_JOB_ID",
+        "SLURM_JOB_NAME",
+        "DATASET_PATH",
+        "EXPERIMENT_PATH",
+        "CONTAINER",
+        "PRETRAINED_PATH",
+    ),
 )
 PAYLOADS = (
-    *("a[$(touch {0})]", "$(touch {0})", "`touch {0}`", "1;touch {0}", "1 && touch {0}", "1\ntouch {0}", "x[`touch {0}`]+1"),
+    *(
+        "a[$(touch {0})]",
+        "$(touch {0})",
+        "`touch {0}`",
+        "1;touch {0}",
+        "1 && touch {0}",
+        "1\ntouch {0}",
+        "x[`touch {0}`]+1",
+    ),
     *("1+a[$(touch {0})]", "BASH_VERSINFO[$(touch {0})0]", "0x10", "-1", "9" * 40, "08", "", "$", "\x1b[31m"),
 )
 SCRIPTS = ("train.sh", "lincls_eval.sh", "knn_eval.sh", "cls_eval.sh")

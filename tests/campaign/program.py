@@ -38,7 +38,12 @@ def try_row(row: Row, numbers: range | list[int], seed: int, *, loud: bool) -> d
     finally:
         shutil.rmtree(place, ignore_errors=True)
     entry = {"what": row.what, "tried": tried, "survived": tried - len(failures), "failures": failures[:SHOWN]}
-    return {**entry, "seed": seed, "seconds": round(time.monotonic() - began, 1), **({"left out": reason} if reason else {})}
+    return {
+        **entry,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        **({"left out": reason} if reason else {}),
+    }
 
 
 def main() -> None:
@@ -47,7 +52,9 @@ def main() -> None:
         prog="python -m tests.campaign",
         description="Break runs and files in many ways and check after each fault that nothing is lost.",
     )
-    parser.add_argument("--row", nargs="+", default=[], choices=[*ROWS], metavar="NAME", help="rows to try (default: all)")
+    parser.add_argument(
+        "--row", nargs="+", default=[], choices=[*ROWS], metavar="NAME", help="rows to try (default: all)"
+    )
     parser.add_argument("--list", action="store_true", help="list the rows and try nothing")
     parser.add_argument("--count", type=int, help="number of faults per row (default: that of each row)")
     parser.add_argument("--short", action="store_true", help="try the few faults of each row that the fast tests try")
@@ -67,7 +74,10 @@ def main() -> None:
             continue
         print(f"{row.name}: {row.what}", flush=True)
         found[row.name] = try_row(row, numbers, options.seed, loud=True) | provenance()
-        print(f"  {found[row.name]['survived']} of {found[row.name]['tried']} survived, {found[row.name]['seconds']} s", flush=True)
+        print(
+            f"  {found[row.name]['survived']} of {found[row.name]['tried']} survived, {found[row.name]['seconds']} s",
+            flush=True,
+        )
         if options.record:
             write(found, [*ROWS])
     print("\n" + render(found), end="")

@@ -85,7 +85,11 @@ def read_files(reader: str, maker: str, numbers: Sequence[int], seed: int, place
         left = left[told:]
         if told < len(batch):
             hang = status == -signal.SIGALRM
-            what = f"no end after {LIMIT:g} s" if hang else f"the process died with status {status}: {errors.strip()[-200:]}"
+            what = (
+                f"no end after {LIMIT:g} s"
+                if hang
+                else f"the process died with status {status}: {errors.strip()[-200:]}"
+            )
             yield left[0], what
             left = left[1:]
 

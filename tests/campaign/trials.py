@@ -112,9 +112,9 @@ def judge(done: subprocess.CompletedProcess, *, allowed: Sequence[int] = ANY_END
     said = done.stderr.strip().splitlines()
     if len(said) > lines:
         return f"{len(said)} lines on standard error, expected at most {lines}: {' | '.join(said)[:300]}"
-    if done.returncode not in (0, KILLED, 128 + signal.SIGPIPE) and not done.stderr.strip():
-        if done.returncode not in STOPPED or "the same command continues" not in done.stdout:
-            return f"ended silently with status {done.returncode}"
+    silent = done.returncode not in (0, KILLED, 128 + signal.SIGPIPE) and not done.stderr.strip()
+    if silent and (done.returncode not in STOPPED or "the same command continues" not in done.stdout):
+        return f"ended silently with status {done.returncode}"
     if CONTROL.search(text):
         return f"control characters in the output: {CONTROL.search(text)[0]!r} in {text[:200]!r}"
     return ""
