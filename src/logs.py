@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,6 +93,7 @@ class EpochLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.path = folder / "metrics.jsonl"
+        threading.excepthook = _print_unless_told
         self.board = SummaryWriter(folder)
 
     def restore(self, history: Sequence[dict[str, float | int]]) -> None:
@@ -127,6 +129,15 @@ class EpochLog:
         """Close the file of the events. What the full disk of a failed run refuses does not hide the failure."""
         with contextlib.suppress(OSError):
             self.board.close()
+
+
+def _print_unless_told(failure: threading.ExceptHookArgs) -> None:
+    """Print the exception that has ended a thread, unless it is the refusal of a disk.
+
+    TensorBoard writes its events in a thread, and raises what has ended the thread again at the next event.
+    """
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _intact_lines(path: Path) -> list[str]:

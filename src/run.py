@@ -304,6 +304,7 @@ class Run:
         files.remove_leftovers(self.folder, metrics.name)
         files.remove_leftovers(self.folder, "config.json")
         for path in (metrics, self.folder / "config.json"):
+            files.remove_leftovers(self.folder, path.name)
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is no file, but a folder or a device: move it away")
         if not found and metrics.exists() and metrics.stat().st_size:
