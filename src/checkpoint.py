@@ -31,15 +31,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
         RunError: if the file cannot be written, for instance because the disk is full. The old checkpoint is kept.
     """
     try:
-        write(path, state)
+        write_tensors(path, {"format": FORMAT, "version": VERSION, **state})
     except OSError as error:
-        kept = "; the last checkpoint is kept" if path.exists() else ""
-        raise RunError(f"{path} cannot be written ({error.strerror}){kept}") from None
-
-
-def write(path: Path, state: dict[str, Any]) -> None:
-    """Do what `save` does, but raise an OSError whose `filename` is the path."""
-    write_tensors(path, {"format": FORMAT, "version": VERSION, **state})
+        raise RunError(f"{path} cannot be written ({error.strerror})") from None
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:

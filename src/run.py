@@ -346,7 +346,7 @@ class Run:
         def explained() -> None:
             try:
                 write()
-            except OSError as error:
+            except (OSError, RunError) as error:
                 raise SaveError(f"{explain(error)}; {self._kept()}") from None
 
         distributed.on_main(explained)
@@ -472,7 +472,7 @@ class Run:
         def write() -> None:
             if not extra and self.last.exists():
                 files.second_name(self.last, self.folder / f"{self.name}_previous.pt")
-            checkpoint.write(self.folder / extra if extra else self.last, state)
+            checkpoint.save(self.folder / extra if extra else self.last, state)
 
         self._write(write)
         if not extra:

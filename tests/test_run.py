@@ -383,7 +383,8 @@ def test_a_folder_that_is_renamed_during_the_run_is_one_line(train, tmp_path, mo
     assert status == 1
     assert errors.count("\n") == 1
     assert (
-        f"{folder}/checkpoint.pt: No such file or directory; {folder}/checkpoint.pt (epoch 1, step 0) is gone" in errors
+        f"{folder}/checkpoint.pt cannot be written (No such file or directory); {folder}/checkpoint.pt (epoch 1, step 0) is gone"
+        in errors
     )
     assert checkpoint.load(tmp_path / "elsewhere" / "checkpoint.pt")["epoch"] == 1
 
@@ -693,6 +694,7 @@ def test_a_checkpoint_without_an_option_that_came_later_continues(tmp_path):
         (parse_train, ["--local-crops-size", "40000"]),
         (parse_train, ["--global-crops-number", "2000"]),
         (parse_train, ["--base-lr", "1e39"]),
+        (parse_train, ["--base-lr", "3e38", "--batch-size", "512"]),
         (parse_train, ["--backbone-weight-decay", "1e39"]),
         (parse_train, ["--global-crops-scale", "1e39", "1"]),
         (parse_lincls_eval, ["--checkpoint", "x", "--fast", "--fast-lrs", "nan"]),

@@ -396,6 +396,10 @@ def _apply_base_lr(values: argparse.Namespace, published: dict, given: set[str])
         raise InputError("--base-lr and --lr both name the learning rate: drop one")
     require_positive(values, "base_lr")
     values.lr = values.base_lr * values.batch_size / 256
+    if values.lr > flags.LARGEST_FLOAT:
+        raise InputError(
+            f"--base-lr {values.base_lr:g} sets --lr to {values.lr:g}, which float32 cannot hold: lower it"
+        )
     if "--warmup-start" not in given:
         share = published["warmup_start"] / (published["lr"] * 256 / published["batch_size"])
         values.warmup_start = values.base_lr * (
