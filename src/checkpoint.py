@@ -21,6 +21,8 @@ from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"
 VERSION = 1
+# Options that earlier code did not have, with the values that stand for what it did.
+LATER_OPTIONS = {"subset": ""}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -72,6 +74,9 @@ def _checked(state: object, path: str | Path, *, needed: tuple[str, ...] = ()) -
         schema.check(state, needed=needed)
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from None
+    config = state.get("config")
+    if isinstance(config, dict) and "data" in config:
+        state["config"] = {**LATER_OPTIONS, **config}
     return state
 
 

@@ -31,6 +31,7 @@ SETTINGS = (
     "arch",
     "epochs",
     "data",
+    "subset",
     "subset_file",
     "split",
     "layer",

@@ -191,6 +191,7 @@ WRONG_CONFIGS = {
     "patch_size": (0, 10**9),
     "augment": ("none", 5),
     "data": (5, None),
+    "subset": ("../../secret", 5),
     "seed": ("x",),
 }
 SMALL = ("--classes", "4", "--hidden-dim", "8", "--dim", "4", "--queue-length", "0", "--arch", "small_convnet")

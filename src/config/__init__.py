@@ -25,6 +25,7 @@ from .methods import MethodSource, method_names, read_method
 from .training import (
     BUILT_IN_DATA,
     FREE_TO_CHANGE,
+    SUBSETS,
     DataOptions,
     DeviceOptions,
     TrainOptions,
@@ -36,6 +37,7 @@ from .training import (
 __all__ = [
     "BUILT_IN_DATA",
     "FREE_TO_CHANGE",
+    "SUBSETS",
     "SUPERCLASSES",
     "ClsEvalOptions",
     "DataOptions",
