@@ -19,7 +19,7 @@ STORAGES = {  # bytes per number
         "ComplexFloat": 8,
     }.items()
 } | {"torch.UntypedStorage": 1, "torch.storage.UntypedStorage": 1}
-TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
+TENSORS = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"}
 QUEUE = "utils.NNQueue"
 NUMPY_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 # What torch can rebuild, but no network here consists of
@@ -93,3 +93,4 @@ class Object:
 
 KEYS = {str, int, bool, type(None)}
 FLAT = {int, float, bool, str, bytes, type(None), Name, Storage, ATensor, Object, Unusual}
+SIMPLE = FLAT - {Unusual}

@@ -20,6 +20,9 @@ from .models.heads import LinearClassifiers
 from .releases import resolve
 
 M = TypeVar("M", bound=nn.Module)
+MODEST = 1 << 28  # bytes
+WIDEST = 2048  # features of the backbones below
+SMALL_BACKBONES = ("small_convnet", "cifar_resnet18", "cifar_resnet34", "resnet18", "resnet34", "resnet50", "resnet101")
 CIFAR_SIZE = 32  # side of the images of a CIFAR network in pixels
 
 
@@ -83,7 +86,8 @@ def load_method(name: str | Path, weights: Weights | None = None) -> tuple[Metho
         memory = {} if own else {key: value for key, value in method.state_dict().items() if _part(key) not in network}
         return {**memory, **weights.tensors}
 
-    check_size(build, complete, f"checkpoint {name}")
+    if not is_modest(settings, config):
+        check_size(build, complete, f"checkpoint {name}")
     method = build()
     checkpoint.load_into(method, complete(method), f"checkpoint {name}")
     return method.eval(), state
@@ -176,10 +180,33 @@ def load_backbone(name: str | Path, arch: str = "", weights: Weights | None = No
         )
 
     source = f"checkpoint {name} ({weights.source}, --arch {known})"
-    check_size(build, lambda _: tensors, source)
+    if not is_modest(settings):
+        check_size(build, lambda _: tensors, source)
     backbone = build()
     checkpoint.load_into(backbone, tensors, source)
     return backbone.eval(), {"history": [], **weights.record, "config": settings}
+
+
+def is_modest(settings: Mapping[str, Any], config: Any = None) -> bool:
+    """Return whether the network of a configuration takes at most `MODEST` bytes beside a ResNet.
+
+    This is an upper bound, which most checkpoints meet. The comparison in `check_size` costs more time.
+
+    Args:
+        settings: the configuration of a run, checked.
+        config: the options of the method; None: only the backbone is built.
+    """
+    values = [] if config is None else list(as_plain(config).values())
+    sizes = [value for each in values for value in (each if isinstance(each, list) else [each]) if type(value) is int]
+    lists = sum(len(each) for each in values if isinstance(each, list))
+    parts = 3 + lists + sum(getattr(config, name, 0) for name in ("head_layers", "num_classifiers"))
+    first, second, *_ = sorted([WIDEST, settings["channels"], *sizes, 0], reverse=True)
+    known = settings["arch"] in (*SMALL_BACKBONES, "identity")
+    return (
+        known
+        and (settings["channels"] <= 16 or settings["arch"] == "identity")
+        and 4 * parts * first * second <= MODEST
+    )
 
 
 class _WithoutData(TorchFunctionMode):
@@ -189,7 +216,7 @@ class _WithoutData(TorchFunctionMode):
     """
 
     FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand)
-    FILLERS = ("normal_", "uniform_", "trunc_normal_", "zero_", "fill_")
+    FILLERS = ("normal_", "uniform_", "trunc_normal_", "zero_", "fill_", "constant_", "kaiming_uniform_")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

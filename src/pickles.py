@@ -19,6 +19,7 @@ from .allowed import (
     KEYS,
     KNOWN,
     QUEUE,
+    SIMPLE,
     STORAGES,
     TENSORS,
     UNUSUAL,
@@ -39,6 +40,8 @@ MOST_NAME = 200  # letters of a class or function
 MOST_DIMENSIONS = 25
 MOST_COPIED = 10_000  # entries of a list that becomes the keys of a dictionary; keys can be made to collide
 SHARED = 1 << 26  # bytes by which tensors that share storages may exceed the storages
+FOUR_BYTES = struct.Struct("<I")
+CONSTANTS = {ord("N"): None, ord(")"): (), 0x88: True, 0x89: False}
 _MARK = object()
 DAMAGED = "not a checkpoint, or damaged: use another file"
 
@@ -68,6 +71,7 @@ class Walk:
         self.marks: list[int] = []  # where the marks lie on the stack
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, int] = {}
+        self.extents: dict[tuple[Any, Any], tuple[int, int]] = {}  # of shapes and strides; many tensors have the same
         self.declared = self.tensor_bytes = self.copied = 0
         self.protocol = 2
         self.is_newer = False  # uses operations that torch does not know
@@ -86,42 +90,58 @@ class Walk:
             raise InputError(DAMAGED) from None  # as on arbitrary bytes
 
     def _run(self) -> Any:
-        data, stack, marks, memo, handlers = self.data, self.stack, self.marks, self.memo, HANDLERS
-        at = self.at
+        data, stack, marks, memo, at = self.data, self.stack, self.marks, self.memo, self.at
+        four_bytes = FOUR_BYTES.unpack_from
         for _ in range(MOST_OPERATIONS):
             operation = data[at]
             at += 1
-            # the most frequent operations come first, without a call
-            if operation == 0x71:  # BINPUT
-                memo[data[at]] = stack[-1]
-                at += 1
-            elif operation == 0x72:  # LONG_BINPUT
-                memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
+            # the most frequent operations come first, and without a call
+            if operation == 0x72:  # LONG_BINPUT
+                memo[four_bytes(data, at)[0]] = stack[-1]
                 at += 4
-            elif operation == 0x4B:  # BININT1
-                stack.append(data[at])
-                at += 1
             elif operation == 0x68:  # BINGET
                 found = memo[data[at]]
                 if type(found) is Container:
                     found.closed = True
                 stack.append(found)
                 at += 1
-            elif operation == 0x28:  # MARK
-                marks.append(len(stack))
-                stack.append(_MARK)
+            elif operation == 0x4B:  # BININT1
+                stack.append(data[at])
+                at += 1
             elif operation == 0x58:  # BINUNICODE
-                end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+                end = at + 4 + four_bytes(data, at)[0]
                 if end > len(data):
                     raise InputError(DAMAGED)
                 stack.append(str(data[at + 4 : end], "utf-8", "surrogatepass"))
                 at = end
+            elif operation == 0x28:  # MARK
+                marks.append(len(stack))
+                stack.append(_MARK)
+            elif operation == 0x74:  # TUPLE
+                self.put_together(self.above_mark())
+            elif operation == 0x52:  # REDUCE
+                self.call()
+            elif operation == 0x4D:  # BININT2
+                stack.append(data[at] | data[at + 1] << 8)
+                at += 2
+            elif operation in CONSTANTS:
+                stack.append(CONSTANTS[operation])
+            elif operation == 0x85:  # TUPLE1
+                if type(stack[-1]) in SIMPLE:
+                    stack[-1] = (stack[-1],)
+                else:
+                    self.put_together([stack.pop()])
+            elif operation == 0x51:  # BINPERSID
+                self.storage()
+            elif operation == 0x71:  # BINPUT
+                memo[data[at]] = stack[-1]
+                at += 1
             elif operation == 0x2E:  # STOP
                 self.at = at
                 return self._finish()
             else:
                 self.at = at
-                handler = handlers.get(operation)
+                handler = HANDLERS.get(operation)
                 if handler is None:
                     self.check_protocol()
                     raise InputError(DAMAGED)
@@ -192,12 +212,11 @@ class Walk:
 
     def put_together(self, items: list[Any]) -> None:
         """Push a tuple."""
-        kinds = set(map(type, items))
-        if kinds <= FLAT:
-            if Unusual in kinds:
-                raise InputError("holds tensors of an unusual kind, expected dense tensors: use another file")
+        if SIMPLE.issuperset(map(type, items)):
             self.stack.append(tuple(items))
             return
+        if Unusual in map(type, items):
+            raise InputError("holds tensors of an unusual kind, expected dense tensors: use another file")
         depth = max(map(_depth, items))
         made = Deep(items)
         made.depth = _deeper(depth)
@@ -238,7 +257,7 @@ class Walk:
         pid = self.stack.pop()
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise InputError(DAMAGED)
-        _, kind, key, _, numbers, *view = pid
+        kind, key, numbers, view = pid[1], pid[2], pid[4], pid[5:]
         item = STORAGES.get(kind) if type(kind) is Name else None
         if item is None or type(numbers) is not int or numbers < 0 or type(key) is not str:
             raise InputError(DAMAGED)
@@ -263,7 +282,8 @@ class Walk:
 
     def call(self) -> None:
         """Replace a function and its arguments by the result."""
-        arguments, name = self.stack.pop(), self.stack[-1]
+        stack = self.stack
+        arguments, name = stack.pop(), stack[-1]
         if type(name) is not Name or name not in CALLABLE or not isinstance(arguments, tuple):
             raise InputError(DAMAGED)
         result: Any
@@ -284,27 +304,38 @@ class Walk:
         else:
             self.check_plain(name, arguments)
             result = Object()
-        self.stack[-1] = result
+        stack[-1] = result
 
     def tensor(self, arguments: tuple[Any, ...]) -> ATensor:
         """Check that the storage of a tensor holds all of its numbers."""
-        storage, offset, shape, stride, *others = arguments
+        storage, offset, shape, stride = arguments[:4]
         if type(storage) is not Storage or type(shape) is not tuple or type(stride) is not tuple:
             raise InputError(DAMAGED)
-        numbers = (offset, *shape, *stride)
-        if set(map(type, numbers)) != {int} or min(numbers) < 0 or max(numbers) >= 1 << 62:
+        extent = self.extents.get((shape, stride)) or self.measure(shape, stride)
+        if type(offset) is not int or offset < 0:
             raise InputError(DAMAGED)
-        hooks = others[1:3]  # after requires_grad: hooks and metadata, which a state dict does not need
-        if len(shape) != len(stride) or any(hook is not None and getattr(hook, "size", 1) for hook in hooks):
-            raise InputError(DAMAGED)
-        count = math.prod(shape)
-        last = offset + sum(map(mul, shape, stride)) - sum(stride) if count else -1  # position of the last number
-        if count > storage.numbers or last >= storage.numbers or len(shape) > MOST_DIMENSIONS:
+        for extra in arguments[5:7]:  # after requires_grad: hooks and metadata, which a state dict does not need
+            if extra is not None and (type(extra) is not Container or extra.size):
+                raise InputError(DAMAGED)
+        count, last = extent
+        if count > storage.numbers or offset + last >= storage.numbers:
             raise InputError(
                 f"a tensor of shape {_shown(shape)} in a storage of {storage.numbers:,} numbers: use another copy"
             )
         self.tensor_bytes += count * storage.item
         return _TENSOR
+
+    def measure(self, shape: tuple[Any, ...], stride: tuple[Any, ...]) -> tuple[int, int]:
+        """Return how many numbers a tensor has, and the position of the last one (far below 0 if there is none)."""
+        numbers = (*shape, *stride)
+        if any(type(number) is not int or number < 0 for number in numbers) or len(shape) != len(stride):
+            raise InputError(DAMAGED)
+        if len(shape) > MOST_DIMENSIONS:
+            raise InputError(f"a tensor of {len(shape)} dimensions: use another file")
+        count = math.prod(shape)
+        last = sum(map(mul, shape, stride)) - sum(stride) if count else -(1 << 200)
+        self.extents[shape, stride] = count, last
+        return count, last
 
     def filled(self, name: str, arguments: tuple[Any, ...]) -> Container:
         """Return the container that is made of another one."""
@@ -430,10 +461,6 @@ def _long(walk: Walk) -> None:
     walk.stack.append(int.from_bytes(walk.take(length), "little", signed=True))
 
 
-def _pushes(value: Any) -> Callable[[Walk], None]:
-    return lambda walk: walk.stack.append(value)
-
-
 def _tuple_of(count: int) -> Callable[[Walk], None]:
     def handle(walk: Walk) -> None:
         items = walk.stack[-count:]
@@ -447,16 +474,10 @@ def _tuple_of(count: int) -> Callable[[Walk], None]:
 
 HANDLERS: dict[int, Callable[[Walk], None]] = {
     ord("j"): lambda walk: walk.get(walk.number(4)),
-    ord("t"): lambda walk: walk.put_together(walk.above_mark()),
-    ord("R"): Walk.call,
-    ord("Q"): Walk.storage,
     ord("c"): _name,
     ord("i"): _name,  # torch does not know it; the walk only names the class
     ord("G"): _float,
-    ord("M"): lambda walk: walk.stack.append(walk.number(2)),
     ord("J"): _signed,
-    ord("N"): _pushes(None),
-    ord(")"): _pushes(()),
     ord("}"): lambda walk: walk.stack.append(Container("dict")),
     ord("]"): lambda walk: walk.stack.append(Container("list")),
     ord("u"): lambda walk: walk.set_items(walk.above_mark()),
@@ -467,11 +488,8 @@ HANDLERS: dict[int, Callable[[Walk], None]] = {
     ord("U"): _old_text,
     0x80: _protocol,
     0x81: Walk.make,
-    0x85: _tuple_of(1),
     0x86: _tuple_of(2),
     0x87: _tuple_of(3),
-    0x88: _pushes(True),
-    0x89: _pushes(False),
     0x8A: _long,
     # of later protocols, which torch does not read: a refused class is named all the same
     0x8C: _text(1),

@@ -17,6 +17,8 @@ MOST_LETTERS = 4096  # of a text in the configuration or the history
 SCALARS = ("num_batches_tracked", "_pointer", "_full", "queue_started")
 NUMBERS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+REAL = {*NUMBERS, *WHOLE_NUMBERS}
+TENSORS = (Tensor, torch.nn.Parameter)
 IN_A_RUN = ("config", "history", "epoch", "done")  # what `run.py` reads
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -54,18 +56,23 @@ def state_dict(entry: str, value: Any, *, scalars: tuple[str, ...] | None = SCAL
     for name, tensor in value.items():
         if type(name) is not str:
             raise refuse(entry, value, f"names of tensors as its keys, not {type(name).__name__}s")
-        where = f"{entry}.{shown(name)}" if entry else shown(name)
-        dense_tensor(where, tensor)
-        if tensor.ndim == 0 and scalars is not None and not name.endswith(scalars):
-            raise InputError(f"the entry {where} has no dimension, expected weights: use another file")
+        if type(tensor) in TENSORS and tensor.layout is torch.strided and tensor.dtype in REAL:
+            if tensor.ndim or scalars is None or name.endswith(scalars):
+                continue
+            raise InputError(f"the entry {_path(entry, name)} has no dimension, expected weights: use another file")
+        dense_tensor(_path(entry, name), tensor)
     return {name: tensor.detach() for name, tensor in value.items()}
+
+
+def _path(entry: str, name: str) -> str:
+    return f"{entry}.{shown(name)}" if entry else shown(name)
 
 
 def dense_tensor(entry: str, value: Any) -> None:
     """Raise InputError unless the value is a dense tensor of real numbers."""
     if not isinstance(value, Tensor):
         raise refuse(entry, value, "a tensor")
-    if value.layout is not torch.strided or value.dtype not in NUMBERS + WHOLE_NUMBERS:
+    if value.layout is not torch.strided or value.dtype not in REAL:
         raise InputError(
             f"the entry {entry} is a tensor of {value.dtype} in the layout {value.layout}, expected a dense tensor of real "
             "numbers: use another file"

@@ -17,7 +17,8 @@ REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
 def text(value: str) -> bytes:
     """Return the operation that pushes a text."""
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+    code = value.encode("utf-8", "surrogatepass")
+    return b"X" + struct.pack("<I", len(code)) + code
 
 
 def number(value: int) -> bytes:

@@ -64,7 +64,7 @@ def test_logs_and_tables_are_escaped(capsys):
     [
         f"c{EVIL.replace(chr(10), '')}\n{EVIL.replace(chr(10), '')}\n".encode("utf-8", "surrogatepass"),
         b"cposix\n\x1b[31msystem\n",
-        entries(**{EVIL: b"N", "\x1b[31m": b"N"}).replace(b"udcff", b""),
+        entries(**{EVIL: b"N", "\x1b[31m": b"N"}),
     ],
 )
 def test_texts_from_a_pickle_are_escaped(tmp_path, operations):

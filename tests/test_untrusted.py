@@ -14,7 +14,9 @@ from hostile import changed, entries, number, numbers, ours, tensor, text, write
 
 from src import allowed, checkpoint, inspection, run, schema
 from src.errors import InputError
-from src.loading import load_backbone, load_classifiers, load_method, start_from
+from src.loading import is_modest, load_backbone, load_classifiers, load_method, start_from
+from src.methods import METHODS
+from src.methods.self_classifier import Config as SelfClassifierConfig
 
 NESTED = b")" + 300_000 * b"\x85"
 COPIED = b"(]q\x00(" + 1000 * (text("ab")) + b"e" + b"ccollections\nOrderedDict\nq\x010" + b""
@@ -191,6 +193,7 @@ WRONG_CONFIGS = {
     "patch_size": (0, 10**9),
     "augment": ("none", 5),
     "data": (5, None),
+    "subset": ("../../secret", 5),
     "seed": ("x",),
 }
 SMALL = ("--classes", "4", "--hidden-dim", "8", "--dim", "4", "--queue-length", "0", "--arch", "small_convnet")
@@ -296,6 +299,36 @@ def test_weights_of_a_network_that_the_file_does_not_hold_are_refused(tmp_path, 
     torch.save({"state_dict": swav, "arch": "resnet50w5"}, tmp_path / "c.pt")
     with pytest.raises(InputError, match="shapes of SwAV"):
         load_method(tmp_path / "c.pt")
+
+
+def test_a_memory_bank_is_compared_with_its_embeddings_before_it_is_made(tmp_path, little_memory):
+    words = ("--method", "deepcluster_v2", "--prototypes", "3", "--hidden-dim", "8", "--dim", "4")
+    path = save_untrained(tmp_path / "c.pt", *words)
+    long = torch.zeros(1, dtype=torch.bool).expand(1 << 28)
+    changed(path, lambda content: content["model"].update({"bank.written": torch.zeros(1 << 20, dtype=torch.bool)}))
+    with pytest.raises(
+        InputError, match=r"the memory bank has embeddings of the shape \(2, 0, 4\), expected \(2, 1048576, 4\)"
+    ):
+        load_method(path)
+    with pytest.raises(InputError, match="the memory bank has embeddings of the shape None"):
+        METHODS["deepcluster_v2"].make_room(
+            SimpleNamespace(bank=SimpleNamespace(embeddings=torch.zeros(2, 0, 4))), {"bank.written": long}
+        )
+
+
+def test_a_modest_configuration_is_not_compared_twice(saved, monkeypatch):
+    config = torch.load(saved, weights_only=True)["config"]
+    options = SelfClassifierConfig(classes=(4,), hidden_dim=8, dim=4, queue_length=0)
+    assert is_modest(config, options)
+    for name, value in (("arch", "resnet50w5"), ("arch", "vit_small"), ("channels", 17), ("arch", "unknown")):
+        assert not is_modest({**config, name: value}, options)
+    for changes in (
+        {"hidden_dim": 1 << 20},
+        {"classes": (1 << 20,)},
+        {"queue_length": 1 << 20},
+        {"classes": (1000,) * 500},
+    ):
+        assert not is_modest(config, SelfClassifierConfig(**{"hidden_dim": 8, "dim": 4, "queue_length": 0, **changes}))
 
 
 def test_pretrained_weights_are_checked_too(saved):

@@ -280,8 +280,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         InputError: naming the value that is missing, has a wrong type or is out of bounds.
     """
     flags.check_types(TrainOptions, settings, ("arch", "patch_size", "data", *(f.name for f in fields(ViewSettings))))
-    optional = [name for name in ("data_root", "subset_file") if name in settings or settings["data"]]
+    optional = [name for name in ("data_root", "subset", "subset_file") if name in settings or settings["data"]]
     flags.check_types(TrainOptions, settings, optional)
+    if settings.get("subset", "") not in ("", *SUBSETS):
+        raise InputError(f"subset is {settings['subset'][:100]}, expected one of {', '.join(SUBSETS)}")
     for name, most in (
         ("channels", flags.LARGEST),
         ("patch_size", LARGEST_VIEW),

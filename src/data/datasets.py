@@ -7,7 +7,8 @@ import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -212,7 +213,7 @@ def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> Me
 
     try:
         if name == "stl10":
-            source = datasets.STL10(root, split="train+unlabeled" if split == "train" else "test", download=download)
+            source = _stl10(root, split="train+unlabeled" if split == "train" else "test", download=download)
             images, labels = torch.from_numpy(source.data), np.asarray(source.labels)  # -1: no label
         else:
             source = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(
@@ -229,6 +230,17 @@ def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> Me
     if name == "cifar100-20":
         labels, classes = np.array(CIFAR100_COARSE.split(), dtype=np.int64)[labels], CIFAR100_SUPERCLASSES
     return MemoryImages(images, torch.from_numpy(labels).long(), classes)
+
+
+def _stl10(root: str, *, split: str, download: bool) -> Any:
+    """Return torchvision's STL-10. If it is downloaded, try https first, because torchvision's address begins with http."""
+    from torchvision import datasets  # slow to import
+
+    secure = type("STL10", (datasets.STL10,), {"url": datasets.STL10.url.replace("http://", "https://")})
+    try:
+        return secure(root, split=split, download=download)
+    except URLError:  # the host does not answer over https
+        return datasets.STL10(root, split=split, download=download)
 
 
 def open_features(file: str, split: str) -> FeatureRows:
