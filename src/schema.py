@@ -131,7 +131,10 @@ def _history(entry: str, value: Any) -> None:
         raise refuse(entry, value, "a list with one dictionary per epoch")
     for number, epoch in enumerate(value):
         _named(f"{entry}[{number}]", epoch)
-        _plain(f"{entry}[{number}]", epoch)
+        for name, each in epoch.items():
+            _plain(f"{entry}[{number}].{shown(name)}", each)
+            if not isinstance(each, int | float):
+                raise refuse(f"{entry}[{number}].{shown(name)}", each, "a number")
 
 
 def _optimizer(entry: str, value: Any) -> None:
