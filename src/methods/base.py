@@ -273,7 +273,7 @@ class ClassifierMethod(Method):
         for k, size in enumerate(self.classes):
             # The summary may come from a checkpoint of an earlier version, or from a damaged one.
             name = f"classifier {k} (chosen)" if k == summary.get("classifier") else f"classifier {k}"
-            shown = {f"loss_{k}": "{:.3f}".format, f"used_{k}": str}
+            shown: dict[str, Callable[[Any], str]] = {f"loss_{k}": "{:.3f}".format, f"used_{k}": str}
             shown |= {f"balance_hard_{k}": percent, f"balance_soft_{k}": percent}
             rows.append(
                 [name, str(size), *(form(summary[key]) if key in summary else "" for key, form in shown.items())]
