@@ -4,7 +4,7 @@ Legend: B images on this rank, V views, K classifiers, C_k classes of classifier
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
