@@ -104,8 +104,9 @@ def _named(entry: str, value: Any) -> None:
     """Raise InputError unless the value is a dictionary whose keys are texts."""
     if not isinstance(value, dict):
         raise refuse(entry, value, "a dictionary")
-    if wrong := next((key for key in value if type(key) is not str), None):
-        raise refuse(entry, value, f"texts as its keys, not {shown(wrong)}")
+    for key in value:
+        if type(key) is not str:
+            raise refuse(entry, value, f"texts as its keys, not {shown(key)}")
 
 
 def _count(entry: str, value: Any) -> None:
