@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # these modules import torch
 
 
 def main() -> None:
-    options, name, knobs = config.parse_train()
+    notes: list[str] = []  # what the recipe chose, and why
+    options, name, knobs = config.parse_train(survey=look_at, notes=notes)
 
     # The import of torch takes seconds. It comes after the flags are checked, so that --help and errors appear at once.
     import torch
@@ -117,7 +118,7 @@ def main() -> None:
     if found:
         trainer.load_state_dict(found)
     progress = Progress(options.epochs * loader.images, trainer.images, enabled=distributed.is_main())
-    announce(progress, run, trainer, started=started)
+    announce(progress, run, trainer, notes=[*notes, started])
 
     def score(summary: dict) -> dict:
         if held_out is None or (trainer.epoch % options.eval_every and trainer.epoch < options.epochs):
@@ -131,6 +132,16 @@ def main() -> None:
     progress.say(method.report(run.history[-1]))
     progress.say(f"\nsaved {run.last}; score it: python cls_eval.py --checkpoint {shlex.quote(str(run.last))}")
     distributed.stop()
+
+
+def look_at(folder: str) -> config.Survey:
+    """Return the number and the size of the images of a folder, and whether there is a GPU."""
+    import torch
+
+    from src.data.datasets import open_data
+    from src.data.survey import survey
+
+    return survey(open_data(folder, "train"), gpu=torch.cuda.is_available())
 
 
 def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
@@ -153,12 +164,8 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     return data, held_out
 
 
-def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: str) -> None:
-    """Log the command, the code revision, the resolved configuration, and the sizes of this run.
-
-    Args:
-        started: line about the weights from which the run starts; "": none.
-    """
+def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, notes: list[str]) -> None:
+    """Log the command, the code revision, the resolved configuration, the sizes of this run, and then the notes."""
     from src import distributed
     from src.models.backbones import count_parameters
 
@@ -169,8 +176,8 @@ def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: s
         f"{distributed.world_size()} x {device.type}; {count_parameters(trainer.method):,} parameters; "
         f"writing to {run.folder}"
     )
-    if started:
-        progress.say(started)
+    for note in filter(None, notes):
+        progress.say(note)
     if trainer.step:
         progress.say(f"resuming from step {trainer.step} (epoch {trainer.epoch + 1} of {settings['epochs']})")
     if device.type == "cpu" and settings["precision"] == "float16":

@@ -21,6 +21,7 @@ from .flags import (
     require_views,
 )
 from .methods import MethodSource, method_names, read_method
+from .recipe import Survey
 from .training import BUILT_IN_DATA, FREE_TO_CHANGE, DataOptions, DeviceOptions, TrainOptions, ViewSettings, parse_train
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "LinclsEvalOptions",
     "MethodSource",
     "OneLineParser",
+    "Survey",
     "TrainOptions",
     "ViewSettings",
     "as_plain",

@@ -5,13 +5,14 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ..errors import InputError
 from . import flags
 from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum, require_positive
 from .methods import MethodSource, method_names, read_method
+from .recipe import SurveyFunction, adapt, choose_preset
 
 BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
 DEFAULT_METHOD = "self_classifier"
@@ -281,11 +282,18 @@ FREE_TO_CHANGE = {
 # the command line
 
 
-def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, Any]:
+def parse_train(
+    argv: Sequence[str] | None = None, *, survey: SurveyFunction | None = None, notes: list[str] | None = None
+) -> tuple[TrainOptions, str, Any]:
     """Parse the command line of train.py: shared options, the method's name, and the method's own config.
 
     The function first reads `--method`, and then parses the flags of that method. So a flag of another method is an error.
-    A preset changes defaults. A flag on the command line overrides the preset.
+    A preset changes defaults. A flag on the command line overrides the preset. What a preset sets and the command line does
+    not is adapted to the batch size, the number of epochs and, without `--preset`, to the data; see `recipe.adapt`.
+
+    Args:
+        survey: looks at the folder of images that `--data` names; None: the published preset is used for folders.
+        notes: list to which the function appends what it chose and why.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = flags.OneLineParser(add_help=False, allow_abbrev=False, prog="train.py")
@@ -294,36 +302,59 @@ def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, A
     )
     first.add_argument(
         "--preset",
-        help="named set of defaults, see docs/recipes.md (default: the preset with the name of --data, otherwise published)",
+        help="named set of defaults, see docs/recipes.md (default: the preset with the name of --data; for a folder, a recipe "
+        "that fits its images)",
     )
     first.add_argument("--data", default=TrainOptions.data)
+    first.add_argument("--device", default=TrainOptions.device)
     known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     method = read_method(known.method)
-    preset = known.preset or (known.data if known.data in method.presets else "published")
+    found = None
+    preset, changed, reason = known.preset, {}, ""
+    if not preset:
+        preset = known.data if known.data in method.presets else "published"
+        if survey is not None and _is_folder(known.data):
+            found = survey(known.data)
+            found = replace(found, gpu=found.gpu and known.device != "cpu")
+            preset, changed, reason = choose_preset(found, method.presets)
     if preset not in method.presets:
-        raise InputError(f"--preset {preset}: {known.method} has {', '.join(method.presets)}; choose one of them")
+        raise InputError(
+            f"--preset {preset}: {known.method} has no such preset: {flags.closest(preset, method.presets)}"
+        )
 
-    changed = method.presets[preset]
-    parser = _parser(first, known.method, method=method, preset=preset)
+    defaults = {**method.presets[preset], **changed}
+    parser = _parser(first, known.method, method=method, preset=preset, defaults=defaults)
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_explain_unknown(unknown, known.method))
-    published = {**flags.as_plain(TrainOptions(data="somewhere")), **changed}
+        parser.error(_explain_unknown(unknown, parser, known.method))
+    whole = {**flags.as_plain(TrainOptions(data="somewhere")), **defaults}
     given = flags.flags_in(argv)
     if values.base_lr is not None:
-        _apply_base_lr(values, published, given)
-    elif known.preset and "--lr" not in given:
-        _check_lr_fits(values.batch_size, published, known.preset)
+        _apply_base_lr(values, whole, given)
+    chosen = adapt(values, whole, given=given, survey=found if preset != "published" else None)
     if 0 < values.lr < values.warmup_start and "--warmup-start" not in given:
         # the ratio that the preset has, but at most 1: a warm-up does not lower the rate
-        values.warmup_start = values.lr * min(published["warmup_start"] / published["lr"], 1.0)
+        values.warmup_start = values.lr * min(whole["warmup_start"] / whole["lr"], 1.0)
     options, knobs = flags.collect(TrainOptions, values), flags.collect(method.config, values)
     flags.refuse_unused(given, options.unused())
+    if notes is not None:
+        if found is not None:
+            notes.append(
+                f"recipe: preset {preset}, for {reason} ({found.images:,} images, shorter side {found.side} pixels); "
+                "a flag overrides each value, --preset chooses another recipe"
+            )
+        notes.extend(chosen)
     flags.end_dry_run(values, {"method": known.method, **flags.as_plain(options), **flags.as_plain(knobs)})
     return options, known.method, knobs
 
 
-def _parser(first: argparse.ArgumentParser, name: str, *, method: MethodSource, preset: str) -> flags.OneLineParser:
+def _is_folder(data: str) -> bool:
+    return data not in BUILT_IN_DATA and not data.endswith(".npz") and os.path.isdir(data)
+
+
+def _parser(
+    first: argparse.ArgumentParser, name: str, *, method: MethodSource, preset: str, defaults: dict[str, Any]
+) -> flags.OneLineParser:
     """Return the parser of all flags of train.py with one method. Its preset gives the defaults."""
     parser = flags.OneLineParser(
         prog="train.py",
@@ -340,8 +371,8 @@ def _parser(first: argparse.ArgumentParser, name: str, *, method: MethodSource, 
     )
     flags.add_dry_run(parser)
     for group in reversed(TrainOptions.__mro__[1:-2]):
-        flags.add_flags(parser, group, flags.comments_of(group), **method.presets[preset])
-    flags.add_flags(parser, method.config, method.comments, title=f"method {name}", **method.presets[preset])
+        flags.add_flags(parser, group, flags.comments_of(group), **defaults)
+    flags.add_flags(parser, method.config, method.comments, title=f"method {name}", **defaults)
     return parser
 
 
@@ -364,22 +395,7 @@ def _apply_base_lr(values: argparse.Namespace, published: dict, given: set[str])
         values.final_lr = values.lr * published["final_lr"] / published["lr"]
 
 
-def _check_lr_fits(batch_size: int, published: dict, preset: str) -> None:
-    """Raise InputError if the batch size differs from that of the preset, whose learning rate is for its own batch size.
-
-    A difference of up to 1 % is accepted: the published rates are for 4096 images, and the authors' batch was
-    66 × 62 = 4092.
-    """
-    lr, batch = published["lr"], published["batch_size"]
-    if abs(batch_size / batch - 1) > SAME_BATCH:
-        base = f"{lr * 256 / batch:.2g}"
-        raise InputError(
-            f"--batch-size {batch_size}: the learning rate {lr} of --preset {preset} is for {batch} images; "
-            f"--base-lr {base} scales it with the batch size, --lr sets it"
-        )
-
-
-def _explain_unknown(words: list[str], method: str) -> str:
+def _explain_unknown(words: list[str], parser: flags.OneLineParser, method: str) -> str:
     """Return the message about words that the parser did not take. It names the method that has such a flag."""
     for word in words:
         name = word.split("=")[0].replace("--no-", "--")
@@ -388,4 +404,4 @@ def _explain_unknown(words: list[str], method: str) -> str:
         ]
         if owners:
             return f"{word} belongs to {' and '.join(owners)}, not to {method}"
-    return f"unknown flag or value: {' '.join(words)}"
+    return parser.explain_unknown(words)
