@@ -22,11 +22,21 @@ from .flags import (
 )
 from .methods import MethodSource, method_names, read_method
 from .recipe import Survey
-from .training import BUILT_IN_DATA, FREE_TO_CHANGE, DataOptions, DeviceOptions, TrainOptions, ViewSettings, parse_train
+from .training import (
+    BUILT_IN_DATA,
+    FREE_TO_CHANGE,
+    SUBSETS,
+    DataOptions,
+    DeviceOptions,
+    TrainOptions,
+    ViewSettings,
+    parse_train,
+)
 
 __all__ = [
     "BUILT_IN_DATA",
     "FREE_TO_CHANGE",
+    "SUBSETS",
     "SUPERCLASSES",
     "ClsEvalOptions",
     "DataOptions",
