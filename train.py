@@ -156,6 +156,8 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
             download=options.download,
             subset=options.subset,
             subset_file=options.subset_file,
+            unlabelled=options.unlabelled,
+            val_share=options.val_share,
         )
 
     data = open_split("train")
@@ -168,6 +170,7 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
 def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, notes: list[str]) -> None:
     """Log the command, the code revision, the resolved configuration, the sizes of this run, and then the notes."""
     from src import distributed
+    from src.data.datasets import ImageFiles
     from src.models.backbones import count_parameters
 
     loader, device, settings = trainer.loader, trainer.device, run.config
@@ -177,6 +180,10 @@ def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, notes: lis
         f"{distributed.world_size()} x {device.type}; {count_parameters(trainer.method):,} parameters; "
         f"writing to {run.folder}"
     )
+    if isinstance(loader.data, ImageFiles) and loader.data.classes:
+        progress.say(
+            f"{len(loader.data.classes)} class folders give labels, which only monitor the training; --unlabelled ignores them"
+        )
     for note in filter(None, notes):
         progress.say(note)
     if trainer.step:

@@ -26,7 +26,7 @@ from .foreign import AuthorsQueue, Weights, translate
 FORMAT = "self-classifier checkpoint"
 VERSION = 1
 # Options that earlier code did not have, with the values that stand for what it did.
-LATER_OPTIONS = {"subset": ""}
+LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

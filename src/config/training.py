@@ -36,10 +36,21 @@ class DataOptions(Options):
     subset_file: str = (
         ""  # file that lists the classes to keep, one per line; they are numbered in this order (default: all classes)
     )
+    unlabelled: bool = (
+        False  # ignore the class folders of a folder of images (default: they are labels, which only monitor)
+    )
+    val_share: float = 0.0  # share of the images of a folder without train/ and val/ that is held out for scores
     workers: int = -1  # number of processes per rank that decode image files (-1: one per available core)
 
     def check(self) -> None:
-        require_at_least(self, workers=-1)
+        require_at_least(self, workers=-1, val_share=0)
+        if self.val_share >= 1:
+            raise InputError(f"--val-share is {self.val_share}: expected a fraction below 1")
+        for name in ("unlabelled", "val_share"):
+            if getattr(self, name) and (self.data in BUILT_IN_DATA or self.data.endswith(".npz")):
+                raise InputError(f"{flag(name)} is for folders of images, but --data is {self.data}: drop one")
+        if self.unlabelled and (self.subset or self.subset_file):
+            raise InputError("--unlabelled ignores the classes, but --subset chooses among them: drop one")
         if self.subset and self.subset not in SUBSETS:
             raise InputError(f"--subset {self.subset}: expected one of {', '.join(SUBSETS)}")
         if self.subset and self.subset_file:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..config import DataOptions, EvaluationOptions, ViewSettings
 from ..data.base import Views
-from ..data.datasets import FeatureRows, Images, check_channels, open_data
+from ..data.datasets import FeatureRows, ImageFiles, Images, check_channels, open_data
 from ..data.loaders import single_views
 from ..data.subsets import keep_rows
 from ..data.views import build_views
@@ -190,6 +190,8 @@ def _source(options: EvaluationOptions, trained: dict[str, Any]) -> DataOptions:
         download=options.download,
         subset=options.subset if given else trained["subset"],
         subset_file=options.subset_file if given else trained["subset_file"],
+        unlabelled=options.unlabelled or trained["unlabelled"],
+        val_share=options.val_share or trained["val_share"],
     )
 
 
@@ -201,6 +203,8 @@ def _open(source: DataOptions, split: str) -> Images:
         download=source.download,
         subset=source.subset,
         subset_file=source.subset_file,
+        unlabelled=source.unlabelled,
+        val_share=source.val_share,
     )
 
 
@@ -218,6 +222,11 @@ def _labelled(source: DataOptions, splits: tuple[str, ...]) -> dict[str, Images]
                 "give another --data"
             )
     first = images[splits[0]]
+    if len(splits) > 1 and isinstance(first, ImageFiles) and first.paths == cast(ImageFiles, images[splits[1]]).paths:
+        raise InputError(
+            f"--data {source.data}: the folder has no train/ and val/, so both splits are the same images: "
+            "hold out a part with --val-share 0.2"
+        )
     for split, data in images.items():
         if data.classes != first.classes:
             only = sorted(set(first.classes) ^ set(data.classes))
