@@ -233,9 +233,9 @@ def test_a_share_that_does_not_fit_is_refused(without_splits):
         InputError, match=r"--val-share 0\.001 of the 20 images of --data .* leaves none for the test split"
     ):
         open_data(str(without_splits / "cat"), "test", val_share=0.001)
+    save(without_splits / "train" / "a.png")
+    save(without_splits / "val" / "a.png")
     with pytest.raises(InputError, match=r"--val-share is for folders without splits, but --data .* has train, val"):
-        save(without_splits / "train" / "a.png")
-        save(without_splits / "val" / "a.png")
         open_data(str(without_splits), "test", val_share=0.5)
 
 
