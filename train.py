@@ -36,6 +36,7 @@ def main() -> None:
     from src.evaluation.clustering import evaluate
     from src.loading import start_from
     from src.logs import Progress
+    from src.machine import fastest_precision, keep_freed_memory
     from src.methods import METHODS, build_method
     from src.models.memory import checkpoint_activations
     from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
@@ -45,6 +46,7 @@ def main() -> None:
     device = distributed.start(options.device)
     distributed.check_sync_bn_group(options.sync_bn_group)
     torch.manual_seed(options.seed)
+    keep_freed_memory()
 
     # data: a method sees views and indices; labels are for monitoring
     data, held_out = open_images(options)
@@ -70,7 +72,12 @@ def main() -> None:
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
     folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
-    found = find_checkpoint(folder, settings)
+    automatic = options.precision == "auto"
+    if automatic:
+        settings["precision"] = distributed.from_main(fastest_precision(device))
+    found = find_checkpoint(folder, settings, irrelevant=["precision"] if automatic else ())
+    if automatic and found:  # a run keeps its precision, also on another machine
+        settings["precision"] = found["config"]["precision"]
 
     # method: backbone, heads, objective, and its state between steps
     method = build_method(name, knobs, settings)
@@ -97,7 +104,8 @@ def main() -> None:
         epochs=options.epochs,
         steps_per_epoch=len(loader),
     )
-    autocast = None if options.precision == "float32" else getattr(torch, options.precision)
+    precision = settings["precision"]
+    autocast = None if precision == "float32" else getattr(torch, precision)
     trainer = Trainer(
         method,
         optimizer,
@@ -150,6 +158,8 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     held_out = open_split("test") if options.eval_every else None
     if options.keep_decoded and isinstance(data, ImageFiles):  # the flag is refused for other data
         data = data.keeping(int(options.keep_decoded * 2**30))
+    if options.in_memory and isinstance(data, ImageFiles):
+        data = data.in_memory()
     return data, held_out
 
 

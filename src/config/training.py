@@ -92,7 +92,7 @@ class ViewSettings(Options):
 class BackboneOptions(Options):
     """backbone"""
 
-    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small_convnet, identity
+    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small_convnet, cifar_convnet, identity
     patch_size: int = 16  # side of the patches of a ViT in pixels
 
     def check(self) -> None:
@@ -140,7 +140,7 @@ class DeviceOptions(Options):
     """device"""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # device to run on; auto uses a GPU if there is one
-    precision: Literal["float32", "bfloat16", "float16"] = (
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = (
         "float32"  # precision of the networks; the losses are computed in float32
     )
     channels_last: bool = (
@@ -160,6 +160,7 @@ class SpeedOptions(Options):
     sync_bn_group: int = 0  # number of consecutive ranks that share batch-norm statistics (0: all ranks)
     keep_decoded: float = 0.0  # memory per rank for decoded image files in GiB (0: decode every file in every epoch)
     decode_on_gpu: bool = False  # decode and crop JPEG files on the GPU, for machines with few cores per GPU
+    in_memory: bool = False  # decode all files once and hold the pixels in memory; for image files of one small size
     reference_views: bool = False  # compute the views of photographs one by one with Pillow; slow, for comparison
 
     def check(self) -> None:
