@@ -36,7 +36,7 @@ def main() -> None:
     from src.evaluation.clustering import evaluate
     from src.loading import start_from
     from src.logs import Progress
-    from src.machine import fastest_precision, keep_freed_memory
+    from src.machine import keep_freed_memory, resolve_precision
     from src.methods import METHODS, build_method
     from src.models.memory import checkpoint_activations
     from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
@@ -72,12 +72,8 @@ def main() -> None:
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
     folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
-    automatic = options.precision == "auto"
-    if automatic:
-        settings["precision"] = distributed.from_main(fastest_precision(device))
-    found = find_checkpoint(folder, settings, irrelevant=["precision"] if automatic else ())
-    if automatic and found:  # a run keeps its precision, also on another machine
-        settings["precision"] = found["config"]["precision"]
+    found = find_checkpoint(folder, settings, irrelevant=["precision"] if options.precision == "auto" else [])
+    settings["precision"] = resolve_precision(options.precision, device, found and found["config"]["precision"])
 
     # method: backbone, heads, objective, and its state between steps
     method = build_method(name, knobs, settings)
@@ -104,8 +100,7 @@ def main() -> None:
         epochs=options.epochs,
         steps_per_epoch=len(loader),
     )
-    precision = settings["precision"]
-    autocast = None if precision == "float32" else getattr(torch, precision)
+    autocast = None if settings["precision"] == "float32" else getattr(torch, settings["precision"])
     trainer = Trainer(
         method,
         optimizer,
@@ -160,6 +155,7 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
         data = data.keeping(int(options.keep_decoded * 2**30))
     if options.in_memory and isinstance(data, ImageFiles):
         data = data.in_memory()
+        held_out = held_out.in_memory() if isinstance(held_out, ImageFiles) else held_out
     return data, held_out
 
 

@@ -5,6 +5,8 @@ import ctypes
 
 import torch
 
+from . import distributed
+
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # parameters of mallopt in glibc's malloc.h
 
 
@@ -20,6 +22,18 @@ def fastest_precision(device: torch.device) -> str:
         found = torch.cpu.get_capabilities()
         native = bool(found.get("amx_bf16") or found.get("avx512_bf16"))
     return "bfloat16" if native else "float32"
+
+
+def resolve_precision(asked: str, device: torch.device, found: str | None = None) -> str:
+    """Return the precision of a run: "float32", "bfloat16" or "float16".
+
+    Args:
+        asked: value of `--precision`; "auto": the precision that the run has so far, or else the fastest one of rank 0.
+        found: precision of the run that is continued; None: a new run.
+    """
+    if asked != "auto":
+        return asked
+    return found or distributed.from_main(fastest_precision(device))
 
 
 def keep_freed_memory() -> None:

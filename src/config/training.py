@@ -92,7 +92,7 @@ class ViewSettings(Options):
 class BackboneOptions(Options):
     """backbone"""
 
-    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small_convnet, cifar_convnet, identity
+    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small/cifar_convnet, identity
     patch_size: int = 16  # side of the patches of a ViT in pixels
 
     def check(self) -> None:
@@ -141,7 +141,7 @@ class DeviceOptions(Options):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # device to run on; auto uses a GPU if there is one
     precision: Literal["float32", "bfloat16", "float16", "auto"] = (
-        "float32"  # precision of the networks; the losses are computed in float32
+        "float32"  # precision of the networks; the losses are computed in float32; auto is bfloat16 where it is fast
     )
     channels_last: bool = (
         False  # use the memory layout channels_last, with which convolutions are faster on most hardware
@@ -231,6 +231,9 @@ class TrainOptions(
             raise InputError(
                 f"--keep-decoded is for image files, but --data {self.data} is in memory: drop one of them"
             )
+        if self.in_memory and (self.keep_decoded or self.decode_on_gpu):
+            other = "--keep-decoded" if self.keep_decoded else "--decode-on-gpu"
+            raise InputError(f"--in-memory decodes every file once, so {other} has nothing to do: drop one of them")
         if self.decode_on_gpu:
             for wrong, why in (
                 (in_memory, f"is for image files, but --data {self.data} is in memory"),
@@ -256,6 +259,8 @@ class TrainOptions(
             reasons["--patch-size"] = f"--arch {self.arch} is not a ViT"
         if self.optimizer == "adamw":
             reasons["--momentum"] = "--optimizer adamw has no momentum"
+        if self.data in BUILT_IN_DATA or self.data.endswith(".npz"):
+            reasons["--in-memory"] = f"--data {self.data} is in memory anyway"
         return reasons
 
 
@@ -263,6 +268,7 @@ class TrainOptions(
 FREE_TO_CHANGE = {
     "workers",
     "keep_decoded",
+    "in_memory",
     "decode_on_gpu",
     "download",
     "data_root",

@@ -129,7 +129,6 @@ class ImageFiles:
         """Return the same data set with up to `room` bytes of memory for decoded images, each decoded only once."""
         return replace(self, kept=Kept(len(self), room))
 
-
     def in_memory(self) -> MemoryImages:
         """Decode all files and return their pixels as a data set in memory.
 

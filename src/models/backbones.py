@@ -12,7 +12,13 @@ from ..errors import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
 VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; the depth is 12
-OWN_NAMES = ("small_convnet", "cifar_convnet", "identity", *CIFAR_RESNETS, *VITS)  # parameter names differ from torchvision's
+OWN_NAMES = (
+    "small_convnet",
+    "cifar_convnet",
+    "identity",
+    *CIFAR_RESNETS,
+    *VITS,
+)  # parameter names differ from torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
 
