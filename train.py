@@ -73,7 +73,7 @@ def main() -> None:
     title = f"{name}_{Path(options.data).name}"
     folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
     found = find_checkpoint(folder, settings, irrelevant=["precision"] if options.precision == "auto" else [])
-    settings["precision"] = resolve_precision(options.precision, device, found and found["config"]["precision"])
+    settings["precision"] = resolve_precision(options.precision, device, found)
 
     # method: backbone, heads, objective, and its state between steps
     method = build_method(name, knobs, settings)

@@ -23,7 +23,7 @@ class OperationCounter:
 
     def __init__(self) -> None:
         self.total, self.epoch = 0, 0
-        self._known: dict[Hashable, int] = {}
+        self._known: dict[str, int] = {}
 
     def run(self, function: Callable[..., Result], *arguments: Any, like: Hashable = None) -> Result:
         """Call a function with these arguments, and add its operations.
@@ -31,14 +31,14 @@ class OperationCounter:
         Args:
             like: calls with an equal value take equally many operations within an epoch; None: every call is counted.
         """
-        key = None if like is None else (function.__name__, like)
+        key = "" if like is None else f"{function.__name__} {like}"
         if key in self._known:
             self._add(self._known[key])
             return function(*arguments)
         with FlopCounterMode(display=False) as counter:
             result = function(*arguments)
         found = counter.get_total_flops()
-        if key is not None:
+        if key:
             self._known[key] = found
         self._add(found)
         return result
@@ -53,10 +53,10 @@ class OperationCounter:
         self._known.clear()  # a queue may be full now, which adds operations
         return ended
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the sums, for a checkpoint."""
-        return {"total": self.total, "epoch": self.epoch}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, and what was counted in this epoch, for a checkpoint."""
+        return {"total": self.total, "epoch": self.epoch, "known": dict(self._known)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue from sums that `state_dict` returned."""
-        self.total, self.epoch = state["total"], state["epoch"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.total, self.epoch, self._known = state["total"], state["epoch"], dict(state["known"])

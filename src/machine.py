@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+from typing import Any
 
 import torch
 
@@ -24,16 +25,16 @@ def fastest_precision(device: torch.device) -> str:
     return "bfloat16" if native else "float32"
 
 
-def resolve_precision(asked: str, device: torch.device, found: str | None = None) -> str:
+def resolve_precision(asked: str, device: torch.device, found: dict[str, Any] | None = None) -> str:
     """Return the precision of a run: "float32", "bfloat16" or "float16".
 
     Args:
         asked: value of `--precision`; "auto": the precision that the run has so far, or else the fastest one of rank 0.
-        found: precision of the run that is continued; None: a new run.
+        found: checkpoint from which the run continues; None: a new run.
     """
     if asked != "auto":
         return asked
-    return found or distributed.from_main(fastest_precision(device))
+    return found["config"]["precision"] if found else distributed.from_main(fastest_precision(device))
 
 
 def keep_freed_memory() -> None:

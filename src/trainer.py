@@ -315,7 +315,8 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]
         self.skipped = state.get("skipped", 0)  # checkpoints of earlier versions lack this entry and `operations`
-        self.operations.load_state_dict(state.get("operations", {"total": 0, "epoch": 0}))
+        if "operations" in state:
+            self.operations.load_state_dict(state["operations"])
         self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
         torch.set_rng_state(state["generator"])
         if self.device.type == "cuda" and state["cuda_generator"] is not None:

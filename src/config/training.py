@@ -92,7 +92,7 @@ class ViewSettings(Options):
 class BackboneOptions(Options):
     """backbone"""
 
-    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small/cifar_convnet, identity
+    arch: str = "resnet50"  # torchvision's with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small/cifar_convnet, identity
     patch_size: int = 16  # side of the patches of a ViT in pixels
 
     def check(self) -> None:

@@ -5,9 +5,12 @@ classes. SimCLR (Chen et al., arXiv:2002.05709v3) learns to tell the images apar
 training. The loss is Self-Classifier's loss plus `contrast_weight` times SimCLR's loss. Each loss has a projection head of
 its own, and both train the backbone from the first step.
 
+With a queue, the nearest neighbour of view 0 in SimCLR's embedding space is one more view for Self-Classifier's loss. It has
+no gradient. The classes of neighbours then agree, as in SCAN (arXiv:2005.12320).
+
 Departures from the two papers:
 
-- There is no queue of neighbours.
+- A neighbour is an additional view and does not replace view 0. Self-Classifier finds it among its own embeddings.
 - SimCLR's loss compares the first two views. Further views only enter Self-Classifier's loss.
 """
 
@@ -18,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ..config import require_at_least, require_positive, require_sizes
+from ..distributed import gather_no_grad
 from ..errors import InputError
 from ..losses import nt_xent, self_classifier_terms
 from ..models.heads import ProjectionHead, WeightNormClassifier
+from ..queues import NearestNeighborQueue
 from .base import ClassifierMethod, Step, feature_width
 
 
@@ -38,10 +43,12 @@ class Config:
     contrast_weight: float = 1.0  # factor of SimCLR's loss
     contrast_tau: float = 0.2  # temperature of SimCLR's loss
     contrast_dim: int = 128  # size of an embedding for SimCLR's loss
+    queue_length: int = 0  # number of past embeddings of all ranks among which neighbours are found (0: no neighbours)
 
     def __post_init__(self) -> None:
         require_positive(self, "row_tau", "col_tau", "eps", "contrast_tau")
         require_at_least(self, dim=1, hidden_dim=1, head_layers=1, contrast_weight=0, contrast_dim=1)
+        require_at_least(self, queue_length=0)
         require_sizes(self, "classes")
 
 
@@ -52,7 +59,13 @@ class SelfClassifierSimCLR(ClassifierMethod, config=Config):
         backbone: network with the attribute `width`, (B, channels, H, W) → (B, F).
         config: options of the method.
         num_global: number of global views, which come first.
+
+    Attributes:
+        queue: past embeddings of view 0 for SimCLR's loss; None without --queue-length.
+        stored: (Q, dim) embeddings for the classifiers, of the images in the queue.
     """
+
+    stored: Tensor
 
     remedy = "a larger --lr, a lower --col-tau, or a larger --batch-size"
 
@@ -74,11 +87,19 @@ class SelfClassifierSimCLR(ClassifierMethod, config=Config):
             for dim in (config.dim, config.contrast_dim)
         )
         self.classifiers = nn.ModuleList(WeightNormClassifier(config.dim, size) for size in config.classes)
+        self.queue = NearestNeighborQueue(config.queue_length, config.contrast_dim) if config.queue_length else None
+        self.register_buffer("stored", torch.zeros(config.queue_length, config.dim))
 
     @staticmethod
     def check_data(config: Any, *, batch_size: int, num_images: int, num_views: int, steps: int | None = None) -> None:
         if num_views < 2:
             raise InputError(f"{num_views} view: SimCLR's loss compares two views, raise --global-crops-number")
+        length = config.queue_length
+        if length and not batch_size <= length <= num_images:
+            raise InputError(
+                f"--queue-length {length}: expected 0 for no queue, or at least the {batch_size} images of a batch and at "
+                f"most the {num_images} images of the data set"
+            )
 
     def project(self, features: Tensor) -> Tensor:
         """Return the outputs of both heads, (B, dim + contrast_dim)."""
@@ -87,17 +108,25 @@ class SelfClassifierSimCLR(ClassifierMethod, config=Config):
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
         sizes = [self.config.dim, self.config.contrast_dim]
         ours, contrasted = torch.stack(embeddings).split(sizes, dim=2)
+        num_global, neighbors = self.num_global, None
+        if self.queue is not None:
+            own, first = ours[0].detach(), contrasted[0].detach()
+            if self.queue.full:
+                rows = self.queue.nearest_rows(first, indices)
+                neighbors = self.queue.indices[rows]
+                ours, num_global = torch.cat([self.stored[rows][None].to(ours.dtype), ours]), num_global + 1
+            self.stored[self.queue.push(first, indices)] = gather_no_grad(own).to(self.stored.dtype)
         logits = [classifier(ours) for classifier in self.classifiers]
         terms = self_classifier_terms(
             logits,
             row_tau=self.config.row_tau,
             col_tau=self.config.col_tau,
             eps=self.config.eps,
-            num_global=self.num_global,
+            num_global=num_global,
         )
         contrast = nt_xent(contrasted[:2], self.config.contrast_tau)
         numbers = {"terms": terms.detach(), "contrast": contrast.detach(), **self.occupancy(logits)}
-        return Step(terms.mean() + self.config.contrast_weight * contrast, numbers)
+        return Step(terms.mean() + self.config.contrast_weight * contrast, numbers, neighbors)
 
     def summarize(self, averages: dict[str, Tensor]) -> dict[str, Any]:
         """Also return `contrast`, SimCLR's loss."""
@@ -105,5 +134,44 @@ class SelfClassifierSimCLR(ClassifierMethod, config=Config):
 
 
 PRESETS = {
-    "published": {},
+    "published": {},  # not from a paper: Self-Classifier's recipe for ImageNet
+    "cifar10": {
+        # As Self-Classifier's preset of this name.
+        "arch": "cifar_convnet",
+        "global_crops_size": 32,
+        "global_crops_scale": (0.2, 1.0),
+        "local_crops_number": 0,
+        "augment": "simclr",
+        "classes": [10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 100, 100],
+        "hidden_dim": 512,
+        "epochs": 13,
+        "batch_size": 256,
+        "optimizer": "adamw",
+        "lr": 0.003,
+        "warmup_epochs": 1,
+        "warmup_start": 0.0003,
+        "final_lr": 0.000003,
+        "weight_decay": 0.0001,
+        "precision": "auto",
+        "channels_last": True,
+        "in_memory": True,
+    },
+    "digits": {
+        "arch": "small_convnet",
+        "global_crops_size": 8,
+        "local_crops_number": 0,
+        "classes": [10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 20, 40, 40, 40],
+        "row_tau": 0.15,
+        "dim": 64,
+        "hidden_dim": 256,
+        "contrast_dim": 64,
+        "epochs": 90,
+        "batch_size": 128,
+        "optimizer": "adamw",
+        "lr": 0.002,
+        "warmup_epochs": 5,
+        "warmup_start": 0.0002,
+        "final_lr": 0.000002,
+        "weight_decay": 0.0001,
+    },
 }
