@@ -37,6 +37,7 @@ def main() -> None:
     from src.evaluation.clustering import evaluate
     from src.loading import start_from
     from src.logs import Progress
+    from src.machine import keep_freed_memory, resolve_precision
     from src.methods import METHODS, build_method
     from src.models.memory import checkpoint_activations
     from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
@@ -46,6 +47,7 @@ def main() -> None:
     device = distributed.start(options.device)
     distributed.check_sync_bn_group(options.sync_bn_group)
     torch.manual_seed(options.seed)
+    keep_freed_memory()
 
     # data: a method sees views and indices; labels are for monitoring
     data, held_out = open_images(options)
@@ -71,7 +73,8 @@ def main() -> None:
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
     folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
-    found = find_checkpoint(folder, settings)
+    found = find_checkpoint(folder, settings, irrelevant=["precision"] if options.precision == "auto" else [])
+    settings["precision"] = resolve_precision(options.precision, device, found)
 
     # method: backbone, heads, objective, and its state between steps
     method = build_method(name, knobs, settings)
@@ -98,7 +101,7 @@ def main() -> None:
         epochs=options.epochs,
         steps_per_epoch=len(loader),
     )
-    autocast = None if options.precision == "float32" else getattr(torch, options.precision)
+    autocast = None if settings["precision"] == "float32" else getattr(torch, settings["precision"])
     trainer = Trainer(
         method,
         optimizer,
@@ -164,6 +167,9 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     held_out = open_split("test") if options.eval_every else None
     if options.keep_decoded and isinstance(data, ImageFiles):  # the flag is refused for other data
         data = data.keeping(int(options.keep_decoded * 2**30))
+    if options.in_memory and isinstance(data, ImageFiles):
+        data = data.in_memory()
+        held_out = held_out.in_memory() if isinstance(held_out, ImageFiles) else held_out
     return data, held_out
 
 

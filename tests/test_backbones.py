@@ -2,11 +2,13 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from conftest import GOLDEN
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from src.errors import InputError
 from src.models.backbones import WideResNet, build_backbone, count_parameters
@@ -130,7 +132,35 @@ def test_small_convnet_from_8_to_32_pixels(in_channels):
             assert (features >= 0).all()
 
 
-@pytest.mark.parametrize("arch", ["small_convnet", "cifar_resnet18"])
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_cifar_convnet_from_16_to_40_pixels(in_channels):
+    backbone = build_backbone("cifar_convnet", in_channels).eval()
+    blocks = [24, 32, 32, 128, 128, 256, 256]
+    weights = 4 * in_channels * 24 + 9 * sum(a * b for a, b in pairwise(blocks))
+    assert count_parameters(backbone) == weights + 2 * sum(blocks)
+    assert backbone.width == 256
+    with torch.no_grad():
+        for size in (16, 24, 32, 40):
+            features = backbone(torch.rand(5, in_channels, size, size))
+            assert features.shape == (5, 256)
+            assert (features >= 0).all()
+
+
+def test_operations_of_a_view_of_cifar_convnet():
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build_backbone("cifar_convnet")(torch.empty(1, 3, 32, 32)).sum().backward()
+    maps = {
+        31: 4 * 3 * 24 + 9 * 24 * 32,
+        15: 9 * (32 * 32 + 32 * 128),
+        7: 9 * (128 * 128 + 128 * 256),
+        3: 9 * 256 * 256,
+    }
+    forward = sum(2 * side**2 * weights for side, weights in maps.items())
+    assert counter.get_total_flops() == 3 * forward - 2 * 31**2 * 4 * 3 * 24  # no gradient of the image
+    assert counter.get_total_flops() / 1e9 == pytest.approx(0.265, abs=0.0005)
+
+
+@pytest.mark.parametrize("arch", ["small_convnet", "cifar_convnet", "cifar_resnet18"])
 def test_an_image_has_its_features_whatever_its_batch(arch):
     torch.manual_seed(0)
     backbone = build_backbone(arch, 1).eval()

@@ -9,9 +9,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from evaluating import make_pictures
+from evaluating import SMALL, make_pictures
 from PIL import Image
 
+from src import checkpoint
 from src.config import SUBSETS, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
 from src.data.datasets import CIFAR100_SUPERCLASSES, open_data, open_folder, published_classes
 from src.errors import InputError
@@ -445,3 +446,56 @@ def test_a_class_without_test_images_does_not_shift_the_others(tmp_path):
 def test_a_name_that_is_too_long_is_one_line():
     with pytest.raises(InputError, match="File name too long"):
         open_data("a" * 300, "train")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# image files in memory
+
+
+def test_small_files_become_a_data_set_in_memory(tmp_path):
+    files = open_folder(str(make_pictures(tmp_path, {"red": (200, 0, 0), "blue": (0, 0, 200)}, size=(20, 24))), "train")
+    held = files.in_memory()
+    assert held.images.shape == (10, 3, 20, 24)
+    assert held.images.dtype == torch.uint8
+    assert all(torch.equal(held.images[i], files.decode(i)) for i in range(10))
+    assert torch.equal(held.labels, files.labels)
+    assert held.classes == files.classes == ["blue", "red"]
+
+
+def test_files_of_several_sizes_or_damaged_are_not_held_in_memory(tmp_path):
+    folder = make_pictures(tmp_path, {"red": (200, 0, 0)}, size=(20, 24))
+    Image.new("RGB", (24, 21)).save(folder / "train" / "red" / "9.png")
+    with pytest.raises(
+        InputError, match=r"--in-memory needs images of one size, .*0.png has 20 x 24 .*9.png has 21 x 24"
+    ):
+        open_folder(str(folder), "train").in_memory()
+    (folder / "train" / "red" / "9.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"--in-memory: .*9.png cannot be decoded"):
+        open_folder(str(folder), "train").in_memory()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--keep-decoded", "1"], "--in-memory decodes every file once, so --keep-decoded has nothing to do"),
+        (["--decode-on-gpu"], "--in-memory decodes every file once, so --decode-on-gpu has nothing to do"),
+        (["--data", "digits"], "--in-memory has no effect: --data digits is in memory anyway"),
+    ],
+)
+def test_in_memory_with_other_flags_that_hold_images_is_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        parse_train(["--data", "pictures", "--in-memory", *words])
+
+
+def test_a_run_in_memory_learns_from_the_same_images(run_program, tmp_path):
+    folder = make_pictures(
+        tmp_path / "pictures", {"red": (200, 0, 0), "blue": (0, 0, 200)}, splits=[("train", 8), ("val", 4)]
+    )
+    words = ("train.py", "--data", folder, *SMALL, "--augment", "crop_flip", "--batch-size", "8", "--base-lr", "0.1")
+    words += ("--epochs", "2", "--warmup-epochs", "0", "--eval-every", "1", "--workers", "1")
+    for name, flags in (("files", []), ("memory", ["--in-memory"])):
+        done = run_program(*words, *flags, "--output-dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    files, memory = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("files", "memory"))
+    for name, value in files["model"].items():  # the crops may differ by a grey level
+        torch.testing.assert_close(memory["model"][name], value, rtol=0.1, atol=0.02)

@@ -37,7 +37,8 @@ def test_the_preset_follows_number_and_size_of_the_images_and_the_device(tmp_pat
 
 def test_the_views_have_the_size_of_small_images(tmp_path):
     assert parsed(tmp_path, side=28)[0].global_crops_size == 32
-    assert parsed(tmp_path, side=9)[0].global_crops_size == 8
+    tiny, _, _ = parsed(tmp_path, side=9)
+    assert (tiny.global_crops_size, tiny.arch) == (8, "small_convnet")
     assert parsed(tmp_path, side=300)[0].arch == "resnet18"
     assert (
         parsed(tmp_path, side=300, gpu=True)[0].arch,
@@ -120,9 +121,23 @@ def test_a_survey_reads_sizes_from_headers(tmp_path):
         survey(ImageFiles(paths[5:], torch.full((1,), -1), []), gpu=False)
 
 
+def test_small_files_of_one_size_are_held_in_memory(tmp_path):
+    paths = [str(tmp_path / f"{i:03}.png") for i in range(150)]
+    for path in paths:
+        Image.new("RGB", (32, 32)).save(path)
+    data = ImageFiles(paths, torch.full((150,), -1), [])
+    found = survey(data, gpu=False)
+    assert found == Survey(images=150, side=32, gpu=False, uniform=True)
+    assert parsed(tmp_path, images=150)[0].in_memory is False
+    options, _, _ = parse_train(["--data", str(tmp_path)], survey=lambda folder: found)
+    assert options.in_memory
+    Image.new("RGB", (32, 33)).save(paths[2])  # not in the sample
+    assert not survey(data, gpu=False).uniform
+
+
 def test_a_survey_of_images_in_memory():
     images = MemoryImages(torch.zeros(7, 3, 20, 10, dtype=torch.uint8), torch.zeros(7).long(), ["a"])
-    assert survey(images, gpu=True) == Survey(images=7, side=10, gpu=True)
+    assert survey(images, gpu=True) == Survey(images=7, side=10, gpu=True, uniform=True)
 
 
 @pytest.mark.parametrize(

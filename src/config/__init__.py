@@ -21,7 +21,7 @@ from .flags import (
     require_views,
 )
 from .methods import MethodSource, method_names, read_method
-from .recipe import Survey
+from .recipe import SMALL_SIDE, Survey
 from .training import (
     BUILT_IN_DATA,
     FREE_TO_CHANGE,
@@ -36,6 +36,7 @@ from .training import (
 __all__ = [
     "BUILT_IN_DATA",
     "FREE_TO_CHANGE",
+    "SMALL_SIDE",
     "SUBSETS",
     "SUPERCLASSES",
     "ClsEvalOptions",

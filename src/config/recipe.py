@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import InputError
 from .flags import SAME_BATCH, flag
 
+SMALLEST_FOR_CIFAR = 16  # pixels; cifar_convnet halves its maps three times
 LARGE = 200_000  # number of images from which on the published recipe is used on a GPU
 SMALL_SIDE = 64  # largest shorter side in pixels of small images
 REFERENCE = 50_000  # number of training images for which the presets for own pictures state their epochs
@@ -29,11 +30,13 @@ class Survey:
         images: number of training images.
         side: median of the shorter sides of a sample of the images, in pixels; 0: the data are features.
         gpu: whether a GPU is used.
+        uniform: whether all images have one size, so that they can be held in memory as one tensor.
     """
 
     images: int
     side: int
     gpu: bool
+    uniform: bool = False
 
 
 SurveyFunction = Callable[[str], Survey]
@@ -53,8 +56,12 @@ def choose_preset(survey: Survey, presets: dict[str, dict[str, Any]]) -> tuple[s
         return "published", {}, f"at least {LARGE:,} images on a GPU"
     if survey.side <= SMALL_SIDE:
         size = max(round(survey.side / 8) * 8, 8)
-        return "small_images", {"global_crops_size": size}, f"images of at most {SMALL_SIDE} pixels"
-    changes: dict[str, Any] = {}
+        return (
+            "small_images",
+            {"global_crops_size": size, "in_memory": survey.uniform},
+            f"images of at most {SMALL_SIDE} pixels",
+        )
+    changes = {}
     if survey.gpu:
         size = min(survey.side // 32 * 32, 224)
         changes = {"global_crops_size": size, "arch": "resnet50" if size > 128 else "resnet18"}

@@ -112,7 +112,7 @@ class ViewSettings(Options):
 class BackboneOptions(Options):
     """backbone"""
 
-    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small_convnet, identity
+    arch: str = "resnet50"  # torchvision's with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small/cifar_convnet, identity
     patch_size: int = 16  # side of the patches of a ViT in pixels
 
     def check(self) -> None:
@@ -160,8 +160,8 @@ class DeviceOptions(Options):
     """device"""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"  # device to run on; auto uses a GPU if there is one
-    precision: Literal["float32", "bfloat16", "float16"] = (
-        "float32"  # precision of the networks; the losses are computed in float32
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = (
+        "float32"  # precision of the networks; the losses are computed in float32; auto is bfloat16 where it is fast
     )
     channels_last: bool = (
         False  # use the memory layout channels_last, with which convolutions are faster on most hardware
@@ -180,6 +180,7 @@ class SpeedOptions(Options):
     sync_bn_group: int = 0  # number of consecutive ranks that share batch-norm statistics (0: all ranks)
     keep_decoded: float = 0.0  # memory per rank for decoded image files in GiB (0: decode every file in every epoch)
     decode_on_gpu: bool = False  # decode and crop JPEG files on the GPU, for machines with few cores per GPU
+    in_memory: bool = False  # decode all files once and hold the pixels in memory; for image files of one small size
     reference_views: bool = False  # compute the views of photographs one by one with Pillow; slow, for comparison
 
     def check(self) -> None:
@@ -250,6 +251,9 @@ class TrainOptions(
             raise InputError(
                 f"--keep-decoded is for image files, but --data {self.data} is in memory: drop one of them"
             )
+        if self.in_memory and (self.keep_decoded or self.decode_on_gpu):
+            other = "--keep-decoded" if self.keep_decoded else "--decode-on-gpu"
+            raise InputError(f"--in-memory decodes every file once, so {other} has nothing to do: drop one of them")
         if self.decode_on_gpu:
             for wrong, why in (
                 (in_memory, f"is for image files, but --data {self.data} is in memory"),
@@ -275,6 +279,8 @@ class TrainOptions(
             reasons["--patch-size"] = f"--arch {self.arch} is not a ViT"
         if self.optimizer == "adamw":
             reasons["--momentum"] = "--optimizer adamw has no momentum"
+        if self.data in BUILT_IN_DATA or self.data.endswith(".npz"):
+            reasons["--in-memory"] = f"--data {self.data} is in memory anyway"
         return reasons
 
 
@@ -282,6 +288,7 @@ class TrainOptions(
 FREE_TO_CHANGE = {
     "workers",
     "keep_decoded",
+    "in_memory",
     "decode_on_gpu",
     "download",
     "data_root",

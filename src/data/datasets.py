@@ -129,6 +129,31 @@ class ImageFiles:
         """Return the same data set with up to `room` bytes of memory for decoded images, each decoded only once."""
         return replace(self, kept=Kept(len(self), room))
 
+    def in_memory(self) -> MemoryImages:
+        """Decode all files and return their pixels as a data set in memory.
+
+        Raises:
+            InputError: if a file cannot be decoded, or if the images do not have one size.
+        """
+        images = torch.empty(0, dtype=torch.uint8)
+        for i, path in enumerate(self.paths):
+            try:
+                image = self.decode(i)
+            except Exception as error:  # Pillow raises errors of many kinds on damaged files
+                raise InputError(
+                    f"--in-memory: {path} cannot be decoded ({error}): repair or remove the file"
+                ) from None
+            if i == 0:
+                images = torch.empty(len(self), *image.shape, dtype=torch.uint8)
+            if image.shape != images.shape[1:]:
+                sizes = [" x ".join(str(side) for side in shape[-2:]) for shape in (images.shape, image.shape)]
+                raise InputError(
+                    f"--in-memory needs images of one size, but {self.paths[0]} has {sizes[0]} pixels and {path} has "
+                    f"{sizes[1]}: resize the images, or drop the flag"
+                )
+            images[i] = image
+        return MemoryImages(images, self.labels, self.classes)
+
 
 Images = MemoryImages | ImageFiles
 

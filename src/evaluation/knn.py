@@ -57,7 +57,7 @@ def run(options: KnnEvalOptions) -> None:
             **session.facts(),
             "layer": options.layer,
             "features": bank_features.shape[1],
-            "precision": options.precision,
+            "precision": session.precision,
             "tau": options.tau,
             "bank_images": len(rows),
             "bank_share": None if options.bank_list else options.bank_share,
@@ -65,7 +65,7 @@ def run(options: KnnEvalOptions) -> None:
             "bank_seed": options.seed,
             "test_images": len(queries),
             "classes": len(queries.classes),
-            "protocol": f"central view, output of the {options.layer} at unit length in {options.precision}; the k most similar of "
+            "protocol": f"central view, output of the {options.layer} at unit length in {session.precision}; the k most similar of "
             f"{len(rows)} training images ({which}) by dot product, votes weighted exp(similarity / {options.tau:g})",
             "k": {str(k): scores[k] for k in options.k},
         }

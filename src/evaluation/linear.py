@@ -9,8 +9,8 @@ pre-training. Both papers report the best epoch on the test split.
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -103,6 +103,7 @@ def open_job(options: LinclsEvalOptions) -> tuple[Job, LinclsEvalOptions]:
         features_cache=options.features_cache,
     )
     options = parse_lincls_eval(trained=session.trained)  # the default of --preset depends on the data
+    options = replace(options, precision=cast(Any, session.precision))
     data, backbone = session.splits["train"], session.network.get_submodule("backbone")
     num_features = feature_width(backbone)
     if options.pool_window:

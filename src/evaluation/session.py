@@ -19,6 +19,7 @@ from ..data.views import build_views
 from ..errors import InputError
 from ..features import extract
 from ..loading import Unclassified, load_backbone, load_classifiers, load_method
+from ..machine import resolve_precision
 from ..methods import Method
 from ..models.heads import LinearClassifiers
 from ..run import results_folder
@@ -159,7 +160,7 @@ def open_session(
         splits=images,
         views=views,
         device=device,
-        precision=options.precision,
+        precision=resolve_precision(options.precision, device),
         channels_last=options.channels_last,
         folder=folder,
         batch_size=batch_size,

@@ -209,7 +209,7 @@ PRESETS = {
     },
     # For own images. `train.py --data FOLDER` chooses one of the two and adapts it to the number of images and the device.
     "small_images": {
-        "arch": "cifar_resnet18",
+        "arch": "cifar_convnet",
         "global_crops_size": 32,
         "global_crops_scale": (0.2, 1.0),
         "local_crops_number": 0,
@@ -225,6 +225,9 @@ PRESETS = {
         "weight_decay": 0.0001,
         "prototypes": (10, 10, 10, 10, 10, 10, 10, 10),
         "temperature": 0.05,
+        "precision": "auto",
+        "channels_last": True,
+        "in_memory": True,
     },
     "photographs": {
         "base": "small_images",
@@ -235,6 +238,7 @@ PRESETS = {
         "lr": 0.0015,
         "warmup_start": 0.00015,
         "final_lr": 0.0000015,
+        "in_memory": False,
     },
     "digits": {
         "arch": "small_convnet",

@@ -200,12 +200,13 @@ PRESETS = {
     # Our own recipes. `train.py --data FOLDER` chooses one of the first two and adapts it to the number of images and to
     # the device.
     "small_images": {
-        "arch": "cifar_resnet18",
+        # Three blocks of convolutions on two views of 32 pixels. 13 epochs of 50,000 images take 0.34 PFLOP.
+        "arch": "cifar_convnet",
         "global_crops_size": 32,
         "global_crops_scale": (0.2, 1.0),
         "local_crops_number": 0,
         "augment": "simclr",
-        "classes": (10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 100, 100),
+        "classes": [10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 100, 100],
         "hidden_dim": 512,
         "queue_length": 0,
         "epochs": 13,
@@ -216,7 +217,11 @@ PRESETS = {
         "warmup_start": 0.0003,
         "final_lr": 0.000003,
         "weight_decay": 0.0001,
+        "precision": "auto",
+        "channels_last": True,
+        "in_memory": True,
     },
+    "cifar10": {"base": "small_images"},
     "photographs": {
         "base": "small_images",
         "arch": "resnet18",
@@ -226,6 +231,7 @@ PRESETS = {
         "lr": 0.0015,
         "warmup_start": 0.00015,
         "final_lr": 0.0000015,
+        "in_memory": False,
     },
     "digits": {
         # Two views and no neighbours: with ten classes, the nearest image often shows another digit in the first epochs.

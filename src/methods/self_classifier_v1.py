@@ -178,7 +178,7 @@ PRESETS = {
     "cifar100-20": {"base": "cifar10", "num_classes": 60},
     # For own images. `train.py --data FOLDER` chooses one of the two and adapts it to the number of images and the device.
     "small_images": {
-        "arch": "cifar_resnet18",
+        "arch": "cifar_convnet",
         "global_crops_size": 32,
         "global_crops_scale": (0.2, 1.0),
         "local_crops_number": 0,
@@ -196,6 +196,9 @@ PRESETS = {
         "num_classes": 20,
         "normalize_targets": True,
         "softmax_group": 0,
+        "precision": "auto",
+        "channels_last": True,
+        "in_memory": True,
     },
     "photographs": {
         "base": "small_images",
@@ -206,6 +209,7 @@ PRESETS = {
         "lr": 0.0015,
         "warmup_start": 0.00015,
         "final_lr": 0.0000015,
+        "in_memory": False,
     },
     # Our own recipe. With two clusters per class, ACC is 96 % on seed 0; with one cluster per class, it is 86 %.
     "digits": {

@@ -206,7 +206,7 @@ PRESETS = {
     },
     # For own images. `train.py --data FOLDER` chooses one of the two and adapts it to the number of images and the device.
     "small_images": {
-        "arch": "cifar_resnet18",
+        "arch": "cifar_convnet",
         "global_crops_size": 32,
         "global_crops_scale": (0.2, 1.0),
         "local_crops_number": 0,
@@ -223,6 +223,9 @@ PRESETS = {
         "prototypes": 10,
         "epsilon": 0.03,
         "freeze_prototypes": 97,
+        "precision": "auto",
+        "channels_last": True,
+        "in_memory": True,
     },
     "photographs": {
         "base": "small_images",
@@ -233,6 +236,7 @@ PRESETS = {
         "lr": 0.0015,
         "warmup_start": 0.00015,
         "final_lr": 0.0000015,
+        "in_memory": False,
     },
     "digits": {
         "arch": "small_convnet",

@@ -12,7 +12,13 @@ from ..errors import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
 VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; the depth is 12
-OWN_NAMES = ("small_convnet", "identity", *CIFAR_RESNETS, *VITS)  # parameter names differ from torchvision's
+OWN_NAMES = (
+    "small_convnet",
+    "cifar_convnet",
+    "identity",
+    *CIFAR_RESNETS,
+    *VITS,
+)  # parameter names differ from torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
 
 
@@ -30,7 +36,7 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
     """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F). Its attribute `width` is F.
 
     Args:
-        arch: "small_convnet", "cifar_resnet18", "cifar_resnet34", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny",
+        arch: "small_convnet", "cifar_convnet", "cifar_resnet18", "cifar_resnet34", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny",
             "vit_small", "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity"
             for data that are features of width `in_channels`.
         image_size: side of the global views in pixels. The position embedding of a ViT has this size; for images of other
@@ -44,6 +50,8 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
         return Identity(in_channels)
     if arch == "small_convnet":
         return SmallConvNet(in_channels)
+    if arch == "cifar_convnet":
+        return CifarConvNet(in_channels)
     if arch in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[arch], in_channels)
     if arch in VITS:
@@ -176,6 +184,34 @@ class SmallConvNet(Backbone):
         )
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.width = 128
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.avgpool(self.layers(images)).flatten(1)
+
+
+class CifarConvNet(Backbone):
+    """Convolutional network for images of 32×32 pixels on a CPU, (B, in_channels, H, W) → (B, 256).
+
+    A 2×2 convolution with 24 channels comes first. Three blocks of two 3×3 convolutions follow, with 32, 128 and 256
+    channels; max pooling after the first convolution of a block halves the map. The features are the maxima of the last map.
+    The forward and the backward pass of a view of 32×32 pixels take 0.265 GFLOP. The smallest view has 16×16 pixels.
+
+    The layout is that of the networks of CIFAR-10 speed records, such as arXiv:2404.00498, with half their width and without
+    their whitening layer and their GELU.
+    """
+
+    def __init__(self, in_channels: int = 3):
+        super().__init__()
+        stem = nn.Conv2d(in_channels, 24, 2, bias=False)
+        layers: list[nn.Module] = [stem, nn.BatchNorm2d(24), nn.ReLU()]
+        inputs = 24
+        for outputs in (32, 128, 256):
+            conv, norm = conv_bn(inputs, outputs, 3)
+            layers += [conv, nn.MaxPool2d(2), norm, nn.ReLU(), *conv_bn(outputs, outputs, 3), nn.ReLU()]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveMaxPool2d(1)
+        self.width = inputs
 
     def forward(self, images: Tensor) -> Tensor:
         return self.avgpool(self.layers(images)).flatten(1)
