@@ -336,7 +336,8 @@ def parse_train(
     known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     method = read_method(known.method)
     found = None
-    preset, changed, reason = known.preset, {}, ""
+    preset, reason = known.preset, ""
+    changed: dict[str, Any] = {}
     if not preset:
         preset = known.data if known.data in method.presets else "published"
         if survey is not None and _is_folder(known.data):
