@@ -21,10 +21,21 @@ from .flags import (
     require_views,
 )
 from .methods import MethodSource, method_names, read_method
-from .training import BUILT_IN_DATA, FREE_TO_CHANGE, DataOptions, DeviceOptions, TrainOptions, ViewSettings, parse_train
+from .training import (
+    BUILT_IN_DATA,
+    EVAL_VIEW,
+    FREE_TO_CHANGE,
+    DataOptions,
+    DeviceOptions,
+    TrainOptions,
+    ViewSettings,
+    check_patches,
+    parse_train,
+)
 
 __all__ = [
     "BUILT_IN_DATA",
+    "EVAL_VIEW",
     "FREE_TO_CHANGE",
     "SUPERCLASSES",
     "ClsEvalOptions",
@@ -39,6 +50,7 @@ __all__ = [
     "TrainOptions",
     "ViewSettings",
     "as_plain",
+    "check_patches",
     "flag",
     "method_names",
     "parse_cls_eval",
