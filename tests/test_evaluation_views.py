@@ -327,6 +327,9 @@ def test_runs_are_evaluated_at_the_published_size(data, crop, augment, sides, me
     views = train.open_views(options, None)  # for --eval-every
     assert (views.eval_size, views.eval_resize, views.mean, views.std) == (*sides, mean, std)
     assert views.recipes[0].size == crop
+    options, _, _ = parse_train([*words, "--eval-size", "40", "--eval-resize", "45"])
+    views = train.open_views(options, None)
+    assert (views.eval_size, views.eval_resize, views.recipes[0].size) == (40, 45, crop)
 
 
 @pytest.fixture
