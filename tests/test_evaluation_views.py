@@ -379,6 +379,16 @@ def test_the_probe_trains_at_the_size_and_with_the_normalisation_of_its_test(run
         assert crops[0, :, 0, 0].tolist() == pytest.approx([-0.485 / red, -0.456 / 0.224, -0.406 / 0.225])
 
 
+def test_windows_are_those_of_the_map_of_the_evaluation_view(run_of_160, monkeypatch):
+    """The last map has 56 places per side for views of 224 pixels, and 40 for training crops of 160."""
+    words = ["--checkpoint", str(run_of_160[0]), "--workers", "0", "--batch-size", "6", "--pool-window", "55"]
+    monkeypatch.setattr(sys, "argv", ["lincls_eval.py", *words])
+    job, _ = linear.open_job(linear.parse_lincls_eval())
+    assert job.probe.fc.in_features == 4 * 128
+    (images, _) = next(iter(job.session.batches(job.test)))
+    assert job.probe(images).shape == (6, 2)
+
+
 def test_features_of_another_size_are_not_taken_from_the_cache(run_of_160, tmp_path, capsys):
     path, _ = run_of_160
     words = ["--checkpoint", path, "--workers", "0", "--k", "2", "--features-cache", tmp_path / "cache"]
