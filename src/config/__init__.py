@@ -24,17 +24,20 @@ from .methods import MethodSource, method_names, read_method
 from .recipe import SMALL_SIDE, Survey
 from .training import (
     BUILT_IN_DATA,
+    EVAL_VIEW,
     FREE_TO_CHANGE,
     SUBSETS,
     DataOptions,
     DeviceOptions,
     TrainOptions,
     ViewSettings,
+    check_patches,
     parse_train,
 )
 
 __all__ = [
     "BUILT_IN_DATA",
+    "EVAL_VIEW",
     "FREE_TO_CHANGE",
     "SMALL_SIDE",
     "SUBSETS",
@@ -52,6 +55,7 @@ __all__ = [
     "TrainOptions",
     "ViewSettings",
     "as_plain",
+    "check_patches",
     "flag",
     "method_names",
     "parse_cls_eval",

@@ -64,7 +64,12 @@ def choose_preset(survey: Survey, presets: dict[str, dict[str, Any]]) -> tuple[s
     changes = {}
     if survey.gpu:
         size = min(survey.side // 32 * 32, 224)
-        changes = {"global_crops_size": size, "arch": "resnet50" if size > 128 else "resnet18"}
+        changes = {
+            "arch": "resnet50" if size > 128 else "resnet18",
+            "global_crops_size": size,
+            "eval_size": size,
+            "eval_resize": size * 256 // 224,
+        }
     return "photographs", changes, f"photographs on {device}"
 
 
