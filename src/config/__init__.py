@@ -24,18 +24,21 @@ from .flags import (
 from .methods import MethodSource, method_names, read_method
 from .training import (
     BUILT_IN_DATA,
+    EVAL_VIEW,
     FREE_TO_CHANGE,
     SUBSETS,
     DataOptions,
     DeviceOptions,
     TrainOptions,
     ViewSettings,
+    check_patches,
     check_settings,
     parse_train,
 )
 
 __all__ = [
     "BUILT_IN_DATA",
+    "EVAL_VIEW",
     "FREE_TO_CHANGE",
     "SUBSETS",
     "SUPERCLASSES",
@@ -51,6 +54,7 @@ __all__ = [
     "TrainOptions",
     "ViewSettings",
     "as_plain",
+    "check_patches",
     "check_settings",
     "flag",
     "method_names",
