@@ -5,12 +5,14 @@ import os
 import pickle
 import re
 import shutil
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from evaluating import SMALL, make_pictures
 from PIL import Image
+from torchvision.datasets import stl10
 
 from src import checkpoint
 from src.config import SUBSETS, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
@@ -499,3 +501,16 @@ def test_a_run_in_memory_learns_from_the_same_images(run_program, tmp_path):
     files, memory = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("files", "memory"))
     for name, value in files["model"].items():  # the crops may differ by a grey level
         torch.testing.assert_close(memory["model"][name], value, rtol=0.1, atol=0.02)
+
+
+def test_stl10_is_downloaded_over_https_first_and_its_md5_is_compared(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(url, root, filename, md5):
+        asked.append((url.partition("://")[0], md5))
+        raise URLError("no answer")
+
+    monkeypatch.setattr(stl10, "download_and_extract_archive", refuse)
+    with pytest.raises(InputError, match="--data stl10: <urlopen error no answer>"):
+        open_data("stl10", "train", root=str(tmp_path), download=True)
+    assert asked == [("https", stl10.STL10.tgz_md5), ("http", stl10.STL10.tgz_md5)]

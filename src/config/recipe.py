@@ -56,11 +56,10 @@ def choose_preset(survey: Survey, presets: dict[str, dict[str, Any]]) -> tuple[s
         return "published", {}, f"at least {LARGE:,} images on a GPU"
     if survey.side <= SMALL_SIDE:
         size = max(round(survey.side / 8) * 8, 8)
-        return (
-            "small_images",
-            {"global_crops_size": size, "in_memory": survey.uniform},
-            f"images of at most {SMALL_SIDE} pixels",
-        )
+        changes: dict[str, Any] = {"global_crops_size": size, "in_memory": survey.uniform}
+        if size < SMALLEST_FOR_CIFAR:
+            changes["arch"] = "small_convnet"
+        return "small_images", changes, f"images of at most {SMALL_SIDE} pixels"
     changes = {}
     if survey.gpu:
         size = min(survey.side // 32 * 32, 224)
