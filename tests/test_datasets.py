@@ -493,7 +493,20 @@ def test_a_run_in_memory_learns_from_the_same_images(run_program, tmp_path):
     folder = make_pictures(
         tmp_path / "pictures", {"red": (200, 0, 0), "blue": (0, 0, 200)}, splits=[("train", 8), ("val", 4)]
     )
-    words = ("train.py", "--data", folder, *SMALL, "--augment", "crop_flip", "--batch-size", "8", "--base-lr", "0.1")
+    words = (
+        "train.py",
+        "--preset",
+        "published",
+        "--data",
+        folder,
+        *SMALL,
+        "--augment",
+        "crop_flip",
+        "--batch-size",
+        "8",
+        "--base-lr",
+        "0.1",
+    )
     words += ("--epochs", "2", "--warmup-epochs", "0", "--eval-every", "1", "--workers", "1")
     for name, flags in (("files", []), ("memory", ["--in-memory"])):
         done = run_program(*words, *flags, "--output-dir", tmp_path / name)

@@ -1,5 +1,6 @@
 """Flags, declared once as the fields of dataclasses, with the comment after the field as help. Nothing here imports torch."""
 
+from .command import parse_train
 from .evaluation import (
     SUPERCLASSES,
     ClsEvalOptions,
@@ -34,7 +35,6 @@ from .training import (
     ViewSettings,
     check_patches,
     check_settings,
-    parse_train,
 )
 
 __all__ = [
