@@ -174,7 +174,10 @@ def test_infinite_products_are_neighbours_as_well(with_faiss):
 def test_faiss_is_used_where_it_pays_and_exists(with_faiss, monkeypatch):
     rows = torch.ones(2, 2)
     faiss = faiss_for(rows, rows.half(), multiplications=8)
-    assert faiss.omp_get_max_threads() == torch.get_num_threads() == 1
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        faiss_for(rows, multiplications=8)
+        assert faiss.omp_get_max_threads() == threads
     assert faiss_for(rows, rows.double(), multiplications=8) is None
     assert faiss_for(rows, rows.to("meta"), multiplications=8) is None
     monkeypatch.setattr(neighbors, "WORTHWHILE", 9)
