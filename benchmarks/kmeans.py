@@ -9,6 +9,7 @@ last comparison is that of k-means++, with scikit-learn alone. The peak is the m
 """
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -20,7 +21,17 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import in_words, machine, parse, parser, peak_memory, seconds_in_turns, spread, write
+from benchmarks.common import (
+    add_threads,
+    in_words,
+    machine,
+    parse,
+    parser,
+    peak_memory,
+    seconds_in_turns,
+    spread,
+    write,
+)
 from src import neighbors
 from src.evaluation import kmeans
 
@@ -57,6 +68,7 @@ def lloyd(
     turns: int,
     sklearn: bool,
     iterations: int | None = None,
+    clock=time.perf_counter,
     **settings,
 ) -> dict:
     """Run Lloyd's algorithm from the same centroids. faiss takes as many iterations as ours.
@@ -93,7 +105,7 @@ def lloyd(
     sides = {"ours": ours, "faiss": with_faiss, "ours, without faiss": by_torch}
     if sklearn:
         sides["scikit-learn"] = by_sklearn
-    row = compare(what, sides, turns)
+    row = compare(what, sides, turns, clock)
     return {**row, "iterations": done, "inertia": {side: inertia(rows, found) for side, found in centroids.items()}}
 
 
@@ -121,9 +133,9 @@ def growth(rows: torch.Tensor, clusters: int) -> dict:
     return {"what": "peak beyond the features", "peak_bytes": peaks}
 
 
-def compare(what: str, sides: dict, turns: int) -> dict:
+def compare(what: str, sides: dict, turns: int, clock=time.perf_counter) -> dict:
     """Measure the time and the peak memory of several functions."""
-    seconds = seconds_in_turns(sides, turns)
+    seconds = seconds_in_turns(sides, turns, clock=clock)
     return {"what": what, "seconds": seconds, "peak_bytes": {side: peak_memory(run) for side, run in sides.items()}}
 
 
@@ -143,7 +155,7 @@ def show(row: dict) -> None:
 
 def main():
     flags = parser(__doc__)
-    flags.add_argument("--threads", type=int, default=1, help="number of threads of every side (default: %(default)s)")
+    add_threads(flags)
     flags.add_argument("--scikit-learn", action="store_true", help="also run scikit-learn")
     arguments = parse(flags)
     torch.set_num_threads(arguments.threads)
@@ -154,7 +166,8 @@ def main():
     start = rows[np.random.default_rng(0).choice(N, K, replace=False)]
     print(in_words(where), flush=True)
     print(f"{N:,} x {width}, {K:,} clusters, {arguments.threads} thread(s); seconds: median (range) of {turns} runs")
-    run = partial(lloyd, rows=rows, start=start, turns=turns, sklearn=arguments.scikit_learn)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    run = partial(lloyd, clock=clock, rows=rows, start=start, turns=turns, sklearn=arguments.scikit_learn)
     results = []
     with threadpool_limits(arguments.threads):
         for measure in (

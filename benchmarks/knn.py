@@ -1,9 +1,9 @@
 """Compare our nearest-neighbour search and votes with faiss, with plain torch and with the products alone.
 
-    python benchmarks/knn.py
+    python benchmarks/knn.py --threads 1
     python benchmarks/knn.py --large --queries 2048     # the bank of ImageNet, 1.28 million × 2048 features
 
-All sides search 200 neighbours of the same queries, with one thread and with two. "products" computes the dot products and
+All sides search 200 neighbours of the same queries. "products" computes the dot products and
 selects nothing. The benchmark reports seconds, ratios, the share of queries with the neighbours of faiss, and the peak memory
 beyond the features, which should not grow with the bank.
 """
@@ -18,7 +18,17 @@ import faiss
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import in_words, machine, parse, parser, peak_memory, seconds_in_turns, spread, write
+from benchmarks.common import (
+    add_threads,
+    in_words,
+    machine,
+    parse,
+    parser,
+    peak_memory,
+    seconds_in_turns,
+    spread,
+    write,
+)
 from src import neighbors
 from src.evaluation.knn import unit_rows
 from src.metrics import knn_top
@@ -37,7 +47,7 @@ def features(rows: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tens
     return unit_rows(found, torch.float32), labels
 
 
-def compare(bank_size: int, num_queries: int, width: int, *, threads: int, turns: int) -> dict:
+def compare(bank_size: int, num_queries: int, width: int, *, threads: int, turns: int, clock) -> dict:
     """Compute the rows of one table, on the CPU."""
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
@@ -77,7 +87,7 @@ def compare(bank_size: int, num_queries: int, width: int, *, threads: int, turns
         "ours, without faiss": by_torch,
         "topk of the products": plain,
     }
-    seconds = seconds_in_turns(sides, turns)
+    seconds = seconds_in_turns(sides, turns, clock=clock)
     ours()
     same = (found["ours"].sort(dim=1).values == torch.from_numpy(found["faiss"]).sort(dim=1).values).all(dim=1)
     size = {"bank": bank_size, "queries": num_queries, "width": width, "k": k, "threads": threads}
@@ -124,10 +134,13 @@ def main():
     flags.add_argument(
         "--large", action="store_true", help="time our search alone at the size of ImageNet, on a GPU if there is one"
     )
-    flags.add_argument("--bank", type=int, default=1_281_167, help="rows of the bank with --large (default: %(default)s)")
+    flags.add_argument(
+        "--bank", type=int, default=1_281_167, help="rows of the bank with --large (default: %(default)s)"
+    )
     flags.add_argument(
         "--queries", type=int, default=50_000, help="number of queries with --large (default: %(default)s)"
     )
+    add_threads(flags)
     arguments = parse(flags)
     where = machine("torch", "faiss-cpu", "numpy")
     print(in_words(where), flush=True)
@@ -142,18 +155,17 @@ def main():
         write(arguments.json, where, [row])
         return
     turns, num_queries, width, size = (2, 1000, 128, 20_000) if arguments.quick else (3, 4000, 256, 50_000)
-    rows = []
-    for threads in (1, 2):
-        row = compare(size, num_queries, width, threads=threads, turns=turns)
-        rows.append(row)
-        print(
-            f"{num_queries:,} queries, bank {size:,} x {width}, k {row['k']}, {threads} thread(s); seconds: median (range) of "
-            f"{turns} runs; neighbours equal to those of faiss for {row['same_neighbours']:.2%} of the queries"
-        )
-        base, other = (median(row["seconds"][side]) for side in ("products", "faiss"))
-        for side, seconds in row["seconds"].items():
-            ratios = f"{median(seconds) / base:5.2f} x products  {median(seconds) / other:5.2f} x faiss"
-            print(f"  {side:24}{spread(seconds, 2):22}{ratios}", flush=True)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    row = compare(size, num_queries, width, threads=arguments.threads, turns=turns, clock=clock)
+    rows = [row]
+    print(
+        f"{num_queries:,} queries, bank {size:,} x {width}, k {row['k']}, {row['threads']} thread(s); seconds: median (range) "
+        f"of {turns} runs; neighbours equal to those of faiss for {row['same_neighbours']:.2%} of the queries"
+    )
+    base, other = (median(row["seconds"][side]) for side in ("products", "faiss"))
+    for side, seconds in row["seconds"].items():
+        ratios = f"{median(seconds) / base:5.2f} x products  {median(seconds) / other:5.2f} x faiss"
+        print(f"  {side:24}{spread(seconds, 2):22}{ratios}", flush=True)
     for bank_size in (size, 2 * size, 4 * size):
         row = memory(bank_size, num_queries, width)
         rows.append(row)
