@@ -161,7 +161,8 @@ def main():
     torch.set_num_threads(arguments.threads)
     faiss.omp_set_num_threads(arguments.threads)
     where = machine("torch", "scikit-learn", "numpy", "faiss-cpu")
-    N, width, K, turns = (10_000, 64, 100, 2) if arguments.quick else (50_000, 256, 1000, 3)
+    N, width, K = (10_000, 64, 100) if arguments.quick else (50_000, 256, 1000)
+    turns = arguments.turns
     rows = features(N, width, K)
     start = rows[np.random.default_rng(0).choice(N, K, replace=False)]
     print(in_words(where), flush=True)

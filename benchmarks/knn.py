@@ -154,7 +154,8 @@ def main():
         )
         write(arguments.json, where, [row])
         return
-    turns, num_queries, width, size = (2, 1000, 128, 20_000) if arguments.quick else (3, 4000, 256, 50_000)
+    turns = arguments.turns
+    num_queries, width, size = (1000, 128, 20_000) if arguments.quick else (4000, 256, 50_000)
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     row = compare(size, num_queries, width, threads=arguments.threads, turns=turns, clock=clock)
     rows = [row]

@@ -54,7 +54,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, bank_chunk: int = BANK_CHU
     faiss = faiss_for(bank, queries, multiplications=bank.numel() * len(queries))
     if faiss is None:
         return _nearest_by_torch(bank, queries, k, bank_chunk=bank_chunk)
-    best, rows = _nearest_by_faiss(faiss, bank, queries.float(), min(k + 1, len(bank)))
+    best, rows = _nearest_by_faiss(bank, queries.float(), min(k + 1, len(bank)), faiss=faiss)
     # faiss does not guarantee which of several equal values it returns. The next value after the k-th tells whether it
     # had to leave one out. It finds no row (-1) if a product is not finite.
     unclear = (rows < 0).any(dim=1)
@@ -68,7 +68,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, bank_chunk: int = BANK_CHU
     return best, rows
 
 
-def _nearest_by_faiss(faiss: ModuleType, bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _nearest_by_faiss(bank: Tensor, queries: Tensor, k: int, *, faiss: ModuleType) -> tuple[Tensor, Tensor]:
     """Return what `nearest` returns, but with equally similar rows in any order and any choice."""
     size = len(bank)
     if bank.dtype != torch.float32 or not bank.is_contiguous():
