@@ -174,7 +174,8 @@ def _source_of_clusters(kmeans: dict[str, Any] | None) -> str:
     if not kmeans:
         return "classifier"
     unit = " at unit length" if kmeans["normalize"] else ""
-    starts = f"{kmeans['restarts']} x {kmeans['init']}"
+    early = ", early stop" if kmeans.get("early_stop") else ""  # missing in files of former versions
+    starts = f"{kmeans['restarts']} x {kmeans['init']}{early}"
     return f"k-means {kmeans['clusters']} on {kmeans['layer']}{unit}, {kmeans['fit_images']} images, {starts}"
 
 

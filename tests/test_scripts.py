@@ -98,6 +98,7 @@ KMEANS = {
     "fit_share": 0.1,
     "init": "k-means++",
     "restarts": 10,
+    "early_stop": False,  # theirs: scikit-learn's rule
 }
 for name, model in (
     ("barlowtwins", "barlow-twins-1000ep"),

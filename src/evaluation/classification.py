@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..config import ClsEvalOptions, KMeansOptions, ViewSettings, as_plain
 from ..data.base import Views
-from ..data.datasets import Images, MemoryImages
+from ..data.datasets import ImageFiles, Images, MemoryImages
 from ..data.imagenet import class_to_superclass
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
@@ -278,7 +278,7 @@ def cluster_by_kmeans(job: Job, settings: KMeansOptions) -> Clustering:
     train = session.open("train")
     rows, which = _fitted_rows(settings, train)
     features = session.features(job.data, split=job.split, layer=settings.layer)
-    if job.split == "train":
+    if _same_files(train, job.data) or job.split == "train":
         fitted_on = features[rows]
     elif session.features_cache:  # a cache holds the whole split, because the next evaluation may use another share
         fitted_on = session.features(train, split="train", layer=settings.layer)[rows]
@@ -293,10 +293,12 @@ def cluster_by_kmeans(job: Job, settings: KMeansOptions) -> Clustering:
         init=settings.init,
         restarts=settings.restarts,
         seed=settings.seed,
+        least_gain=kmeans.EARLY if settings.early_stop else 0.0,
     )
     clusters, confidences = (
         each.cpu().numpy()[None] for each in kmeans.assign(to_cluster.to(session.device), fit.centroids)
     )
+    start = f"{settings.init}, early stop" if settings.early_stop else settings.init
     facts = as_plain(settings)
     facts = {"clusters": facts.pop("kmeans"), **facts, "fit_images": len(rows), "inertia": fit.inertia}
     facts |= {"iterations": fit.iterations, "best": fit.restart, "features": fitted_on.shape[1]}
@@ -309,11 +311,16 @@ def cluster_by_kmeans(job: Job, settings: KMeansOptions) -> Clustering:
         chosen=0,
         chosen_by="--kmeans",
         protocol=f"one central view per image, output of the {settings.layer}{' at unit length' if settings.normalize else ''}; "
-        f"k-means with {settings.kmeans} clusters, the best of {settings.restarts} starts ({settings.init}), fitted on "
+        f"k-means with {settings.kmeans} clusters, the best of {settings.restarts} starts ({start}), fitted on "
         f"{len(rows)} training images ({which})",
         settings=facts,
         features=features if settings.layer == "backbone" else None,
     )
+
+
+def _same_files(one: Images, other: Images) -> bool:
+    """Tell whether two splits consist of the same files, as those of a folder without `train/` do."""
+    return isinstance(one, ImageFiles) and isinstance(other, ImageFiles) and one.paths == other.paths
 
 
 def _fitted_rows(settings: KMeansOptions, train: Images) -> tuple[np.ndarray, str]:
