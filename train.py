@@ -154,15 +154,17 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
 
 
 def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: str) -> None:
-    """Log the command, the code revision, the resolved configuration, and the sizes of this run.
+    """Log the command, the code revision, the resolved configuration, and the sizes of this run; record its start.
 
     Args:
         started: line about the weights from which the run starts; "": none.
     """
     from src import distributed
     from src.models.backbones import count_parameters
+    from src.provenance import record_start
 
     loader, device, settings = trainer.loader, trainer.device, run.config
+    record_start(run.folder, loader.data, revision=run.revision, step=trainer.step, device=device)
     progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{describe(settings)}")
     progress.say(
         f"{len(loader.data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
