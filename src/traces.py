@@ -3,11 +3,11 @@
     python -m src.results traces              # compare the code with tests/traces
     python -m src.results traces --write      # renew the files whose traces have changed
 
-A trace is the loss of 30 steps on 240 handwritten digits. Each method has four of them: one or two ranks, each with the batch
+A trace is the loss of 30 steps on 160 handwritten digits. Each method has four of them: one or two ranks, each with the batch
 in one or two parts (`--accumulate`). The networks are small, and everything is computed in float64: in float32, processors
-round differently, and the losses then drift apart by up to 1e-2 within twenty steps. Measured on one processor, other vector
-instructions or a second thread change the losses by less than 1e-11. A discrete choice, such as the nearest neighbour in a
-queue, would change a loss by more, but two candidates of a choice are never as close as that.
+round differently, and the losses then drift apart by up to 1e-2 within twenty steps. In float64, other vector instructions
+change these losses by less than 1e-13 of their value. The tolerance is 1e-8. A discrete choice, such as the nearest neighbour
+in a queue, would change a loss by more, but that needs two candidates that are equal to about thirteen digits.
 
 A file also holds the mean of each view in the first batch, because most losses do not change if two views are exchanged.
 """
@@ -38,16 +38,16 @@ from .trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tests" / "traces"
-TOLERANCE = 1e-6  # relative difference of two losses that count as equal
-IMAGES, BATCH, EPOCHS = 240, 24, 3  # 30 steps
+TOLERANCE = 1e-8  # relative difference of two losses that count as equal
+IMAGES, BATCH, EPOCHS = 160, 16, 3  # 30 steps
 PARTS = (1, 2)
 # Small networks. Everything that starts late in a normal run, such as a queue, starts within the 30 steps.
 SHARED = f"--data digits --device cpu --batch-size {BATCH} --epochs {EPOCHS} --warmup-epochs 1 --hidden-dim 32 --dim 16"
 LOCAL = "--local-crops-number 1 --local-crops-size 6"
 FLAGS = {
-    "self_classifier": f"{LOCAL} --classes 10 10 20 --queue-length 48",
+    "self_classifier": f"{LOCAL} --classes 10 10 20 --queue-length 32",
     "self_classifier_v1": "--num-classifiers 3",
-    "swav": f"{LOCAL} --queue-length 48 --queue-start 1 --freeze-prototypes 2",
+    "swav": f"{LOCAL} --queue-length 32 --queue-start 1 --freeze-prototypes 2",
     "deepcluster_v2": f"{LOCAL} --prototypes 10 12",
     "sela_v2": f"{LOCAL} --prototypes 10 12 --freeze-prototypes 2",
 }
@@ -65,12 +65,13 @@ class _Losses(Progress):
         self.losses.append(distributed.mean_over_ranks(value).item())
 
 
-def follow(method: str, accumulate: int, *flags: str) -> dict[str, list[float]]:
-    """Train a method for 30 steps on this process's share of the batches.
+def follow(method: str, accumulate: int, *flags: str, epochs: int = EPOCHS) -> dict[str, list[float]]:
+    """Train a method on this process's share of the batches, ten steps per epoch.
 
     Args:
         accumulate: number of parts of a batch.
         flags: further flags of train.py.
+        epochs: number of epochs after which to stop; the run is planned for `EPOCHS` all the same.
 
     Returns:
         losses: the loss of each step.
@@ -81,6 +82,7 @@ def follow(method: str, accumulate: int, *flags: str) -> dict[str, list[float]]:
     with _in_float64():
         torch.manual_seed(options.seed)
         digits = open_data(options.data, "train")
+        assert isinstance(digits, MemoryImages)
         data = MemoryImages(digits.images[:IMAGES], digits.labels[:IMAGES], digits.classes)
         views = build_views(options.data, data, options.views)
         loader = TrainLoader(data, views, batch_size=BATCH, seed=options.seed, device=torch.device("cpu"))
@@ -104,7 +106,7 @@ def follow(method: str, accumulate: int, *flags: str) -> dict[str, list[float]]:
         )
         first: list[Tensor] = next(iter(loader.epoch(0, apart=True))).views
         progress = _Losses()
-        while trainer.epoch < EPOCHS:
+        while trainer.epoch < epochs:
             trainer.train_epoch(progress)
     return {"losses": progress.losses, "views": [view.mean().item() for view in first]}
 
