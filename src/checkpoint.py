@@ -13,7 +13,7 @@ import struct
 import subprocess
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,9 @@ from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"
 VERSION = 1
+# {version: function that takes a checkpoint of this version and returns one of the next version}. Whoever raises VERSION adds
+# a function here, so that older files stay readable; CONTRIBUTING.md has the steps.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -61,6 +64,9 @@ def _checked(state: object, path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(map(str, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"checkpoint {path}: not written by train.py, it holds {found}, ...: name a file of train.py")
+    for version, migrate in sorted(MIGRATIONS.items()):
+        if state.get("version") == version:
+            state = {**migrate(state), "version": version + 1}
     if state.get("version") != VERSION:
         raise InputError(
             f"checkpoint {path}: format version {state.get('version')}, expected {VERSION}: use the code that wrote the file"
