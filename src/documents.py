@@ -10,11 +10,16 @@ The words after "results:" are the name of a function in `BLOCKS` and its argume
 sentence. A table with numbers that is in no block must follow a comment that says why:
 
     <!-- no card: REASON -->
+
+or be on a page with the comment
+
+    <!-- no cards on this page: REASON -->
 """
 
 import json
 import re
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from .errors import InputError
 
 BLOCK = re.compile(r"<!-- results: (?P<name>.+?) -->(?P<text>.*?)<!-- end -->", flags=re.DOTALL)
 TABLE = re.compile(r"^(?:\|.*\|\n)+", flags=re.MULTILINE)
+NO_CARDS = "<!-- no cards on this page: "
 NO_CARD = re.compile(r"<!-- no card: .+? -->\n\n?\Z")
 NUMBER = re.compile(r"\|[ *]*[-+]?\d[\d.,]*( ±[^|]*| \([^|]*| %)?[ *]*(?=\|)")  # a cell that is a number
 METRICS = ("acc", "nmi", "ami", "ari")
@@ -69,6 +75,10 @@ def _render(root: Path, name: str, where: str) -> str:
     function, *words = name.split()
     if function not in BLOCKS:
         raise InputError(f"{where}: results: {function}: no such block, expected one of {', '.join(BLOCKS)}")
+    try:
+        signature(BLOCKS[function]).bind(root, *words)
+    except TypeError:
+        raise InputError(f"{where}: results: {name}: wrong number of arguments") from None
     return BLOCKS[function](root / "docs" / "results", *words)
 
 
@@ -82,6 +92,8 @@ def _first_difference(found: str, expected: str) -> str:
 
 
 def _tables_without_card(text: str) -> list[str]:
+    if NO_CARDS in text:
+        return []
     covered = [block.span() for block in BLOCK.finditer(text)]
     lines = []
     for table in TABLE.finditer(text):

@@ -11,22 +11,18 @@ import contextlib
 import json
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-from evaluating import run_here
-
 from src import logs
 from src.checkpoint import VERSION
 from src.data.datasets import open_data
 from src.loading import load_method
 from src.methods import METHODS
+from tests.evaluating import run_here
 
 FOLDER = Path(__file__).parent / "checkpoints"
 STOP = 10  # the step during which the signal comes, in the second of three epochs of seven steps
@@ -79,7 +75,10 @@ def read(folder: Path) -> dict[str, dict]:
 def keep(method: str, target: Path) -> dict:
     """Write the checkpoint of a run that is stopped in its second epoch, and return what its tests expect."""
     words = f"--method {method} {SHARED} {FLAGS[method]}".split()
-    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):  # the checkpoint then holds no path of ours
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        contextlib.chdir(scratch),
+    ):  # the checkpoint then holds no path of ours
         with stopped(), contextlib.suppress(SystemExit):
             train(words, "stopped")
         kept = target / f"{method}.pt"

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 from evaluating import run_here
-from keep_checkpoints import FOLDER, logits_of, read
 
 from src import checkpoint
 from src.checkpoint import VERSION
 from src.errors import InputError
 from src.methods import METHODS
+from tests.keep_checkpoints import FOLDER, logits_of, read
 
 VERSIONS = sorted(FOLDER.glob("version_*"))
 EXPECTED = {(folder.name, method): known for folder in VERSIONS for method, known in read(folder).items()}
@@ -33,9 +33,7 @@ def test_the_network_is_the_one_that_was_saved(version, method):
 
 @each_file
 def test_it_is_evaluated(version, method, tmp_path):
-    run_here(
-        "cls_eval", "--checkpoint", FOLDER / version / f"{method}.pt", "--device", "cpu", "--output-dir", tmp_path
-    )
+    run_here("cls_eval", "--checkpoint", FOLDER / version / f"{method}.pt", "--device", "cpu", "--output-dir", tmp_path)
     found = json.loads((tmp_path / "cls_eval.json").read_text())
     assert (found["method"], found["images"]) == (method, 360)
     assert 0.1 < found["acc"] < 1
