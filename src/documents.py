@@ -112,6 +112,12 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n" + "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]]) + "\n"
 
 
+def _of(results: Path, runs: str) -> Cards:
+    """Return the cards of FOLDER/METHOD."""
+    folder, _, method = runs.rpartition("/")
+    return read_cards(results / folder, method)
+
+
 def _seeds(cards: Cards, words: str) -> Cards:
     """Return the cards of a range of seeds such as 0-4, or all cards for "all"."""
     if words == "all":
@@ -123,9 +129,9 @@ def _seeds(cards: Cards, words: str) -> Cards:
     return {seed: cards[seed] for seed in wanted}
 
 
-def seeds(results: Path, folder: str, method: str, *groups: str) -> str:
+def seeds(results: Path, runs: str, *groups: str) -> str:
     """Return a table with one row per run, and one with mean and standard deviation for each range of seeds."""
-    cards = read_cards(results / folder, method)
+    cards = _of(results, runs)
     rows = []
     for seed, card in cards.items():
         single = candidates(card)
@@ -200,20 +206,20 @@ def pixels(results: Path, folder: str) -> str:
     return ", ".join(f"{metric.upper()} {score:.1f}" for metric, score in named)
 
 
-def worst(results: Path, folder: str, method: str, words: str) -> str:
+def worst(results: Path, runs: str, words: str) -> str:
     """Return the accuracy of the worst run."""
-    return f"{min(scores(_seeds(read_cards(results / folder, method), words), 'acc')):.1f}"
+    return f"{min(scores(_seeds(_of(results, runs), words), 'acc')):.1f}"
 
 
-def single(results: Path, folder: str, method: str, words: str) -> str:
+def single(results: Path, runs: str, words: str) -> str:
     """Return the range of the accuracies of single classifiers, as part of a sentence."""
-    found = [acc for card in _seeds(read_cards(results / folder, method), words).values() for acc in candidates(card)]
+    found = [acc for card in _seeds(_of(results, runs), words).values() for acc in candidates(card)]
     return f"{min(found):.1f} to {max(found):.1f}"
 
 
-def minutes(results: Path, folder: str, method: str) -> str:
+def minutes(results: Path, runs: str) -> str:
     """Return the range of the training times, as part of a sentence."""
-    found = [card["minutes"] for card in read_cards(results / folder, method).values()]
+    found = [card["minutes"] for card in _of(results, runs).values()]
     return f"{min(found):.1f} to {max(found):.1f}"
 
 

@@ -23,9 +23,6 @@ def record_start(folder: Path, data: Images, *, revision: str, step: int, device
         data: the training images.
         revision: revision of the code.
         step: number of the finished steps.
-
-    Raises:
-        InputError: if an image file is missing.
     """
     if not distributed.is_main():
         return

@@ -152,9 +152,9 @@ def project(tmp_path):
     cards.collect(runs, tmp_path / "docs" / "results" / "toys")
     (tmp_path / "docs" / "results" / "toys.md").write_text("No numbers.\n")
     (tmp_path / "README.md").write_text(
-        "# Toys\n\n<!-- results: seeds toys swav all -->\n<!-- end -->\n\n"
-        "Single ones reach <!-- results: single toys swav 0-1 --><!-- end --> %, chosen ones at least "
-        "<!-- results: worst toys swav 0-1 --><!-- end -->.\n"
+        "# Toys\n\n<!-- results: seeds toys/swav all -->\n<!-- end -->\n\n"
+        "Single ones reach <!-- results: single toys/swav 0-1 --><!-- end --> %, chosen ones at least "
+        "<!-- results: worst toys/swav 0-1 --><!-- end -->.\n"
     )
     return tmp_path
 
@@ -164,23 +164,23 @@ def test_tables_and_words_are_rebuilt_from_cards(project):
     assert documents.differences(project) == []
     # mean and sample standard deviation of 90 and 96: 93 and sqrt(9 + 9)
     assert (project / "README.md").read_text() == (
-        "# Toys\n\n<!-- results: seeds toys swav all -->\n"
+        "# Toys\n\n<!-- results: seeds toys/swav all -->\n"
         "| seed | ACC | NMI | AMI | ARI | mean ACC of the 2 candidates | worst candidate |\n"
         "|---|---|---|---|---|---|---|\n"
         "| 0 | 90.0 | 33.3 | 25.0 | 12.5 | 80.0 | 70.0 |\n"
         "| 1 | 96.0 | 33.3 | 25.0 | 12.5 | 86.0 | 76.0 |\n"
         "| mean ± std, all | 93.0 ± 4.2 | 33.3 ± 0.0 | 25.0 ± 0.0 | 12.5 ± 0.0 |  |  |\n"
         "<!-- end -->\n\n"
-        "Single ones reach <!-- results: single toys swav 0-1 -->70.0 to 96.0<!-- end --> %, chosen ones at least "
-        "<!-- results: worst toys swav 0-1 -->90.0<!-- end -->.\n"
+        "Single ones reach <!-- results: single toys/swav 0-1 -->70.0 to 96.0<!-- end --> %, chosen ones at least "
+        "<!-- results: worst toys/swav 0-1 -->90.0<!-- end -->.\n"
     )
 
 
 @pytest.mark.parametrize(
     ("before", "after", "line"),
     [
-        ("| 86.0 | 76.0 |", "| 86.0 | 76.1 |", "README.md: seeds toys swav all: found '| 1 | 96.0 |"),
-        ("-->90.0<", "-->91.0<", "README.md: worst toys swav 0-1: found '91.0', the cards give '90.0'"),
+        ("| 86.0 | 76.0 |", "| 86.0 | 76.1 |", "README.md: seeds toys/swav all: found '| 1 | 96.0 |"),
+        ("-->90.0<", "-->91.0<", "README.md: worst toys/swav 0-1: found '91.0', the cards give '90.0'"),
         ("| 0 | 90.0 | 33.3 | 25.0 | 12.5 | 80.0 | 70.0 |\n", "", "found '| 1 | 96.0 | 33.3"),
         ("<!-- end -->\n\nSingle", "| extra |\n<!-- end -->\n\nSingle", "found '| extra |', the cards give ''"),
     ],
@@ -205,9 +205,9 @@ def test_a_changed_card_is_found(project):
     ("block", "message"),
     [
         ("speed toys", "README.md: results: speed: no such block, expected one of seeds, methods"),
-        ("seeds toys sela_v2", "has no card of sela_v2: write it with python -m src.results card"),
-        ("worst toys swav 0-4", "there is no card of seed 2"),
-        ("worst toys", "README.md: results: worst toys: wrong number of arguments"),
+        ("seeds toys/sela_v2", "has no card of sela_v2: write it with python -m src.results card"),
+        ("worst toys/swav 0-4", "there is no card of seed 2"),
+        ("worst toys/swav", "README.md: results: worst toys/swav: wrong number of arguments"),
     ],
 )
 def test_a_block_without_function_or_card_is_one_line(project, block, message):
