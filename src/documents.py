@@ -169,6 +169,16 @@ def accuracies(results: Path, folder: str, words: str, *names: str) -> str:
     return _table(["method", *(f"seed {seed}" for seed in next(iter(found.values())))], rows)
 
 
+def two_nodes(results: Path, words: str) -> str:
+    """Return a table that compares runs on two nodes with runs in one process, seed by seed."""
+    pair = [_seeds(read_cards(results / folder, "self_classifier"), words) for folder in ("digits_two_nodes", "digits")]
+    columns = [scores(cards, metric) for metric in ("acc", "nmi") for cards in pair]
+    rows = [[str(seed), *(f"{column[i]:.1f}" for column in columns)] for i, seed in enumerate(pair[0])]
+    rows.append(["mean ± std", *map(spread, columns)])
+    titles = [f"{metric}, {where}" for metric in ("ACC", "NMI") for where in ("two nodes", "one process")]
+    return _table(["seed", *titles], rows)
+
+
 def overview(results: Path) -> str:
     """Return the table at the start of README: ours on digits, and what the authors published."""
     page, split = "docs/results/digits.md", "digits, held-out 20 %"
@@ -246,5 +256,5 @@ def made_with(results: Path, folder: str) -> str:
 
 BLOCKS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (seeds, methods, accuracies, overview, pixels, worst, single, minutes, made_with)
+    for function in (seeds, methods, accuracies, two_nodes, overview, pixels, worst, single, minutes, made_with)
 }
