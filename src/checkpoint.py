@@ -28,6 +28,8 @@ VERSION = 1
 # {version: function that takes a checkpoint of this version and returns one of the next version}. Whoever raises VERSION adds
 # a function here, so that older files stay readable; CONTRIBUTING.md has the steps.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+# Options that earlier code did not have, with the values that stand for what it did.
+LATER_OPTIONS = {"subset": ""}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -71,6 +73,9 @@ def _checked(state: object, path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint {path}: format version {state.get('version')}, expected {VERSION}: use the code that wrote the file"
         )
+    config = state.get("config")
+    if isinstance(config, dict) and "data" in config:
+        state["config"] = {**LATER_OPTIONS, **config}
     return state
 
 

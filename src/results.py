@@ -37,6 +37,7 @@ SETTINGS = (
     "arch",
     "epochs",
     "data",
+    "subset",
     "subset_file",
     "split",
     "layer",
