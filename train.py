@@ -165,7 +165,8 @@ def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: s
     from src.provenance import record_start
 
     loader, device, settings = trainer.loader, trainer.device, run.config
-    record_start(run.folder, loader.data, revision=run.revision, step=trainer.step, device=device)
+    if trainer.epoch < settings["epochs"]:
+        record_start(run.folder, loader.data, revision=run.revision, step=trainer.step, device=device)
     progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{describe(settings)}")
     progress.say(
         f"{len(loader.data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "

@@ -31,7 +31,10 @@ def collect(runs: list[str], output: Path) -> list[Path]:
     """
     cards: dict[Path, dict[str, Any]] = {}
     for run in runs:
-        card = make_card(Path(run))
+        try:
+            card = make_card(Path(run))
+        except KeyError as error:
+            raise InputError(f"{run}: its files have no {error}: name the folder of a run of train.py") from None
         path = output / f"{card['method']}-{card['seed']}.json"
         if path in cards:
             raise InputError(f"{run}: another run has the same method and seed: write its card to another --output")
@@ -39,7 +42,9 @@ def collect(runs: list[str], output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     for path, card in cards.items():
         lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in card.items()]
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        aside = path.with_name(f".{path.name}.part")
+        aside.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        aside.replace(path)
     return list(cards)
 
 

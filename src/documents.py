@@ -79,7 +79,12 @@ def _render(root: Path, name: str, where: str) -> str:
         signature(BLOCKS[function]).bind(root, *words)
     except TypeError:
         raise InputError(f"{where}: results: {name}: wrong number of arguments") from None
-    return BLOCKS[function](root / "docs" / "results", *words)
+    try:
+        return BLOCKS[function](root / "docs" / "results", *words)
+    except KeyError as error:
+        raise InputError(
+            f"{where}: results: {name}: a card has no {error}: score the run and write its card again"
+        ) from None
 
 
 def _first_difference(found: str, expected: str) -> str:

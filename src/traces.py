@@ -77,7 +77,7 @@ def follow(method: str, accumulate: int, *flags: str, epochs: int = EPOCHS) -> d
         losses: the loss of each step.
         views: the mean of each view in the first batch of this rank.
     """
-    words = f"--method {method} {SHARED} {FLAGS[method]} --accumulate {accumulate}".split()
+    words = f"--method {method} {SHARED} {FLAGS.get(method, '')} --accumulate {accumulate}".split()
     options, name, knobs = parse_train([*words, *flags])
     with _in_float64():
         torch.manual_seed(options.seed)

@@ -99,6 +99,7 @@ def test_a_card_holds_how_a_run_was_made_and_its_numbers(tmp_path):
     [
         ("starts.jsonl", None, r"starts\.jsonl: No such file or directory, expected a file of train\.py"),
         ("config.json", None, r"config\.json: No such file"),
+        ("config.json", '{"epochs": 2}', "its files have no 'method': name the folder of a run"),
         ("metrics.jsonl", '{"epoch": 1, "seconds": 1}\n', "1 of 2 epochs are finished: finish the run first"),
         ("metrics.jsonl", '{"epoch": 1, "sec\n', r"metrics\.jsonl: damaged, expected JSON objects"),
         ("starts.jsonl", json.dumps({**START, "revision": f"{COMMIT}+"}), r"expected a commit without changes: commit"),
@@ -129,7 +130,8 @@ def test_two_runs_for_one_card_are_refused(tmp_path):
 def test_train_writes_what_a_card_needs(tmp_path, monkeypatch):
     monkeypatch.setattr("src.checkpoint.code_revision", lambda: COMMIT)
     words = ("--method", "swav", "--epochs", 2, "--warmup-epochs", 1, "--freeze-prototypes", 0, "--dim", 8)
-    run_here("train", *words, "--output-dir", tmp_path / "run")
+    for _ in range(2):  # the second command finds a finished run, and starts nothing
+        run_here("train", *words, "--output-dir", tmp_path / "run")
     card = cards.make_card(tmp_path / "run")
     (start,) = card["starts"]
     assert start["images"] == 1437
@@ -207,12 +209,20 @@ def test_a_changed_card_is_found(project):
         ("speed toys", "README.md: results: speed: no such block, expected one of seeds, methods"),
         ("seeds toys/sela_v2", "has no card of sela_v2: write it with python -m src.results card"),
         ("worst toys/swav 0-4", "there is no card of seed 2"),
+        ("methods toys 0-1 swav", "has no card of self_classifier"),
         ("worst toys/swav", "README.md: results: worst toys/swav: wrong number of arguments"),
     ],
 )
 def test_a_block_without_function_or_card_is_one_line(project, block, message):
     (project / "README.md").write_text(f"<!-- results: {block} -->\n<!-- end -->\n")
     with pytest.raises(InputError, match=message):
+        documents.differences(project)
+
+
+def test_a_card_without_scores_is_one_line(project):
+    card = project / "docs" / "results" / "toys" / "swav-1.json"
+    card.write_text(card.read_text().replace('"cls_eval"', '"another"'))
+    with pytest.raises(InputError, match=r"README\.md: results: seeds toys/swav all: a card has no 'cls_eval': score"):
         documents.differences(project)
 
 

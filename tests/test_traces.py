@@ -43,9 +43,9 @@ def stored(method: str, ranks: int) -> dict[str, list[float]]:
 
 @each_method
 def test_one_process_replays_its_traces(method):
-    expected = {**stored(method, 1), "views": traces.read(method)["views"]}
-    assert [len(trace) for name, trace in expected.items() if name != "views"] == [30, 30]
+    expected = {**stored(method, 1), "views": traces.read(method).get("views", [])}
     assert traces.differences(traces.run_cases([method])[method], expected) == []
+    assert [len(trace) for name, trace in expected.items() if name != "views"] == [30, 30]
 
 
 # ---- what turns a trace red -----------------------------------------------------------------------------------------
