@@ -42,7 +42,10 @@ TOLERANCE = 1e-8  # relative difference of two losses that count as equal
 IMAGES, BATCH, EPOCHS = 160, 16, 3  # 30 steps
 PARTS = (1, 2)
 # Small networks. Everything that starts late in a normal run, such as a queue, starts within the 30 steps.
-SHARED = f"--data digits --device cpu --batch-size {BATCH} --epochs {EPOCHS} --warmup-epochs 1 --hidden-dim 32 --dim 16"
+SHARED = (
+    f"--data digits --preset digits --device cpu --batch-size {BATCH} --epochs {EPOCHS} --warmup-epochs 1 "
+    "--lr 0.002 --warmup-start 0.0002 --final-lr 0.00002 --hidden-dim 32 --dim 16"
+)
 LOCAL = "--local-crops-number 1 --local-crops-size 6"
 FLAGS = {
     "self_classifier": f"{LOCAL} --classes 10 10 20 --queue-length 32",

@@ -74,7 +74,7 @@ def read(folder: Path) -> dict[str, dict]:
 
 def keep(method: str, target: Path) -> dict:
     """Write the checkpoint of a run that is stopped in its second epoch, and return what its tests expect."""
-    words = f"--method {method} {SHARED} {FLAGS[method]}".split()
+    words = f"--method {method} {SHARED} {FLAGS.get(method, FROZEN)}".split()
     with (
         tempfile.TemporaryDirectory() as scratch,
         contextlib.chdir(scratch),
