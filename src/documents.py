@@ -161,16 +161,18 @@ def methods(results: Path, folder: str, words: str, *names: str) -> str:
         heads = len(candidates(next(iter(cards.values()))))
         more = len(next(iter(cards.values()))["cls_eval"]["classifiers"]) - heads
         number = f"{heads}, and {more} larger ones" if more else str(heads)
-        rows.append([NAMES[name], spread(acc), f"{min(acc):.1f}", *others, f"{sum(single) / len(single):.1f}", number])
-    pixels = [f"{score:.1f}" for score in _pixels(results, folder)]
-    rows.append(["k-means on pixels", pixels[0], "", *pixels[1:], "", ""])
+        rows.append(
+            [NAMES.get(name, name), spread(acc), f"{min(acc):.1f}", *others, f"{sum(single) / len(single):.1f}", number]
+        )
+    if pixels := [f"{score:.1f}" for score in _pixels(results, folder)]:
+        rows.append(["k-means on pixels", pixels[0], "", *pixels[1:], "", ""])
     return _table(["method", "ACC", "worst", "NMI", "AMI", "ARI", "mean ACC of single heads", "heads"], rows)
 
 
 def accuracies(results: Path, folder: str, words: str, *names: str) -> str:
     """Return a table with the accuracy of each method (rows) and seed (columns)."""
     found = {name: _seeds(read_cards(results / folder, name), words) for name in names}
-    rows = [[NAMES[name], *(f"{acc:.1f}" for acc in scores(cards, "acc"))] for name, cards in found.items()]
+    rows = [[NAMES.get(name, name), *(f"{acc:.1f}" for acc in scores(cards, "acc"))] for name, cards in found.items()]
     return _table(["method", *(f"seed {seed}" for seed in next(iter(found.values())))], rows)
 
 
@@ -210,9 +212,11 @@ def overview(results: Path) -> str:
 
 
 def _pixels(results: Path, folder: str) -> list[float]:
-    """Return the scores of k-means on pixels, which the card of seed 0 holds, in percent."""
-    card = read_cards(results / folder, "self_classifier")[0]
-    return [100 * card["cls_eval"]["pixel_kmeans"][metric] for metric in METRICS]
+    """Return the scores of k-means on pixels in percent, from the first card that holds them, or nothing."""
+    for path in sorted((results / folder).glob("*.json")):
+        if found := json.loads(path.read_text()).get("cls_eval", {}).get("pixel_kmeans"):
+            return [100 * found[metric] for metric in METRICS]
+    return []
 
 
 def pixels(results: Path, folder: str) -> str:
