@@ -18,6 +18,7 @@ from src import config
 from src.errors import run_script
 
 if TYPE_CHECKING:  # these modules import torch
+    from src.data.base import Views
     from src.data.datasets import Images
     from src.logs import Progress
     from src.run import Run
@@ -32,7 +33,6 @@ def main() -> None:
 
     from src import distributed
     from src.data.loaders import TrainLoader
-    from src.data.views import build_views
     from src.evaluation.clustering import evaluate
     from src.loading import start_from
     from src.logs import Progress
@@ -48,7 +48,7 @@ def main() -> None:
 
     # data: a method sees views and indices; labels are for monitoring
     data, held_out = open_images(options)
-    views = build_views(options.data, data, options.views, reference=options.reference_views, compiled=options.compile)
+    views = open_views(options, data)
     loader = TrainLoader(
         data,
         views,
@@ -70,11 +70,13 @@ def main() -> None:
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
     folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
-    found = find_checkpoint(folder, settings)
+    found = find_checkpoint(folder, settings, irrelevant=config.EVAL_VIEW)
 
     # method: backbone, heads, objective, and its state between steps
     method = build_method(name, knobs, settings)
-    started = start_from(method, name, options.pretrained) if options.pretrained and not found else ""
+    started = (
+        start_from(method, name, options.pretrained, arch=options.arch) if options.pretrained and not found else ""
+    )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     method = method.to(device).to(memory_format=layout)
     freeze(method, options.freeze)
@@ -152,6 +154,20 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     if options.keep_decoded and isinstance(data, ImageFiles):  # the flag is refused for other data
         data = data.keeping(int(options.keep_decoded * 2**30))
     return data, held_out
+
+
+def open_views(options: config.TrainOptions, data: "Images") -> "Views":
+    """Return the views of training, and the evaluation view for --eval-every."""
+    from src.data.views import build_views
+
+    return build_views(
+        options.data,
+        data,
+        options.views,
+        evaluation=options.evaluation_view,
+        reference=options.reference_views,
+        compiled=options.compile,
+    )
 
 
 def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: str) -> None:

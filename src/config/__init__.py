@@ -23,17 +23,20 @@ from .flags import (
 from .methods import MethodSource, method_names, read_method
 from .training import (
     BUILT_IN_DATA,
+    EVAL_VIEW,
     FREE_TO_CHANGE,
     SUBSETS,
     DataOptions,
     DeviceOptions,
     TrainOptions,
     ViewSettings,
+    check_patches,
     parse_train,
 )
 
 __all__ = [
     "BUILT_IN_DATA",
+    "EVAL_VIEW",
     "FREE_TO_CHANGE",
     "SUBSETS",
     "SUPERCLASSES",
@@ -49,6 +52,7 @@ __all__ = [
     "TrainOptions",
     "ViewSettings",
     "as_plain",
+    "check_patches",
     "flag",
     "method_names",
     "parse_cls_eval",

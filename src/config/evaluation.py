@@ -9,12 +9,12 @@ from typing import Any, Literal
 from ..errors import InputError
 from . import flags
 from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum, require_positive
-from .training import DataOptions, DeviceOptions
+from .training import DataOptions, DeviceOptions, EvalViewOptions
 
 SUPERCLASSES = ("2", "3", "4", "5", "6", "entity13", "entity30", "living17", "nonliving26")
 
 
-class EvaluationOptions(DeviceOptions, DataOptions):
+class EvaluationOptions(DeviceOptions, EvalViewOptions, DataOptions):
     """Options that all evaluations share. Each subclass declares the flags `checkpoint`, `arch` and `output_dir`."""
 
     checkpoint: str
@@ -322,7 +322,7 @@ def _parser(prog: str, description: str) -> flags.OneLineParser:
 
 
 def _add_groups(parser: argparse.ArgumentParser, groups: Sequence[type], defaults: dict[str, Any]) -> None:
-    for group in (*groups, DataOptions, DeviceOptions):
+    for group in (*groups, EvalViewOptions, DataOptions, DeviceOptions):
         comments = flags.comments_of(group)
         if group is DataOptions:
             comments["data"] += " (default: the data of the checkpoint)"

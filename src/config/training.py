@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ..errors import InputError
+from ..preprocessing import Preprocessing, of_training
 from . import flags
 from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum, require_positive
 from .methods import MethodSource, method_names, read_method
@@ -97,10 +98,25 @@ class ViewSettings(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalViewOptions(Options):
+    """evaluation view"""
+
+    eval_size: int = (
+        0  # side in pixels of the central view of photographs in evaluations (0: as published, see docs/data.md)
+    )
+    eval_resize: int = 0  # length in pixels to which the shorter side is resized first (0: in the published proportion)
+
+    def check(self) -> None:
+        require_at_least(self, eval_size=0, eval_resize=0)
+        if self.eval_size and self.eval_resize:
+            Preprocessing(size=self.eval_size, resize=self.eval_resize)  # raises if the view does not fit
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneOptions(Options):
     """backbone"""
 
-    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small_convnet, identity
+    arch: str = "resnet50"  # torchvision network with .fc, resnet50w2/4/5, cifar_resnet18/34, stl_resnet18, vit_*, small_convnet, identity
     patch_size: int = 16  # side of the patches of a ViT in pixels
 
     def check(self) -> None:
@@ -203,7 +219,14 @@ class RunOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(
-    RunOptions, SpeedOptions, DeviceOptions, OptimizationOptions, BackboneOptions, ViewSettings, DataOptions
+    RunOptions,
+    SpeedOptions,
+    DeviceOptions,
+    OptimizationOptions,
+    BackboneOptions,
+    EvalViewOptions,
+    ViewSettings,
+    DataOptions,
 ):
     """The flags of train.py that all methods share. The defaults are those of Self-Classifier, 800 epochs on ImageNet."""
 
@@ -229,6 +252,14 @@ class TrainOptions(
             raise InputError(
                 f"--arch identity takes features, but --data {self.data} is not an .npz file: change one of them"
             )
+        if self.data == "digits" or has_features:
+            for name in ("eval_size", "eval_resize"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"{flag(name)} is for photographs, but --data {self.data} has its own views: drop one of them"
+                    )
+        elif self.eval_every or self.eval_size or self.eval_resize:
+            check_patches(self.arch, self.evaluation_view.size, patch_size=self.patch_size)
         if self.reference_views and (self.data == "digits" or has_features):
             raise InputError(
                 f"--reference-views is for photographs, but --data {self.data} has its own views: drop one of them"
@@ -253,6 +284,12 @@ class TrainOptions(
         return ViewSettings.of(vars(self))
 
     @property
+    def evaluation_view(self) -> Preprocessing:
+        """The evaluation view of photographs."""
+        view = of_training(self.data, crop_size=self.global_crops_size, augment=self.augment)
+        return view.changed(size=self.eval_size, resize=self.eval_resize)
+
+    @property
     def num_views(self) -> int:
         return self.global_crops_number + self.local_crops_number
 
@@ -264,6 +301,15 @@ class TrainOptions(
         if self.optimizer == "adamw":
             reasons["--momentum"] = "--optimizer adamw has no momentum"
         return reasons
+
+
+def check_patches(arch: str, size: int, *, patch_size: int) -> None:
+    """Raise InputError if the patches of a ViT do not divide the evaluation view of `size` pixels."""
+    if arch.startswith("vit_") and size % patch_size:
+        raise InputError(
+            f"--eval-size {size} is no multiple of the {patch_size} pixels of a patch of {arch}: give --eval-size "
+            f"{size - size % patch_size or patch_size}"
+        )
 
 
 # These options do not change what a run learns. A run may continue with other values.
@@ -283,6 +329,7 @@ FREE_TO_CHANGE = {
     "eval_every",
     "log_every",
 }
+EVAL_VIEW = {"eval_size", "eval_resize"}  # free to change in a run of train.py, but not in a linear probe
 
 
 # --------------------------------------------------------------------------------------------------------------------

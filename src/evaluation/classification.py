@@ -32,7 +32,7 @@ from .clustering import SCORES, kmeans_on_pixels, score_classifiers, score_super
 from .knn import unit_rows
 from .maps import choose_images, name_directions, tsne, two_directions
 from .quality import agreement, align, rankme, silhouette
-from .session import Session, open_session
+from .session import Session, choose_view, open_session
 
 Other = tuple[Method | LinearClassifiers, dict[str, Any], Views]
 MAPPED = 10_000  # largest number of points in a map of principal components
@@ -154,6 +154,7 @@ def open_job(options: ClsEvalOptions) -> Job:
             batch_size=options.batch_size,
             features_cache=options.features_cache,
             below="kmeans" if by_features else "",
+            protocol="self_classifier" if by_features else "",
         )
     except Unclassified as error:
         hint = "drop --layer head" if by_features else "--kmeans K clusters the features of any backbone"
@@ -177,7 +178,7 @@ def open_job(options: ClsEvalOptions) -> Job:
     for choice, (of_class, _) in superclasses.items():
         if not np.isin(data.labels, list(of_class)).any():
             raise InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one of them")
-    others = {other: _open_other(other, name, data) for other in options.compare}
+    others = {other: _open_other(other, options, data, data_name=name) for other in options.compare}
     return Job(session=session, split=options.split, data=data, superclasses=superclasses, others=others)
 
 
@@ -186,16 +187,17 @@ def _is_first(session: Session) -> bool:
     return session.trained["method"] == "self_classifier_v1"
 
 
-def _open_other(name: str, data_name: str, data: Images) -> Other:
+def _open_other(name: str, options: ClsEvalOptions, data: Images, *, data_name: str) -> Other:
     """Open a checkpoint to compare with, and the views of its training run."""
-    method, state = load_classifiers(name)
+    method, state = load_classifiers(name, options.arch, strict=False)
     trained = state["config"]
     if trained["channels"] != data.channels:
         raise InputError(
             f"--compare {name}: the network takes images with {trained['channels']} channels, but --data {data_name} has "
             f"{data.channels}: drop this checkpoint"
         )
-    return method, state, build_views(data_name, data, ViewSettings.of(trained))
+    view = choose_view(options, state, data, data=data_name)
+    return method, state, build_views(data_name, data, ViewSettings.of(trained), evaluation=view)
 
 
 # ---- cluster --------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ def run(options: KnnEvalOptions) -> None:
         labelled=True,
         batch_size=options.batch_size,
         features_cache=options.features_cache,
+        protocol="self_classifier",
     )
     bank, queries = session.splits["train"], session.splits["test"]
     rows, which = choose_bank(options, bank)

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..config import DataOptions, EvaluationOptions, ViewSettings
+from ..config import DataOptions, EvaluationOptions, ViewSettings, as_plain, check_patches, flag
 from ..data.base import Views
-from ..data.datasets import FeatureRows, Images, check_channels, open_data
+from ..data.datasets import FeatureRows, Images, MemoryImages, check_channels, open_data
 from ..data.loaders import single_views
 from ..data.subsets import keep_rows
 from ..data.views import build_views
 from ..errors import InputError
 from ..features import extract
-from ..loading import Unclassified, load_backbone, load_classifiers, load_method
+from ..loading import Unclassified, evaluation_view, load_backbone, load_classifiers, load_method
 from ..methods import Method
 from ..models.heads import LinearClassifiers
+from ..preprocessing import Preprocessing
 from ..run import results_folder
 
 Part = Literal["backbone", "head", "classifiers"]
@@ -39,6 +40,7 @@ class Session:
         source: the data set.
         splits: {name of a split: its images}.
         views: the views of the training run; evaluations use the view `single`.
+        view: the evaluation view of photographs; None for digits and features, which have their own views.
         folder: folder for the results, which may not exist yet.
         batch_size: number of images per forward pass and rank.
         workers: number of processes per rank that decode files; -1: one per available core.
@@ -52,6 +54,7 @@ class Session:
     source: DataOptions
     splits: dict[str, Images]
     views: Views
+    view: Preprocessing | None
     device: torch.device
     precision: str
     channels_last: bool
@@ -59,6 +62,11 @@ class Session:
     batch_size: int
     workers: int
     features_cache: str
+
+    @property
+    def view_size(self) -> int:
+        """Side of the evaluation view in pixels."""
+        return self.view.size if self.view else self.trained["global_crops_size"]
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -98,8 +106,11 @@ class Session:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return the entries about the checkpoint and the data that every result file has."""
-        return {
+        """Return the entries about the checkpoint, the data and the evaluation view that every result file has.
+
+        Digits and features have no entries about the view.
+        """
+        facts = {
             "checkpoint": self.checkpoint,
             "method": self.trained["method"],
             "arch": self.trained["arch"],
@@ -109,6 +120,9 @@ class Session:
             "subset": self.source.subset,
             "subset_file": self.source.subset_file,
         }
+        if self.view:
+            facts |= {f"eval_{name}": value for name, value in as_plain(self.view).items()}
+        return facts
 
 
 def open_session(
@@ -120,6 +134,7 @@ def open_session(
     batch_size: int,
     features_cache: str = "",
     below: str = "",
+    protocol: Literal["", "self_classifier", "swav"] = "",
 ) -> Session:
     """Open a checkpoint of this project or of another one, together with its data.
 
@@ -130,6 +145,7 @@ def open_session(
         splits: names of the splits to open.
         labelled: keep only images with a label, and require the same classes in all splits.
         below: subfolder of the folder of the checkpoint for the results, unless `--output-dir` is given.
+        protocol: published evaluation that is followed; see `Preprocessing.in_protocol`.
 
     Raises:
         InputError: if something is missing or does not fit together. It is an `Unclassified` if the checkpoint lacks `part`.
@@ -147,7 +163,8 @@ def open_session(
     if isinstance(first, FeatureRows) != (trained["arch"] == "identity"):
         takes = "features" if trained["arch"] == "identity" else "images"
         raise InputError(f"--data {source.data}: checkpoint {options.checkpoint} takes {takes}: give others")
-    views = build_views(source.data, first, ViewSettings.of(trained))
+    view = choose_view(options, state, first, data=source.data, protocol=protocol)
+    views = build_views(source.data, first, ViewSettings.of(trained), evaluation=view)
     folder = results_folder(options.checkpoint, output_dir=options.output_dir, below=below)
     device = distributed.start(options.device)
     session = Session(
@@ -158,6 +175,7 @@ def open_session(
         source=source,
         splits=images,
         views=views,
+        view=view,
         device=device,
         precision=options.precision,
         channels_last=options.channels_last,
@@ -168,6 +186,38 @@ def open_session(
     )
     network.to(device).to(memory_format=session.layout)
     return session
+
+
+def choose_view(
+    options: EvaluationOptions, state: dict[str, Any], images: Images, *, data: str, protocol: str = ""
+) -> Preprocessing | None:
+    """Return the evaluation view of photographs for a network; None for digits and features, which have their own views.
+
+    Images in memory are small. They are resized to the size of the view and stay whole, unless --eval-resize is given.
+
+    Args:
+        state: the checkpoint without the weights.
+        images: images that are evaluated.
+        data: their --data.
+        protocol: see `Preprocessing.in_protocol`.
+
+    Raises:
+        InputError: if --eval-size or --eval-resize does not fit the data or the network.
+    """
+    if data == "digits" or isinstance(images, FeatureRows):
+        for name in ("eval_size", "eval_resize"):
+            if getattr(options, name):
+                raise InputError(
+                    f"{flag(name)} is for photographs, but --data {data} has its own views: drop {flag(name)}"
+                )
+        return None
+    view = evaluation_view(state, data).in_protocol(protocol)
+    if isinstance(images, MemoryImages):
+        view = view.whole()
+    view = view.changed(size=options.eval_size, resize=options.eval_resize)
+    trained = state["config"]
+    check_patches(trained["arch"], view.size, patch_size=trained["patch_size"])
+    return view
 
 
 def _load(options: EvaluationOptions, part: Part) -> tuple[Network, dict[str, Any]]:
