@@ -7,7 +7,7 @@ In a document, a block stands between two comments that readers of the page do n
     <!-- end -->
 
 The words after "results:" are the name of a function in `BLOCKS` and its arguments. A block can also be a few words in a
-sentence. A table with numbers that is in no block must follow a comment that says why:
+sentence. In README and docs/results, a table with numbers that is in no block must follow a comment that says why:
 
     <!-- no card: REASON -->
 
@@ -45,7 +45,7 @@ Cards = dict[int, dict[str, Any]]
 
 
 def differences(root: Path, *, write: bool = False) -> list[str]:
-    """Return one line for each block in README and docs that differs from the cards, and for each table without a card.
+    """Return one line for each block in README and docs that differs from the cards, and for each result without a card.
 
     Args:
         root: folder with README.md and docs.
@@ -67,7 +67,8 @@ def differences(root: Path, *, write: bool = False) -> list[str]:
         after = "".join(parts) + text[end:]
         if write and after != text:
             path.write_text(after)
-        lines += [f"{where}: {line}" for line in _tables_without_card(text)]
+        if path.name == "README.md" or path.parent == root / "docs" / "results":  # other pages have tables of settings
+            lines += [f"{where}: {line}" for line in _tables_without_card(text)]
     return lines
 
 
