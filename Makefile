@@ -10,7 +10,7 @@ DEMO := OMP_NUM_THREADS=1 $(BIN)/python
 ORDER := $(if $(SEED),--randomly-seed=$(SEED),-p no:randomly)
 TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ORDER)
 
-.PHONY: help demo demo-seeds test test-all lint mutations clean
+.PHONY: help demo demo-seeds test test-all lint mutations campaign clean
 
 help:                  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -46,6 +46,9 @@ lint: .venv/installed  ## run the linter, the formatter's check and the type che
 
 mutations: .venv/installed  ## break the code on purpose in many places and see that a test notices
 	$(BIN)/python -m tests.mutations
+
+campaign: .venv/installed  ## break runs and files in many ways and see that nothing is lost, a few hours
+	$(BIN)/python -m tests.campaign
 
 clean:                 ## remove the environment and the runs
 	rm -rf .venv runs

@@ -5,8 +5,13 @@
     srun python train.py --data "$IMAGENET"                          # on a Slurm cluster, one task per GPU
 
 `python train.py --method NAME --help` lists all flags. A run that is stopped (Ctrl-C, SIGTERM) saves a checkpoint first.
-The same command with the same --output-dir continues from that step.
+The same command with the same --output-dir continues from that step. --epochs may be raised when a run is finished.
 """
+
+from src.signals import end_with_one_line
+
+if __name__ == "__main__":
+    end_with_one_line()  # the imports below take a while
 
 import shlex
 import sys
@@ -15,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src import config
-from src.errors import run_script
+from src.errors import printable, run_script
 
 if TYPE_CHECKING:  # these modules import torch
     from src.data.base import Views
@@ -39,7 +44,7 @@ def main() -> None:
     from src.methods import METHODS, build_method
     from src.models.memory import checkpoint_activations
     from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
-    from src.run import Run, choose_folder, find_checkpoint
+    from src.run import Run, choose_folder, continuing_command, find_checkpoint
     from src.trainer import Trainer
 
     device = distributed.start(options.device)
@@ -69,7 +74,7 @@ def main() -> None:
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
-    folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
+    folder = distributed.on_main(lambda: choose_folder(options.output_dir, fresh=options.fresh, name=title))
     found = find_checkpoint(folder, settings, irrelevant=config.EVAL_VIEW)
 
     # method: backbone, heads, objective, and its state between steps
@@ -115,7 +120,8 @@ def main() -> None:
     )
 
     # run
-    run = Run(folder, settings, found, save_every=options.save_every)
+    again = continuing_command(folder, output_dir=options.output_dir, fresh=options.fresh)
+    run = Run(folder, settings, found, save_every=options.save_every, continuation=again)
     if found:
         trainer.load_state_dict(found)
     progress = Progress(options.epochs * loader.images, trainer.images, enabled=distributed.is_main())
@@ -131,7 +137,8 @@ def main() -> None:
 
     run.train(trainer, options.epochs, progress, score=score)
     progress.say(method.report(run.history[-1]))
-    progress.say(f"\nsaved {run.last}; score it: python cls_eval.py --checkpoint {shlex.quote(str(run.last))}")
+    checkpoint = printable(shlex.quote(str(run.last)))
+    progress.say(f"\nsaved {printable(run.last)}; score it: python cls_eval.py --checkpoint {checkpoint}")
     distributed.stop()
 
 
@@ -183,23 +190,32 @@ def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: s
     loader, device, settings = trainer.loader, trainer.device, run.config
     if trainer.epoch < settings["epochs"]:
         record_start(run.folder, loader.data, revision=run.revision, step=trainer.step, device=device)
-    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{describe(settings)}")
+    progress.say(f"command: {printable(shlex.join(sys.argv))}\nrevision: {run.revision}\n{describe(settings)}")
     progress.say(
         f"{len(loader.data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
         f"{distributed.world_size()} x {device.type}; {count_parameters(trainer.method):,} parameters; "
-        f"writing to {run.folder}"
+        f"writing to {printable(run.folder)}"
     )
     if started:
-        progress.say(started)
-    if trainer.step:
+        progress.say(printable(started))
+    if trainer.epoch >= settings["epochs"]:
+        progress.say(f"the run is finished; --epochs above {settings['epochs']} continues it")
+    elif trainer.step:
         progress.say(f"resuming from step {trainer.step} (epoch {trainer.epoch + 1} of {settings['epochs']})")
+    if run.extended and trainer.epoch == run.extended[-1] and not trainer.done:
+        before, now = trainer.optimizer.param_groups[0]["lr"], trainer.lr(trainer.step)
+        progress.say(
+            f"the finished run of {run.extended[-1]} epochs gets {settings['epochs']}: the learning rate follows the schedule of "
+            f"{settings['epochs']} epochs from here on and changes from {before:.3g} to {now:.3g}. The result is not that of "
+            f"a run that began with --epochs {settings['epochs']}"
+        )
     if device.type == "cpu" and settings["precision"] == "float16":
         progress.say("--precision float16 is emulated on a CPU, which makes it many times slower: use float32")
 
 
 def describe(settings: dict) -> str:
     """Return the resolved configuration as text, several options per line."""
-    words = [f"{name}={value}" for name, value in settings.items() if value != ""]
+    words = [f"{name}={printable(value)}" for name, value in settings.items() if value != ""]
     return textwrap.fill("  ".join(words), width=118, break_long_words=False, break_on_hyphens=False)
 
 

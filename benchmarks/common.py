@@ -39,7 +39,10 @@ def in_words(where: dict) -> str:
 
 
 def seconds_in_turns(
-    sides: dict[str, Callable[[], object]], turns: int, finish: Callable[[], None] = lambda: None
+    sides: dict[str, Callable[[], object]],
+    turns: int,
+    finish: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time several functions, and return the seconds of each run of each function.
 
@@ -50,16 +53,17 @@ def seconds_in_turns(
         sides: {name: function}.
         turns: number of timed turns.
         finish: function that waits for work in the background.
+        clock: returns seconds. `time.process_time` counts only this process's own, and so is not disturbed by others.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name, run in sides.items():
             finish()
-            start = time.perf_counter()
+            start = clock()
             run()
             finish()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

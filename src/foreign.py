@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
+from . import schema
 from .errors import InputError
 from .preprocessing import (
     CIFAR10_MEAN,
@@ -227,6 +228,7 @@ DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {  # (blocks of the four layer
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
+WEIGHTS = ("weight", "weight_g", "weight_v", "bias")  # endings of names of tensors that have a dimension
 WRAPPERS = ("state_dict", "model", "network", "net")  # entries in which a file may keep the state dict
 
 
@@ -242,6 +244,13 @@ class AuthorsQueue:
                 raise InputError(
                     f"its utils.NNQueue has no {kind.__name__} called {name}: use another copy of the file"
                 )
+            if kind is Tensor:
+                schema.dense_tensor(f"nn_queue.{name}", state[name])
+        rows = state["queue"]
+        if rows.ndim != 2 or any(state[name].shape != rows.shape[:1] for name in ("queue_indices", "queue_targets")):
+            raise InputError("its utils.NNQueue has tensors of different lengths: use another copy of the file")
+        if not 0 <= state["ptr"] <= len(rows):
+            raise InputError("its utils.NNQueue writes outside the queue: use another copy of the file")
         self.state = state
 
     def buffers(self) -> dict[str, Tensor]:
@@ -264,6 +273,7 @@ def translate(content: object) -> Weights:
         InputError: if there is no state dict, or its source is not in `SOURCES`.
     """
     state, beside = _find_state_dict(content)
+    state = schema.state_dict("", state, scalars=None)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     for source in SOURCES:
@@ -276,6 +286,9 @@ def translate(content: object) -> Weights:
         )
     renamed = {name: _rename(name, source.rules) for name in state}
     tensors = {new: state[name] for name, new in renamed.items() if new}
+    for name, new in renamed.items():
+        if new and state[name].ndim == 0 and new.endswith(WEIGHTS):
+            raise InputError(f"the entry {schema.shown(name)} has no dimension, expected weights: use another file")
     queue = beside.get("nn_queue") if "state_dict" in beside else None
     if isinstance(queue, AuthorsQueue):
         tensors |= queue.buffers()
@@ -287,8 +300,8 @@ def translate(content: object) -> Weights:
         source.name,
         left_out=[name for name, new in renamed.items() if not new],
         method=source.method,
-        arch="" if source.arches else arch if isinstance(arch, str) else _resnet_in(tensors),
-        record={"epoch": epoch if isinstance(epoch, int) else None, **history},
+        arch="" if source.arches else schema.shown(arch) if isinstance(arch, str) else _resnet_in(tensors),
+        record={"epoch": epoch if type(epoch) is int else None, **history},
         arches=source.arches,
     )
 
@@ -359,5 +372,5 @@ def _rename(name: str, rules: Rules) -> str | None:
 
 def _some(names: Iterable[object]) -> str:
     """Return the first four names, for a message."""
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")
+    listed = list(names)
+    return ", ".join(map(schema.shown, listed[:4])) + (", ..." if len(listed) > 4 else "")

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import downloads
 from .config import OneLineParser
-from .errors import InputError, RunError, run_script
+from .errors import InputError, RunError, printable, run_script
 from .releases import RELEASES, Release, downloaded_files, hint
 
 
@@ -113,17 +113,17 @@ def main() -> None:
     if options.command == "export":
         from .export import export  # imports torch
 
-        print(export(options.checkpoint, options.file, options.arch))
+        print(printable(export(options.checkpoint, options.file, options.arch)))
         return
     if options.command == "get":
         for path in get(options.name):
-            print(path)
+            print(printable(path))
         return
     for name, release in RELEASES.items():
         files = downloaded_files(name)
         here = f"{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB here" if files else ""
         print(f"{name:28}{release.what:76}{here}")
-    print(f"\npython -m src.pretrained get NAME downloads a model to {downloads.cache_folder()}")
+    print(f"\npython -m src.pretrained get NAME downloads a model to {printable(downloads.cache_folder())}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ same method, architecture, epochs, data and protocol. The standard deviation is 
 import argparse
 import csv
 import io
-import json
 import os
 import statistics
 import sys
@@ -25,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from . import cards, documents
-from .errors import RunError
+from .errors import RunError, printable
+from .inspection import read_json
 
 ROOT = Path(__file__).parents[1]
 SCORES = ("acc", "nmi", "ami", "ari")
@@ -144,7 +144,7 @@ def _read(folder: str, evaluation: str) -> Result:
 
 def _load(path: Path, evaluation: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -259,7 +259,7 @@ def _heading(score: str) -> str:
 def markdown(groups: list[Group], means: bool = False) -> str:
     """Return one table of groups of the same evaluation."""
     header, rows = rows_of(groups, means, "±")
-    cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
+    cells = [[printable(text).replace("|", "\\|") for text in row] for row in (header, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     lines.insert(1, "|---" * len(header) + "|")
     return "\n".join(lines)
@@ -270,7 +270,10 @@ def latex(groups: list[Group], means: bool = False) -> str:
     special: dict[str, str | int | None] = {c: f"\\{c}" for c in "_%&#{}$"}
     special |= {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}", "±": "$\\pm$"}
     header, rows = rows_of(groups, means, "±")
-    lines = [" & ".join(text.translate(str.maketrans(special)) for text in row) + r" \\" for row in (header, *rows)]
+    lines = [
+        " & ".join(printable(text).translate(str.maketrans(special)) for text in row) + r" \\"
+        for row in (header, *rows)
+    ]
     return "\n".join(
         [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", lines[0], "\\hline", *lines[1:], "\\end{tabular}"]
     )
@@ -283,7 +286,8 @@ def as_csv(groups: list[Group]) -> str:
     table.writerow(COLUMNS)
     for each in sorted(groups, key=lambda each: EVALUATIONS.index(each.evaluation)):
         for result in each.results:
-            start = [result.evaluation, each.name, result.folder, result.seed, result.protocol]
+            texts = (result.evaluation, each.name, result.folder, result.seed, result.protocol)
+            start = [printable(text, reversible=True) for text in texts]
             table.writerows([*start, metric, value] for metric, value in (result.scores | result.balances).items())
     return text.getvalue().rstrip("\n")
 
@@ -311,9 +315,9 @@ def main() -> None:
     try:
         text = args.command(args)
     except RunError as error:
-        sys.exit(f"results: error: {error}")
+        sys.exit(f"results: error: {printable(error)}")
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"results: error: {error}\n")
+        sys.stderr.write(f"results: error: {printable(error)}\n")
         raise SystemExit(2) from None
     if text:
         _print(text)

@@ -88,9 +88,8 @@ def same_start():
         os.environ.update(environ)
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
-    held = sys.modules["src.run"]._held if "src.run" in sys.modules else {}
-    while held:  # folders that programs keep until their process ends
-        held.popitem()[1].close()
+    if "src.locks" in sys.modules:
+        sys.modules["src.locks"].release()  # folders that programs keep until their process ends
 
 
 def run_as_user(*words: str | Path, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess:

@@ -5,12 +5,14 @@ import os
 import pickle
 import re
 import shutil
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from evaluating import make_pictures
 from PIL import Image
+from torchvision.datasets import stl10
 
 from src.config import SUBSETS, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
 from src.data.datasets import CIFAR100_SUPERCLASSES, open_data, open_folder, published_classes
@@ -386,3 +388,16 @@ def test_a_class_without_test_images_does_not_shift_the_others(tmp_path):
 def test_a_name_that_is_too_long_is_one_line():
     with pytest.raises(InputError, match="File name too long"):
         open_data("a" * 300, "train")
+
+
+def test_stl10_is_downloaded_over_https_first_and_its_md5_is_compared(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(url, root, filename, md5):
+        asked.append((url.partition("://")[0], md5))
+        raise URLError("no answer")
+
+    monkeypatch.setattr(stl10, "download_and_extract_archive", refuse)
+    with pytest.raises(InputError, match="--data stl10: <urlopen error no answer>"):
+        open_data("stl10", "train", root=str(tmp_path), download=True)
+    assert asked == [("https", stl10.STL10.tgz_md5), ("http", stl10.STL10.tgz_md5)]

@@ -558,7 +558,7 @@ def test_the_best_probe_is_written_even_if_the_process_ends_between_two_files(un
 
 
 def test_a_probe_may_run_beside_a_training_and_not_beside_another_probe(untrained, monkeypatch, capsys):
-    monkeypatch.setattr("src.run.SECONDS_TO_LEAVE", 0)
+    monkeypatch.setattr("src.locks.SECONDS_TO_LEAVE", 0)
     folder, words = untrained.parent, ("--checkpoint", untrained, "--epochs", "1", "--batch-size", "1437")
     with held(folder / ".lock"):  # as by train.py
         lincls(*words)

@@ -15,6 +15,7 @@ from .flags import (
     OneLineParser,
     as_plain,
     flag,
+    read_options,
     require_at_least,
     require_positive,
     require_sizes,
@@ -31,6 +32,7 @@ from .training import (
     TrainOptions,
     ViewSettings,
     check_patches,
+    check_settings,
     parse_train,
 )
 
@@ -53,6 +55,7 @@ __all__ = [
     "ViewSettings",
     "as_plain",
     "check_patches",
+    "check_settings",
     "flag",
     "method_names",
     "parse_cls_eval",
@@ -60,6 +63,7 @@ __all__ = [
     "parse_lincls_eval",
     "parse_train",
     "read_method",
+    "read_options",
     "require_at_least",
     "require_positive",
     "require_sizes",

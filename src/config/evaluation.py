@@ -1,6 +1,7 @@
 """Options of cls_eval.py, lincls_eval.py and knn_eval.py."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -179,9 +180,9 @@ class LinclsEvalOptions(EvaluationOptions):
                     raise InputError(f"{flag(name)} is for --finetune: give --finetune, or drop {flag(name)}")
         if self.backbone_lr is not None:
             require_positive(self, "backbone_lr")
-        if not self.fast_lrs or min(self.fast_lrs) <= 0:
+        if not self.fast_lrs or not all(0 < lr < math.inf for lr in self.fast_lrs):
             raise InputError(f"--fast-lrs is {' '.join(map(str, self.fast_lrs))}: expected numbers above 0")
-        if not self.fast_weight_decays or min(self.fast_weight_decays) < 0:
+        if not self.fast_weight_decays or not all(0 <= decay < math.inf for decay in self.fast_weight_decays):
             found = " ".join(map(str, self.fast_weight_decays))
             raise InputError(f"--fast-weight-decays is {found}: expected numbers of at least 0")
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..errors import InputError
 from ..preprocessing import Preprocessing, of_training
 from . import flags
-from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum, require_positive
+from .flags import SAME_BATCH, Options, flag, require_at_least, require_at_most, require_momentum, require_positive
 from .methods import MethodSource, method_names, read_method
 
 BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
@@ -40,6 +40,7 @@ class DataOptions(Options):
 
     def check(self) -> None:
         require_at_least(self, workers=-1)
+        require_at_most(self, workers=1024)
         if self.subset and self.subset not in SUBSETS:
             raise InputError(f"--subset {self.subset}: expected one of {', '.join(SUBSETS)}")
         if self.subset and self.subset_file:
@@ -85,6 +86,8 @@ class ViewSettings(Options):
 
     def check(self) -> None:
         require_at_least(self, global_crops_number=1, local_crops_number=0, global_crops_size=1, local_crops_size=1)
+        require_at_most(self, global_crops_number=1024, local_crops_number=1024)
+        require_at_most(self, global_crops_size=2**15, local_crops_size=2**15)
         for name in ("global_crops_scale", "local_crops_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -312,6 +315,38 @@ def check_patches(arch: str, size: int, *, patch_size: int) -> None:
         )
 
 
+LARGEST_VIEW = 8192  # side in pixels, in the configuration of a file
+MOST_VIEWS = 1000
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the part of a file's configuration from which an evaluation builds the network and the views.
+
+    Raises:
+        InputError: naming the value that is missing, has a wrong type or is out of bounds.
+    """
+    flags.check_types(TrainOptions, settings, ("arch", "patch_size", "data", *(f.name for f in fields(ViewSettings))))
+    optional = [name for name in ("data_root", "subset", "subset_file") if name in settings or settings["data"]]
+    flags.check_types(TrainOptions, settings, optional)
+    if settings.get("subset", "") not in ("", *SUBSETS):
+        raise InputError(f"subset is {settings['subset'][:100]}, expected one of {', '.join(SUBSETS)}")
+    for name, most in (
+        ("channels", flags.LARGEST),
+        ("patch_size", LARGEST_VIEW),
+        ("global_crops_size", LARGEST_VIEW),
+        ("local_crops_size", LARGEST_VIEW),
+        ("global_crops_number", MOST_VIEWS),
+        ("local_crops_number", MOST_VIEWS),
+    ):
+        least = 0 if name == "local_crops_number" else 1
+        if type(settings.get(name)) is not int or not least <= settings[name] <= most:
+            found = str(settings.get(name))[:100]
+            raise InputError(f"{name} is {found}, expected {least} to {most}")
+    if type(settings.get("seed")) not in (int, type(None)):
+        raise InputError("seed is no whole number")
+    ViewSettings.of(settings)
+
+
 # These options do not change what a run learns. A run may continue with other values.
 FREE_TO_CHANGE = {
     "workers",
@@ -389,7 +424,7 @@ def _parser(first: argparse.ArgumentParser, name: str, *, method: MethodSource, 
         parser._add_action(action)
     parser.add_argument(
         "--base-lr",
-        type=float,
+        type=flags.number,
         help="learning rate per 256 images. It sets --lr to BASE_LR × batch size / 256, --warmup-start to BASE_LR or to the "
         "preset's share of it, and --final-lr to the preset's share of --lr (default: use --lr)",
     )
@@ -410,6 +445,10 @@ def _apply_base_lr(values: argparse.Namespace, published: dict, given: set[str])
         raise InputError("--base-lr and --lr both name the learning rate: drop one")
     require_positive(values, "base_lr")
     values.lr = values.base_lr * values.batch_size / 256
+    if values.lr > flags.LARGEST_FLOAT:
+        raise InputError(
+            f"--base-lr {values.base_lr:g} sets --lr to {values.lr:g}, which float32 cannot hold: lower it"
+        )
     if "--warmup-start" not in given:
         share = published["warmup_start"] / (published["lr"] * 256 / published["batch_size"])
         values.warmup_start = values.base_lr * (

@@ -3,20 +3,25 @@
 Labels serve monitoring and scoring only. The label -1 means that the class is unknown.
 """
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+from urllib.error import URLError
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import BUILT_IN_DATA
-from ..errors import InputError
+from ..errors import InputError, printable
+from ..inspection import ROOM, read_lines
+from .arrays import Arrays, Damaged
 from .decoding import Kept, decode
 from .listing import IMAGE_SUFFIXES, list_images
 
+MOST_CLASSES = 1_000_000
 CIFAR100_COARSE = (
     # superclass (0 to 19) of each of the 100 classes
     "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10 "
@@ -208,7 +213,7 @@ def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> Me
 
     try:
         if name == "stl10":
-            source = datasets.STL10(root, split="train+unlabeled" if split == "train" else "test", download=download)
+            source = _stl10(root, split="train+unlabeled" if split == "train" else "test", download=download)
             images, labels = torch.from_numpy(source.data), np.asarray(source.labels)  # -1: no label
         else:
             source = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(
@@ -227,6 +232,17 @@ def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> Me
     return MemoryImages(images, torch.from_numpy(labels).long(), classes)
 
 
+def _stl10(root: str, *, split: str, download: bool) -> Any:
+    """Return torchvision's STL-10. If it is downloaded, try https first, because torchvision's address begins with http."""
+    from torchvision import datasets  # slow to import
+
+    secure = type("STL10", (datasets.STL10,), {"url": datasets.STL10.url.replace("http://", "https://")})
+    try:
+        return secure(root, split=split, download=download)
+    except URLError:  # the host does not answer over https
+        return datasets.STL10(root, split=split, download=download)
+
+
 def open_features(file: str, split: str) -> FeatureRows:
     """Open a file of features that was written by `numpy.savez`.
 
@@ -241,46 +257,71 @@ def open_features(file: str, split: str) -> FeatureRows:
     if not os.path.isfile(file):
         raise InputError(f"--data {file}: no such file: pass the path of an .npz file")
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            found = {name: np.asarray(arrays[name]) for name in arrays.files}
-    except Exception as error:  # the reader can fail in any way on arbitrary bytes
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise InputError(f"--data {file}: not an .npz file of numbers ({detail}): write it with numpy.savez") from None
-    features = found.get(f"{split}_features")
-    if features is None:
+        with open(file, "rb") as opened:
+            return _features(Arrays(opened), file, split)
+    except OSError as error:
+        raise InputError(f"--data {file}: {error.strerror}: pass the path of an .npz file") from None
+    except Damaged as error:
+        raise InputError(f"--data {file}: not an .npz file of numbers ({error}): write it with numpy.savez") from None
+
+
+def _features(arrays: Arrays, file: str, split: str) -> FeatureRows:
+    name, other = f"{split}_features", "test_features" if split == "train" else "train_features"
+    if name not in arrays.shapes:
+        held = ", ".join(map(printable, list(arrays.shapes)[:10]))
+        raise InputError(f"--data {file}: the file holds {held or 'no array'}, expected {name}: add this array")
+    shape, kind = arrays.shapes[name], arrays.kind(name)
+    if len(shape) != 2 or kind not in "fiu" or not math.prod(shape):
         raise InputError(
-            f"--data {file}: the file holds {', '.join(found) or 'no array'}, expected {split}_features: add this array"
+            f"--data {file}: {name} has shape {shape} and type {arrays.dtype(name)}, expected (N, F) numbers"
         )
-    if features.ndim != 2 or features.dtype.kind not in "fiu" or not features.size:
+    others = arrays.shapes.get(other, shape)
+    if len(others) == 2 and others[1] != shape[1]:
+        raise InputError(f"--data {file}: {name} is {shape}, the other split's {others}; expected one width F")
+    size = os.path.getsize(file)
+    memory = sum(
+        4 * math.prod(each) + 8 * each[0] for each in {name: shape, other: arrays.shapes.get(other, (0,))}.values()
+    )
+    if memory > 2 * (size + ROOM):
         raise InputError(
-            f"--data {file}: {split}_features has shape {features.shape} and type {features.dtype}, expected (N, F) numbers"
+            f"--data {file}: {size:,} bytes that take {memory:,} in memory: write float32 numbers with numpy.savez, without "
+            "compression"
         )
-    other = found.get("test_features" if split == "train" else "train_features")
-    if other is not None and other.ndim == 2 and other.shape[1] != features.shape[1]:
+    features = arrays.read(name, np.float32)  # a number that is too large for float32 becomes infinite
+    if not all(np.isfinite(features[row : row + 4096]).all() for row in range(0, len(features), 4096)):
+        raise InputError(f"--data {file}: {name} holds NaN or infinity, expected finite numbers")
+    labels, classes = _labels(arrays, file, split)
+    return FeatureRows(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)), classes)
+
+
+def _labels(arrays: Arrays, file: str, split: str) -> tuple[np.ndarray, list[str]]:
+    """Return the labels of a split of features, and the names of the classes."""
+    name, number = f"{split}_labels", arrays.shapes[f"{split}_features"][0]
+    known: dict[str, np.ndarray] = {}
+    for each in ("train_labels", "test_labels"):
+        size: int = math.prod(arrays.shapes.get(each, (0,)))
+        if size and arrays.kind(each) in "iu":
+            known[each] = arrays.read(each)
+    labels = known.get(name, np.full(number, -1))
+    if name in arrays.shapes and (name not in known or labels.shape != (number,)):
         raise InputError(
-            f"--data {file}: {split}_features is {features.shape}, the other split's {other.shape}; expected one width F"
-        )
-    with np.errstate(over="ignore"):  # too large for float32 is not finite, which is refused
-        features = features.astype(np.float32)
-    if not np.isfinite(features).all():
-        raise InputError(f"--data {file}: {split}_features holds NaN or infinity, expected finite numbers")
-    labels = found.get(f"{split}_labels", np.full(len(features), -1))
-    if labels.shape != (len(features),) or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"--data {file}: {split}_labels has shape {labels.shape} and type {labels.dtype}, "
-            f"expected {len(features)} integers"
+            f"--data {file}: {name} has shape {arrays.shapes[name]} and type {arrays.dtype(name)}, "
+            f"expected {number} integers"
         )
     if labels.min() < -1:
-        raise InputError(f"--data {file}: {split}_labels holds {labels.min()}, expected -1 (unknown class) or more")
-    both = [found[name] for name in ("train_labels", "test_labels") if name in found]
-    known = [each for each in both if each.size and each.dtype.kind in "iu"]
-    count = max((int(each.max()) + 1 for each in known), default=0)
-    classes = [str(name) for name in np.ravel(found.get("classes", range(count)))]
+        raise InputError(f"--data {file}: {name} holds {labels.min()}, expected -1 (unknown class) or more")
+    count = max((int(each.max()) + 1 for each in known.values()), default=0)
+    named = math.prod(arrays.shapes["classes"]) if "classes" in arrays.shapes else count
+    if max(count, named) > MOST_CLASSES:
+        raise InputError(
+            f"--data {file}: {max(count, named):,} classes, expected at most {MOST_CLASSES:,}: correct the labels or `classes`"
+        )
+    classes = [str(each) for each in np.ravel(arrays.read("classes") if "classes" in arrays.shapes else range(count))]
     if len(classes) < count:
         raise InputError(
             f"--data {file}: the largest label is {count - 1}, but `classes` has only {len(classes)} names: name all classes"
         )
-    return FeatureRows(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)), classes)
+    return labels, classes
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -370,12 +411,9 @@ def read_classes(file: str) -> list[str]:
     """
     expected = "expected a text file with one class name per line"
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"--subset-file {file}: {error.strerror}, {expected}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--subset-file {file}: not a text file, expected one class name per line") from None
-    lines = [line.strip() for line in lines if line.strip()]
+        lines = read_lines(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--subset-file {file}: {getattr(error, 'strerror', None) or error}, {expected}") from None
     if not lines:
         raise InputError(f"--subset-file {file}: lists no class, expected one class name per line")
     return lines

@@ -19,7 +19,7 @@ from ..data.datasets import Images, MemoryImages
 from ..data.imagenet import class_to_superclass
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..features import average_clusters, predict_clusters
 from ..loading import Unclassified, load_classifiers
 from ..methods import Method
@@ -430,7 +430,7 @@ def write(folder: Path, drawing: report.Drawing, result: dict[str, Any]) -> None
     make_folder(folder)
     files = report.write(folder, drawing, result)
     print("\n".join(report.as_text(result, len(drawing.data.classes))))
-    print(f"wrote {', '.join(files)} to {folder}")
+    print(f"wrote {', '.join(files)} to {printable(folder)}")
 
 
 def maps_of(
@@ -449,7 +449,7 @@ def maps_of(
         return []
     rows = features.numpy()
     if len(job.labelled):
-        groups, names = job.data.labels.numpy(), [report.printable(name) for name in job.data.classes]
+        groups, names = job.data.labels.numpy(), [printable(name) for name in job.data.classes]
     else:
         groups = found.clusters[found.chosen]
         names = [f"cluster {k}" for k in range(max(groups) + 1)]

@@ -15,7 +15,7 @@ from .. import distributed
 from ..config import KnnEvalOptions
 from ..data.datasets import Images
 from ..data.subsets import draw_share, keep_rows, read_list
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..logs import percent, table, write_json
 from ..neighbors import count_hits
 from ..run import make_folder
@@ -138,9 +138,9 @@ def write(session: Session, result: dict[str, Any], which: str) -> None:
     make_folder(session.folder)
     write_json(session.folder / "knn_eval.json", result)
     print(
-        f"{result['data']}, test split, {result['test_images']:,} images, {result['classes']} classes; "
+        f"{printable(result['data'])}, test split, {result['test_images']:,} images, {result['classes']} classes; "
         f"{result['bank_images']:,} training images searched ({which}); {result['layer']}, tau {result['tau']:g}"
     )
     rows = [[k, percent(score["top1"]), percent(score["top5"])] for k, score in result["k"].items()]
     print(table(["neighbours", "TOP1", "TOP5"], rows))
-    print(f"wrote knn_eval.json to {session.folder}")
+    print(f"wrote knn_eval.json to {printable(session.folder)}")

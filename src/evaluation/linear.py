@@ -23,11 +23,11 @@ from ..data.datasets import Images
 from ..data.loaders import TrainLoader
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..logs import Progress, percent, table, write_json
 from ..methods import feature_width
 from ..models.backbones import pool_windows
-from ..run import Run, find_checkpoint, make_folder
+from ..run import Run, continuing_command, find_checkpoint, make_folder
 from ..trainer import Trainer
 from .probe import LinearProbe, build_probe_optimizer, rate_factor
 from .search import search, top_hits
@@ -206,16 +206,17 @@ def train(
         found = find_checkpoint(session.folder, settings, name=NAME, irrelevant=IRRELEVANT, replace_finished=True)
     if found:
         trainer.load_state_dict(_migrated(found))
-    run = Run(session.folder, settings, found, name=NAME, log=False)
+    again = continuing_command(session.folder, output_dir=str(session.folder), fresh=fresh)
+    run = Run(session.folder, settings, found, name=NAME, log=False, continuation=again)
     if run.history and not trainer.done and best_epoch(run.history) is run.history[-1]:
         run.save(trainer, extra=BEST)  # the process may have ended after the last checkpoint and before this one
 
     total = epochs * trainer.loader.images
     progress = Progress(total, trainer.images, enabled=distributed.is_main())
-    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{protocol}")
+    progress.say(f"command: {printable(shlex.join(sys.argv))}\nrevision: {run.revision}\n{protocol}")
     progress.say(
         f"{len(job.train):,} training images of {len(job.train.classes)} classes, {len(job.test):,} test images; "
-        f"{len(trainer.loader)} steps per epoch on {distributed.world_size()} x {session.device.type}; writing to {run.folder}"
+        f"{len(trainer.loader)} steps per epoch on {distributed.world_size()} x {session.device.type}; writing to {printable(run.folder)}"
     )
     if found:
         where = f"resuming from epoch {trainer.epoch + 1}, step {trainer.done + 1}"
@@ -400,18 +401,18 @@ def write(job: Job, found: dict[str, Any], *, protocol: str, options: dict[str, 
             + [percent(row["top1"]), percent(row["top5"])]
             for row in found["settings"]
         ]
-        print(f"{data}, {len(job.train):,} training images, {found['held_out_images']:,} of them held out")
+        print(f"{printable(data)}, {len(job.train):,} training images, {found['held_out_images']:,} of them held out")
         print(table(["held out", "TOP1", "TOP5"], rows))
         print(table(["test", "TOP1", "TOP5"], [["chosen", percent(found["top1"]), percent(found["top5"])]]))
-        print(f"wrote lincls_eval.json to {session.folder}")
+        print(f"wrote lincls_eval.json to {printable(session.folder)}")
         return
     rows = [
         [f"best epoch, {found['best_epoch']}", percent(found["top1"]), percent(found["top5"])],
         [f"last epoch, {found['history'][-1]['epoch']}", percent(found["last_top1"]), percent(found["last_top5"])],
     ]
-    print(f"{data}, test split, {len(job.test):,} images, {len(job.test.classes)} classes")
+    print(f"{printable(data)}, test split, {len(job.test):,} images, {len(job.test.classes)} classes")
     print(table(["", "TOP1", "TOP5"], rows))
-    print(f"wrote lincls_eval.json, {NAME}.pt and {BEST} to {session.folder}")
+    print(f"wrote lincls_eval.json, {NAME}.pt and {BEST} to {printable(session.folder)}")
 
 
 def describe(options: LinclsEvalOptions) -> str:

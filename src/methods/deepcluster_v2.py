@@ -83,7 +83,13 @@ class MemoryBankMethod(PrototypeMethod):
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         if "bank.written" in state:
-            self.bank.make_room(len(state["bank.written"]))
+            number, (banks, _, dim) = len(state["bank.written"]), self.bank.embeddings.shape
+            found = tuple(state["bank.embeddings"].shape) if "bank.embeddings" in state else None
+            if found != (banks, number, dim):  # before memory is allocated for them
+                raise InputError(
+                    f"the memory bank has embeddings of the shape {found}, expected {(banks, number, dim)}: use another file"
+                )
+            self.bank.make_room(number)
 
     def prepare_run(self, data: TrainingData) -> None:
         """Fill the bank with the embeddings of the views of the first epoch."""
