@@ -211,12 +211,15 @@ def open_views(options: config.TrainOptions, data: "Images") -> "Views":
 
 
 def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, notes: list[str]) -> None:
-    """Log the command, the code revision, the resolved configuration, the sizes of this run, and then the notes."""
+    """Log the command, the code revision, the configuration, the sizes of this run, and the notes; record its start."""
     from src import distributed
     from src.data.datasets import ImageFiles
     from src.models.backbones import count_parameters
+    from src.provenance import record_start
 
     loader, device, settings = trainer.loader, trainer.device, run.config
+    if trainer.epoch < settings["epochs"]:
+        record_start(run.folder, loader.data, revision=run.revision, step=trainer.step, device=device)
     progress.say(f"command: {printable(shlex.join(sys.argv))}\nrevision: {run.revision}\n{describe(settings)}")
     progress.say(
         f"{len(loader.data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "

@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,6 +21,9 @@ from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"
 VERSION = 1
+# {version: function that takes a checkpoint of this version and returns one of the next version}. Whoever raises VERSION adds
+# a function here, so that older files stay readable; CONTRIBUTING.md has the steps.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # Options that earlier code did not have, with the values that stand for what it did.
 LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0}
 
@@ -88,6 +92,9 @@ def _checked(state: object, path: str | Path, *, needed: tuple[str, ...] = ()) -
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(map(schema.shown, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"checkpoint {path}: not written by train.py, it holds {found}, ...: name a file of train.py")
+    for version, migrate in sorted(MIGRATIONS.items()):
+        if state.get("version") == version:
+            state = {**migrate(state), "version": version + 1}
     if state.get("version") != VERSION:
         raise InputError(
             f"checkpoint {path}: format version {schema.shown(state.get('version'))}, expected {VERSION}: use the code that "

@@ -35,6 +35,8 @@ def get(name: str) -> list[Path]:
             if not downloaded_files(name):
                 _fetch(name, release, cache)
             for path in downloaded_files(name):
+                if not release.is_folder:
+                    downloads.check_published(path, size=release.size, md5=release.md5, sha256=release.sha256)
                 downloads.check_or_record(cache, path)
         except OSError as error:
             raise RunError(f"{cache}: {error.strerror or error}") from None

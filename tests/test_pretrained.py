@@ -123,6 +123,15 @@ def test_get_downloads_once_and_checks_afterwards(cache, tmp_path, monkeypatch):
         get("swav-800ep")
 
 
+def test_a_file_put_there_by_hand_must_have_the_published_digest(cache):
+    path = cache / "moco-v2-800ep" / "moco_v2_800ep_pretrain.pth.tar"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"other weights")
+    with pytest.raises(RunError, match=r"the md5 is .*, expected a04e12f8 as published: remove the file and download"):
+        get("moco-v2-800ep")
+    assert downloads.recorded(cache) == {}
+
+
 def test_get_names_what_it_does_not_know(cache):
     with pytest.raises(InputError, match=r"simsiam: .*did you mean simsiam-100ep"):
         get("simsiam")
