@@ -15,11 +15,12 @@ TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-l
 help:                  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
-# uv installs in half a minute what pip installs in a few; the result is the same.
+# uv installs in a minute what pip installs in a few; the result is the same. --require-hashes refuses a file that differs
+# from the one that was pinned.
 .venv/installed: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version)"; exit 2; }
-	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv && uv pip install -q --python $(BIN)/python -r requirements.txt; \
-	else $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt; fi
+	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv && uv pip install -q --require-hashes --python $(BIN)/python -r requirements.txt; \
+	else $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt; fi
 	@touch $@
 
 demo: .venv/installed  ## train on handwritten digits without labels, score the result, draw it

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import shlex
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,37 +24,43 @@ from src import config
 from src.errors import printable, run_script
 
 if TYPE_CHECKING:  # these modules import torch
+    from torch.optim import Optimizer
+
+    from src.data.base import Views
     from src.data.datasets import Images
     from src.logs import Progress
+    from src.methods import Method
     from src.run import Run
     from src.trainer import Trainer
 
 
 def main() -> None:
-    options, name, knobs = config.parse_train()
+    notes: list[str] = []  # what the recipe chose, and why
+    options, name, knobs = config.parse_train(survey=look_at, notes=notes)
 
     # The import of torch takes seconds. It comes after the flags are checked, so that --help and errors appear at once.
     import torch
 
     from src import distributed
     from src.data.loaders import TrainLoader
-    from src.data.views import build_views
     from src.evaluation.clustering import evaluate
     from src.loading import start_from
     from src.logs import Progress
+    from src.machine import keep_freed_memory, resolve_precision
     from src.methods import METHODS, build_method
     from src.models.memory import checkpoint_activations
-    from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
+    from src.optim import freeze
     from src.run import Run, choose_folder, continuing_command, find_checkpoint
     from src.trainer import Trainer
 
     device = distributed.start(options.device)
     distributed.check_sync_bn_group(options.sync_bn_group)
     torch.manual_seed(options.seed)
+    keep_freed_memory()
 
     # data: a method sees views and indices; labels are for monitoring
     data, held_out = open_images(options)
-    views = build_views(options.data, data, options.views, reference=options.reference_views, compiled=options.compile)
+    views = open_views(options, data)
     loader = TrainLoader(
         data,
         views,
@@ -75,11 +82,14 @@ def main() -> None:
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
     folder = distributed.on_main(lambda: choose_folder(options.output_dir, fresh=options.fresh, name=title))
-    found = find_checkpoint(folder, settings)
+    found = find_checkpoint(folder, settings, irrelevant=options.free_to_change())
+    settings["precision"] = resolve_precision(options.precision, device, found)
 
     # method: backbone, heads, objective, and its state between steps
     method = build_method(name, knobs, settings)
-    started = start_from(method, name, options.pretrained) if options.pretrained and not found else ""
+    started = (
+        start_from(method, name, options.pretrained, arch=options.arch) if options.pretrained and not found else ""
+    )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     method = method.to(device).to(memory_format=layout)
     freeze(method, options.freeze)
@@ -90,19 +100,8 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True  # cuDNN searches its fastest kernels, as the sizes do not change
 
     # optimisation
-    groups = parameter_groups(
-        method, options.weight_decay, bias_decay=options.bias_decay, backbone_decay=options.backbone_weight_decay
-    )
-    optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
-    lr = warmup_cosine(
-        options.lr,
-        options.final_lr,
-        warmup_start=options.warmup_start,
-        warmup_epochs=options.warmup_epochs,
-        epochs=options.epochs,
-        steps_per_epoch=len(loader),
-    )
-    autocast = None if options.precision == "float32" else getattr(torch, options.precision)
+    optimizer, lr = build_optimization(method, options, steps_per_epoch=len(loader))
+    autocast = None if settings["precision"] == "float32" else getattr(torch, settings["precision"])
     trainer = Trainer(
         method,
         optimizer,
@@ -123,7 +122,7 @@ def main() -> None:
     if found:
         trainer.load_state_dict(found)
     progress = Progress(options.epochs * loader.images, trainer.images, enabled=distributed.is_main())
-    announce(progress, run, trainer, started=started)
+    announce(progress, run, trainer, notes=[*notes, started])
 
     def score(summary: dict) -> dict:
         if held_out is None or (trainer.epoch % options.eval_every and trainer.epoch < options.epochs):
@@ -140,6 +139,37 @@ def main() -> None:
     distributed.stop()
 
 
+def build_optimization(
+    method: "Method", options: config.TrainOptions, *, steps_per_epoch: int
+) -> "tuple[Optimizer, Callable[[int], float]]":
+    """Return the optimiser and the learning rate as a function of the step: linear warm-up, then a cosine."""
+    from src.optim import build_optimizer, parameter_groups, warmup_cosine
+
+    groups = parameter_groups(
+        method, options.weight_decay, bias_decay=options.bias_decay, backbone_decay=options.backbone_weight_decay
+    )
+    optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
+    lr = warmup_cosine(
+        options.lr,
+        options.final_lr,
+        warmup_start=options.warmup_start,
+        warmup_epochs=options.warmup_epochs,
+        epochs=options.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    return optimizer, lr
+
+
+def look_at(folder: str) -> config.Survey:
+    """Return the number and the size of the images of a folder, and whether there is a GPU."""
+    import torch
+
+    from src.data.datasets import open_data
+    from src.data.survey import survey
+
+    return survey(open_data(folder, "train"), gpu=torch.cuda.is_available())
+
+
 def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     """Return the training images, and with --eval-every also the images of the test split."""
     from src.data.datasets import ImageFiles, open_data
@@ -152,33 +182,56 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
             download=options.download,
             subset=options.subset,
             subset_file=options.subset_file,
+            unlabelled=options.unlabelled,
+            val_share=options.val_share,
         )
 
     data = open_split("train")
     held_out = open_split("test") if options.eval_every else None
     if options.keep_decoded and isinstance(data, ImageFiles):  # the flag is refused for other data
         data = data.keeping(int(options.keep_decoded * 2**30))
+    if options.in_memory and isinstance(data, ImageFiles):
+        data = data.in_memory()
+        held_out = held_out.in_memory() if isinstance(held_out, ImageFiles) else held_out
     return data, held_out
 
 
-def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: str) -> None:
-    """Log the command, the code revision, the resolved configuration, and the sizes of this run.
+def open_views(options: config.TrainOptions, data: "Images") -> "Views":
+    """Return the views of training, and the evaluation view for --eval-every."""
+    from src.data.views import build_views
 
-    Args:
-        started: line about the weights from which the run starts; "": none.
-    """
+    return build_views(
+        options.data,
+        data,
+        options.views,
+        evaluation=options.evaluation_view,
+        reference=options.reference_views,
+        compiled=options.compile,
+    )
+
+
+def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, notes: list[str]) -> None:
+    """Log the command, the code revision, the configuration, the sizes of this run, and the notes; record its start."""
     from src import distributed
+    from src.data.datasets import ImageFiles
     from src.models.backbones import count_parameters
+    from src.provenance import record_start
 
     loader, device, settings = trainer.loader, trainer.device, run.config
+    if trainer.epoch < settings["epochs"]:
+        record_start(run.folder, loader.data, revision=run.revision, step=trainer.step, device=device)
     progress.say(f"command: {printable(shlex.join(sys.argv))}\nrevision: {run.revision}\n{describe(settings)}")
     progress.say(
         f"{len(loader.data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
         f"{distributed.world_size()} x {device.type}; {count_parameters(trainer.method):,} parameters; "
         f"writing to {printable(run.folder)}"
     )
-    if started:
-        progress.say(printable(started))
+    if isinstance(loader.data, ImageFiles) and loader.data.classes:
+        progress.say(
+            f"{len(loader.data.classes)} class folders give labels, which only monitor the training; --unlabelled ignores them"
+        )
+    for note in filter(None, notes):
+        progress.say(printable(note))
     if trainer.epoch >= settings["epochs"]:
         progress.say(f"the run is finished; --epochs above {settings['epochs']} continues it")
     elif trainer.step:

@@ -53,7 +53,8 @@ def seconds_in_turns(
         sides: {name: function}.
         turns: number of timed turns.
         finish: function that waits for work in the background.
-        clock: returns seconds. `time.process_time` counts only this process's own, and so is not disturbed by others.
+        clock: function that returns the time in seconds. `time.process_time` counts the processor time of all threads, which
+            compares sides with one thread also while other programs run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
@@ -95,6 +96,13 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="use smaller sizes, to see the table quickly")
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers of every run to this file")
     return made
+
+
+def add_threads(made: argparse.ArgumentParser) -> None:
+    """Add the flags --threads, --turns and --cpu-time."""
+    made.add_argument("--turns", type=int, default=3, help="number of timed runs of every side (default: %(default)s)")
+    made.add_argument("--threads", type=int, default=1, help="number of threads of every side (default: %(default)s)")
+    made.add_argument("--cpu-time", action="store_true", help="count processor time; for one thread on a busy machine")
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:

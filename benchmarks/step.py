@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                      # ResNet-50, two views of 224² and six of 96², four classifiers, queue
     python benchmarks/step.py --quick              # ResNet-18, small views
+    python benchmarks/step.py --cifar              # whole steps on images of 32 pixels; see benchmarks/cifar_step.py
 
 The plain loop is a simple implementation: contiguous float32, the loss pair by pair, LARS tensor by tensor, and a queue
 look-up over one big matrix. Our step runs with each option alone and with all options. On a GPU, the benchmark also reports
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import cifar_step
 from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
 from benchmarks.loss import gathered
 from benchmarks.optimizer import PerTensor
@@ -102,12 +104,20 @@ def main():
         "--compile", action="store_true", help="also time a compiled backbone; the first step then takes minutes"
     )
     made.add_argument("--turns", type=int, default=5, help="number of timed steps per side (default: 5)")
+    made.add_argument(
+        "--cifar",
+        action="store_true",
+        help="measure whole steps on images of 32 pixels, as a share of the rate of matrix products",
+    )
     arguments = parse(made)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     torch.backends.cudnn.benchmark = True  # for all sides, as in train.py
     where = machine("torch")
     print(in_words(where), flush=True)
+    if arguments.cifar:
+        write(arguments.json, where, cifar_step.report(1 if arguments.quick else arguments.turns, device))
+        return
 
     arch, sides, length = ("resnet18", (64, 32), 4096) if arguments.quick else ("resnet50", (224, 96), 65536)
     batch_size = arguments.batch_size or (256 if on_gpu else 8)

@@ -8,6 +8,7 @@ import pickle
 import struct
 import subprocess
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,8 +21,11 @@ from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"
 VERSION = 1
+# {version: function that takes a checkpoint of this version and returns one of the next version}. Whoever raises VERSION adds
+# a function here, so that older files stay readable; CONTRIBUTING.md has the steps.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # Options that earlier code did not have, with the values that stand for what it did.
-LATER_OPTIONS = {"subset": ""}
+LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -88,9 +92,12 @@ def _checked(state: object, path: str | Path, *, needed: tuple[str, ...] = ()) -
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(map(schema.shown, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"checkpoint {path}: not written by train.py, it holds {found}, ...: name a file of train.py")
-    if type(version := state.get("version")) is not int or version != VERSION:
+    for version, migrate in sorted(MIGRATIONS.items()):
+        if _version(state) == version:
+            state = {**migrate(state), "version": version + 1}
+    if _version(state) != VERSION:
         raise InputError(
-            f"checkpoint {path}: format version {schema.shown(version)}, expected {VERSION}: use the code that "
+            f"checkpoint {path}: format version {schema.shown(state.get('version'))}, expected {VERSION}: use the code that "
             "wrote the file"
         )
     try:
@@ -101,6 +108,12 @@ def _checked(state: object, path: str | Path, *, needed: tuple[str, ...] = ()) -
     if isinstance(config, dict) and "data" in config:
         state["config"] = {**LATER_OPTIONS, **config}
     return state
+
+
+def _version(state: dict[str, Any]) -> int | None:
+    """Return the version of the format, or None if a file holds something else in its place."""
+    version = state.get("version")
+    return version if type(version) is int else None
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:

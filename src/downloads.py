@@ -67,6 +67,16 @@ def _difference(part: Path, size: int, digests: dict[str, str]) -> str:
     return ""
 
 
+def check_published(path: Path, *, size: int, md5: str, sha256: str) -> None:
+    """Compare a file with what its publishers state; see `download` for the arguments. A file may have come by hand.
+
+    Raises:
+        RunError: if it differs.
+    """
+    if difference := _difference(path, size, {"md5": md5, "sha256": sha256}):
+        raise RunError(f"{path}: {difference} as published: remove the file and download it again")
+
+
 def _transfer(url: str, part: Path, size: int) -> None:
     """Make one request.
 

@@ -23,7 +23,7 @@ from .inspection import checked_checkpoint, first_line
 from .logs import Progress
 
 LAYERS = ("backbone", "head")
-VERSION = 1  # of the cached files and of the computation of their contents; it is part of the cache key
+VERSION = 2  # of the cached files and of the computation of their contents; it is part of the cache key
 PIECE = 1 << 26  # bytes of features that one exchange between ranks sends
 
 Batches = Iterable[tuple[Tensor, np.ndarray]]  # images on the device of the network, and their indices

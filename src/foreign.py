@@ -7,7 +7,7 @@ of the tensors were checked against models that were built with the projects' co
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
@@ -15,8 +15,17 @@ from torch import Tensor
 
 from . import schema
 from .errors import InputError
+from .preprocessing import (
+    CIFAR10_MEAN,
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    IMAGENET,
+    SWAV_STD,
+    Preprocessing,
+)
 
 Rules: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+Views: TypeAlias = dict[tuple[str, str], Preprocessing]
 
 
 class Weights(NamedTuple):
@@ -29,10 +38,11 @@ class Weights(NamedTuple):
         method: the method of this project to which all of `tensors` belong; None: only the backbone can be used. Files of
             DeepCluster-v2 and SeLa-v2 have the same tensor names and hold the same network, so both are deepcluster_v2.
         arch: the backbone that the file names. If it names none, a ResNet is recognised by its blocks and shapes. "" if
-            the backbone is unknown.
+            the backbone is unknown, or if `arches` names several.
         record: the other contents. For a checkpoint of train.py, these are all of its other entries. For other files,
             these are the number of epochs and, if the file names it, the classifier with the lowest loss. SCAN's files
             name it.
+        arches: the backbones that these tensors fit, if there are several. The file does not tell which one it is.
     """
 
     tensors: dict[str, Tensor]
@@ -41,6 +51,7 @@ class Weights(NamedTuple):
     method: str | None
     arch: str
     record: dict[str, Any]
+    arches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,9 @@ class Source:
             whose name matches no pattern is left out.
         beside: names of entries of the file, of which at least one must exist; (): no condition.
         method: see `Weights`.
-        arch: the backbone, if only one backbone has these names; else "".
+        arches: the backbones that have these names and shapes, if they are not torchvision's.
+        views: {(backbone, data set): evaluation view}. The key (backbone, "") is for all other data sets, and ("", "") for all
+            other backbones. {}: the source does not state it, so that the rule of our own networks decides.
     """
 
     name: str
@@ -62,7 +75,8 @@ class Source:
     rules: Rules
     beside: tuple[str, ...] = ()
     method: str | None = None
-    arch: str = ""
+    arches: tuple[str, ...] = ()
+    views: Views = field(default_factory=lambda: {("", ""): IMAGENET})
 
 
 def _small_block(match: re.Match[str]) -> str:
@@ -84,6 +98,14 @@ PROTOTYPES = (  # SwAV has one matrix of prototypes, DeepCluster-v2 and SeLa-v2 
     (r"prototypes\.prototypes(\d+)\.", r"classifiers.\1."),
     (r"prototypes\.", "classifiers.0."),
 )
+
+# Evaluation views, as in the code of the projects. All others evaluate ImageNet as `IMAGENET`.
+SWAV_VIEWS: Views = {("", ""): replace(IMAGENET, std=SWAV_STD)}
+SCAN_VIEWS: Views = {
+    ("cifar_resnet18", ""): Preprocessing(resize=32, size=32, mean=CIFAR10_MEAN, std=(0.2023, 0.1994, 0.2010)),
+    ("cifar_resnet18", "cifar100-20"): Preprocessing(resize=32, size=32, mean=CIFAR100_MEAN, std=CIFAR100_STD),
+    ("stl_resnet18", ""): Preprocessing(resize=96, size=96),
+}
 
 SOURCES = (
     Source(
@@ -124,20 +146,23 @@ SOURCES = (
         "SwAV",
         signs=(r"conv1\.", r"projection_head\.\d", r"prototypes\.weight$"),
         rules=PROTOTYPES,
+        views=SWAV_VIEWS,
         method="swav",
     ),
     Source(
         "DeepCluster-v2 or SeLa-v2",
         signs=(r"conv1\.", r"projection_head\.\d", r"prototypes\.prototypes0\."),
         rules=PROTOTYPES,
+        views=SWAV_VIEWS,
         method="deepcluster_v2",
     ),
     Source(  # a network that was fine-tuned on labels or trained without prototypes
         "a network of SwAV's code",
         signs=(r"conv1\.", r"projection_head\."),
         rules=PROTOTYPES,
+        views=SWAV_VIEWS,
     ),
-    Source(  # The networks for CIFAR and STL-10 have the same names. The one for STL-10 has a max-pooling that ours lacks.
+    Source(  # The networks for CIFAR and STL-10 have the same names and shapes, as max-pooling has no parameters.
         "SCAN, ResNet-18 for small images",
         signs=(r"backbone\.layer2\.0\.shortcut\.", r"(cluster|contrastive)_head\."),
         rules=(
@@ -146,7 +171,8 @@ SOURCES = (
             (r"backbone\.layer(\d)\.(\d)\.(\w+)\.", _small_block),
             *SCAN_HEADS,
         ),
-        arch="cifar_resnet18",
+        arches=("cifar_resnet18", "stl_resnet18"),
+        views=SCAN_VIEWS,
     ),
     Source(
         "SCAN, ResNet-50",
@@ -185,11 +211,13 @@ SOURCES = (
         signs=(r"backbone\.", r"classifiers\.0\.weight_v"),
         rules=((r"(\w+)", r"\1"),),
         method="self_classifier",
+        views={},
     ),
     Source(
         "a plain state dict of this project",
         signs=(r"backbone\.",),
         rules=((r"(\w+)", r"\1"),),
+        views={},
     ),
 )
 
@@ -272,9 +300,26 @@ def translate(content: object) -> Weights:
         source.name,
         left_out=[name for name, new in renamed.items() if not new],
         method=source.method,
-        arch=schema.shown(arch) if isinstance(arch, str) else source.arch or _resnet_in(tensors),
+        arch="" if source.arches else schema.shown(arch) if isinstance(arch, str) else _resnet_in(tensors),
         record={"epoch": epoch if type(epoch) is int else None, **history},
+        arches=source.arches,
     )
+
+
+def evaluation_view(name: str, *, arch: str, data: str) -> Preprocessing | None:
+    """Return the evaluation view of a network of another project.
+
+    Args:
+        name: the source, as in `Weights`.
+        arch: the backbone.
+        data: the data set on which the network is evaluated, as in --data.
+
+    Returns:
+        None: the source does not state it.
+    """
+    (views,) = (source.views for source in SOURCES if source.name == name)
+    keys = ((arch, data), (arch, ""), ("", ""))
+    return next((views[key] for key in keys if key in views), None)
 
 
 def _resnet_in(tensors: dict[str, Tensor]) -> str:

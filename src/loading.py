@@ -10,20 +10,31 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import checkpoint
+from . import checkpoint, foreign
 from .config import TrainOptions, ViewSettings, as_plain, check_settings, read_method, read_options
 from .errors import InputError
 from .foreign import Weights
 from .methods import METHODS, Method, PrototypeMethod, build_method, feature_width
 from .models.backbones import build_backbone
 from .models.heads import LinearClassifiers
-from .releases import resolve
+from .preprocessing import Preprocessing, of_training
+from .releases import release_of, resolve
 
 M = TypeVar("M", bound=nn.Module)
 MODEST = 1 << 28  # bytes
 WIDEST = 2048  # features of the backbones below
-SMALL_BACKBONES = ("small_convnet", "cifar_resnet18", "cifar_resnet34", "resnet18", "resnet34", "resnet50", "resnet101")
-CIFAR_SIZE = 32  # side of the images of a CIFAR network in pixels
+SMALL_BACKBONES = (
+    "small_convnet",
+    "cifar_convnet",
+    "cifar_resnet18",
+    "cifar_resnet34",
+    "stl_resnet18",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+)
+SMALL_SIZES = {"cifar": 32, "stl": 96}  # side in pixels of the images of networks whose names begin so
 
 
 class Unclassified(InputError):
@@ -63,7 +74,7 @@ def load_method(name: str | Path, weights: Weights | None = None) -> tuple[Metho
         )
     own = "config" in weights.record
     try:
-        state = weights.record if own else {"config": _authors_settings(weights), "history": [], **weights.record}
+        state = weights.record if own else _foreign_state(name, weights, _authors_settings(weights))
     except (IndexError, StopIteration):
         raise InputError(
             f"checkpoint {name}: its classifiers do not have the shapes of {weights.source}: use another file"
@@ -93,12 +104,15 @@ def load_method(name: str | Path, weights: Weights | None = None) -> tuple[Metho
     return method.eval(), state
 
 
-def load_classifiers(name: str | Path, arch: str = "") -> tuple[Method | LinearClassifiers, dict[str, Any]]:
+def load_classifiers(
+    name: str | Path, arch: str = "", *, strict: bool = True
+) -> tuple[Method | LinearClassifiers, dict[str, Any]]:
     """Build a network that assigns images to clusters: a method of this project, or linear classifiers on a backbone.
 
     Args:
         name: a path or a released model.
         arch: architecture of the backbone if the file does not name it; see `load_backbone`.
+        strict: refuse an `arch` that is not the one that the file names; otherwise the file decides.
 
     Returns:
         network: a module with `backbone`, `predict`, `classes` and `temperature`, on the CPU, in evaluation mode.
@@ -110,14 +124,14 @@ def load_classifiers(name: str | Path, arch: str = "") -> tuple[Method | LinearC
     """
     weights = checkpoint.read_weights(resolve(name))
     if weights.method in METHODS:
-        if arch and weights.arch and arch != weights.arch:
-            raise InputError(f"--arch {arch}: checkpoint {name} holds {weights.arch}: drop --arch")
+        if weights.arch:
+            _architecture(name, weights, arch if strict else "")
         return load_method(name, weights)
     heads = {key: value for key, value in weights.tensors.items() if _part(key) == "classifiers"}
     if not heads:
         held = weights.method or f"a backbone ({weights.source})"
         raise Unclassified(f"checkpoint {name}: holds {held} without classifiers; expected a method or classifiers")
-    backbone, state = load_backbone(name, arch, weights)
+    backbone, state = load_backbone(name, arch, weights, strict=strict)
     width = feature_width(backbone)
     classifiers: list[nn.Linear] = []
     while f"classifiers.{len(classifiers)}.weight" in heads:
@@ -139,13 +153,16 @@ def load_classifiers(name: str | Path, arch: str = "") -> tuple[Method | LinearC
     return LinearClassifiers(backbone, classifiers).eval(), state
 
 
-def load_backbone(name: str | Path, arch: str = "", weights: Weights | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load_backbone(
+    name: str | Path, arch: str = "", weights: Weights | None = None, *, strict: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build the backbone of a file with its weights, in evaluation mode. The file may be any that this project reads.
 
     Args:
         name: a path or a released model.
-        arch: architecture of the backbone if the file does not name it ("": resnet50).
+        arch: architecture of the backbone if neither the file nor the list of released models names it ("": resnet50).
         weights: the contents of the file, if it has been read already.
+        strict: see `load_classifiers`.
 
     Returns:
         backbone: on the CPU.
@@ -153,12 +170,11 @@ def load_backbone(name: str | Path, arch: str = "", weights: Weights | None = No
             does not name the data.
 
     Raises:
-        InputError: if the file contains no backbone, or its weights do not fit the architecture.
+        InputError: if the file contains no backbone, its weights do not fit the architecture, or they fit several
+            architectures and nothing names one of them.
     """
     weights = weights or checkpoint.read_weights(resolve(name))
-    known = weights.arch or arch or TrainOptions.arch
-    if arch and arch != known:
-        raise InputError(f"--arch {arch}: checkpoint {name} holds {known}: drop --arch")
+    known = _architecture(name, weights, arch, strict=strict)
     if weights.method in METHODS and "config" in weights.record:
         method, state = load_method(name, weights)
         return method.backbone, state
@@ -166,7 +182,7 @@ def load_backbone(name: str | Path, arch: str = "", weights: Weights | None = No
     tensors = {key.removeprefix("backbone."): v for key, v in weights.tensors.items() if key.startswith("backbone.")}
     if not tensors:
         raise InputError(f"checkpoint {name}: contains no backbone, only {_count(weights.tensors)}: use another file")
-    size = CIFAR_SIZE if known.startswith("cifar") else TrainOptions.global_crops_size
+    size = SMALL_SIZES.get(known.partition("_")[0], TrainOptions.global_crops_size)
     options = TrainOptions(arch=known, patch_size=_patch_size(tensors), global_crops_size=size)
     settings = {**as_plain(options), **_unknown_data(weights.source), **weights.record.get("config", {})}
     try:
@@ -184,7 +200,50 @@ def load_backbone(name: str | Path, arch: str = "", weights: Weights | None = No
         check_size(build, lambda _: tensors, source)
     backbone = build()
     checkpoint.load_into(backbone, tensors, source)
-    return backbone.eval(), {"history": [], **weights.record, "config": settings}
+    return backbone.eval(), _foreign_state(name, weights, settings)
+
+
+def _architecture(name: str | Path, weights: Weights, arch: str, *, strict: bool = True) -> str:
+    """Return the architecture of the backbone of a file; see `load_backbone`."""
+    release = release_of(name) if weights.arches else None
+    named = weights.arch or (release.arch if release else "")
+    if arch and named and arch != named and strict:
+        raise InputError(f"--arch {arch}: checkpoint {name} holds {named}: drop --arch")
+    known = named or arch
+    if weights.arches and known not in weights.arches:
+        fitting = " or ".join(f"--arch {each}" for each in weights.arches)
+        raise InputError(
+            f"checkpoint {name} ({weights.source}): its tensors fit the networks for CIFAR and for STL-10, which are not the "
+            f"same: give {fitting}, or its name in `python -m src.pretrained list`"
+        )
+    return known or TrainOptions.arch
+
+
+def _foreign_state(name: str | Path, weights: Weights, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what `load_method` returns as `state` for a file that train.py did not write."""
+    release = release_of(name)
+    trained_on = release.data if release else ""
+    return {"history": [], **weights.record, "config": settings, "source": weights.source, "trained_on": trained_on}
+
+
+def evaluation_view(state: dict[str, Any], data: str) -> Preprocessing:
+    """Return the evaluation view of photographs for a network.
+
+    A network of another project has the view of that project. A network of train.py has the view of
+    `preprocessing.of_training`, with the changes that the run asked for.
+
+    Args:
+        state: what `load_backbone`, `load_method` or `load_classifiers` returned beside the network.
+        data: the data on which the network is evaluated, as in --data. It decides if the training data is unknown.
+    """
+    trained = state["config"]
+    if "source" in state:
+        on = state["trained_on"] or data
+        found = foreign.evaluation_view(state["source"], arch=trained["arch"], data=on)
+        if found:
+            return found
+    view = of_training(trained["data"] or data, crop_size=trained["global_crops_size"], augment=trained["augment"])
+    return view.changed(size=trained.get("eval_size", 0), resize=trained.get("eval_resize", 0))
 
 
 def is_modest(settings: Mapping[str, Any], config: Any = None) -> bool:
@@ -292,7 +351,7 @@ def _authors_settings(weights: Weights) -> dict[str, Any]:
     return {**as_plain(options), **defaults, **known, **_unknown_data(name)}
 
 
-def start_from(method: Method, method_name: str, name: str) -> str:
+def start_from(method: Method, method_name: str, name: str, *, arch: str = "") -> str:
     """Load weights into a newly built method, for `--pretrained`.
 
     From a file of the same method, the network is loaded. Queues and banks are not, because their images belong to another
@@ -304,6 +363,7 @@ def start_from(method: Method, method_name: str, name: str) -> str:
         method: the method that receives the weights.
         method_name: its name in `METHODS`.
         name: a path or a released model.
+        arch: architecture of the backbone of the method; "": not compared with that of a released model.
 
     Returns:
         One line that says which parts were loaded and which were not.
@@ -312,6 +372,8 @@ def start_from(method: Method, method_name: str, name: str) -> str:
         InputError: if the file contains no backbone, or a part to be loaded does not fit exactly.
     """
     weights = checkpoint.read_weights(resolve(name))
+    if arch in weights.arches:  # their tensors have the same shapes
+        _architecture(name, weights, arch)
     own = method.state_dict()
     other = METHODS.get(weights.method or "")
     parts = {"backbone"}

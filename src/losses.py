@@ -5,13 +5,14 @@ Legend: B samples on this rank, N samples over all ranks, V views, C_k classes o
 
 from collections.abc import Sequence
 from itertools import permutations
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .distributed import max_over_ranks, sum_over_ranks, world_size
+from .distributed import max_over_ranks, rank, sum_over_ranks, world_size
 
 EPS = 1e-12  # default of eps, which keeps divisions and logarithms finite
 IGNORED = -100  # label of an image without a cluster
@@ -285,6 +286,52 @@ def self_classifier_v1_terms(
     log_prediction = z.log_softmax(dim=-1)
     # The target of each view is the other view: flip(1) exchanges the two views.
     return -(target.flip(1) * log_prediction).sum(dim=-1).mean(dim=(1, 2, 3))
+
+
+# ---- SimCLR ---------------------------------------------------------------------------------------------------------
+
+
+def nt_xent(embeddings: Tensor, temperature: float, anchors: Literal["both", "one"] = "both") -> Tensor:
+    """Compute SimCLR's loss: the cross-entropy of finding the other view of an image among all views of a batch.
+
+    Chen et al., arXiv:2002.05709v3, equation 1. For the view i of an image and its other view j:
+
+        l(i, j) = - log( exp(z_i·z_j / t) / sum_{k≠i} exp(z_i·z_k / t) )
+
+    The sum runs over the views of all images of all ranks, except i itself.
+
+    Args:
+        embeddings: (2, B, D) unit embeddings of two views.
+        temperature: t, above 0.
+        anchors: "both": the mean of l over all views; "one": the mean over the first views only, as in the authors' code of
+            SCAN (arXiv:2005.12320).
+
+    Returns:
+        Scalar mean over the anchors of this rank, in nats. If all embeddings are equal, it is ln(2N - 1) for N images on
+        all ranks.
+
+    Raises:
+        ValueError: if the temperature is not positive, or there are not two views.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: expected a positive temperature")
+    if len(embeddings) != 2:
+        raise ValueError(f"{len(embeddings)} views: expected two views")
+    z = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
+    B, own = z.shape[1], rank()
+    candidates = z
+    if world_size() > 1:  # the other ranks add their embeddings at their places
+        everywhere = z.new_zeros(world_size(), *z.shape)
+        everywhere[own] = z
+        candidates = sum_over_ranks(everywhere).transpose(0, 1)
+    N = B * world_size()
+    here = own * B + torch.arange(B, device=z.device)  # places of this rank's images among those of all ranks
+    number = 2 if anchors == "both" else 1
+    similarities = z[:number].flatten(0, 1) @ candidates.reshape(2 * N, -1).T / temperature
+    itself = torch.cat([here, here + N])[: number * B]
+    other = torch.cat([here + N, here])[: number * B]
+    similarities = similarities.scatter(1, itself[:, None], -torch.inf)
+    return F.cross_entropy(similarities, other)
 
 
 # ---- SwAV, DeepCluster-v2, SeLa-v2 ----------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ class LARS(torch.optim.Optimizer):
         g ← trust · ‖p‖ / (‖g‖ + wd · ‖p‖ + eps) · (g + wd · p)
 
     Then buf ← momentum · buf + g and p ← p - lr · buf. If one of the norms is zero, g is neither scaled nor decayed: a
-    bias that starts at zero takes a first step of lr · g. All tensors are updated together, and the host does not wait
-    for the device.
+    bias that starts at zero takes a first step of lr · g. On a GPU, all tensors are updated together, and the host does not
+    wait for the device.
 
     Args:
         params: parameters or groups of parameters.
@@ -57,8 +57,11 @@ class LARS(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group)
+            # A GPU updates all tensors together, in few kernels. On a CPU this would move every tensor through the memory
+            # several times, and one tensor after the other stays in the cache. The result is the same bit for bit.
+            parts = [[p] for p in params] if params and params[0].device.type == "cpu" else [params]
+            for part in filter(None, parts):
+                self._update(part, group)
         return loss
 
     def _update(self, params: list[Tensor], group: dict) -> None:

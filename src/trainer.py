@@ -16,6 +16,7 @@ from . import distributed
 from .data.loaders import DAMAGED_SHARE, Batch, TrainLoader
 from .data.training import TrainingData
 from .errors import InputError, RunError
+from .flops import OperationCounter
 from .logs import Progress
 from .methods.base import Method, Step
 from .models.memory import statistics_kept
@@ -61,6 +62,7 @@ class Trainer:
         skipped: number of finished steps of the current epoch that changed nothing; see `Step.skip`.
         totals: sums of the logged numbers over the finished steps that were not skipped.
         seconds: seconds spent in the current epoch.
+        operations: floating-point operations of this rank.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Trainer:
         self.epoch, self.done, self.skipped = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
         self.seconds = 0.0
+        self.operations = OperationCounter()
         self.asked = False  # in the current step, the ranks have already agreed whether to stop after it
         self.stops_after = 0  # the step after which they stop, if this rank has asked for it
 
@@ -126,15 +129,16 @@ class Trainer:
         """
         self._training_mode()
         if self.step == 0:
-            self.method.prepare_run(self.data)
+            self.operations.run(self.method.prepare_run, self.data)
         if self.done == 0:
-            self.method.prepare_epoch(self.epoch, self.data)
+            self.operations.run(self.method.prepare_epoch, self.epoch, self.data)
         unread: list[Tensor] = []
         for batch in self._timed(self.loader.epoch(self.epoch, start=self.done)):
             self.method.prepare_step(self.step, self.data)
             for group, scale in zip(self.optimizer.param_groups, self.lr_scales, strict=True):
                 group["lr"] = scale * self.lr(self.step)
-            step, backward = self._forward(batch)
+            alike = (self.method.idle_views(), *(view.shape for view in batch.views))
+            step, backward = self.operations.run(self._forward, batch, like=alike)
             skip = self._all_skip(step)
             unread += [] if skip else [step.loss.detach()]
             read = (self.done + 1) % self.read_every == 0 or self.done + 1 == len(self.loader)
@@ -142,7 +146,7 @@ class Trainer:
             if skip:
                 self.skipped += 1
             else:
-                self._update(batch, step, backward)
+                self.operations.run(self._update, batch, step, backward, like=alike)
             before, self.done, self.asked = self.images, self.done + 1, False
             progress.advance(self.images - before, self.epoch + 1, step.loss.item() if read and not skip else None)
             if read:
@@ -291,6 +295,8 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "images_per_second": self.loader.images_until(self.done) / max(self.seconds, 1e-9),
             "seconds": self.seconds,
+            "pflop": self.operations.end_epoch() * distributed.world_size() / 1e15,
+            "total_pflop": self.operations.total * distributed.world_size() / 1e15,
         }
         if self.skipped:
             summary["skipped_steps"] = self.skipped
@@ -314,6 +320,7 @@ class Trainer:
             "skipped": self.skipped,
             "totals": {name: distributed.mean_over_ranks(total) for name, total in self.totals.items()},
             "seconds": self.seconds,
+            "operations": self.operations.state_dict(),
             "generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -344,7 +351,9 @@ class Trainer:
         load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]
-        self.skipped = state.get("skipped", 0)  # checkpoints of earlier versions do not have this entry
+        self.skipped = state.get("skipped", 0)  # checkpoints of earlier versions lack this entry and `operations`
+        if "operations" in state:
+            self.operations.load_state_dict(state["operations"])
         self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
         torch.set_rng_state(state["generator"])
         if self.device.type == "cuda" and state["cuda_generator"] is not None:

@@ -27,8 +27,9 @@ def pytest_configure(config):
 
 # The files that take longest, in this order. Each goes to one process whole, and the last should not be the longest.
 LONGEST = (
-    *("test_scripts.py", "test_slurm.py", "test_methods.py", "test_cli.py", "test_evaluation_ranks.py"),
-    *("test_kmeans.py", "test_session.py", "test_pretrained.py", "test_trainer.py", "test_cls_eval.py"),
+    *("test_scripts.py", "test_slurm.py", "test_methods.py", "test_cli.py", "test_traces.py"),
+    *("test_evaluation_ranks.py", "test_kmeans.py", "test_session.py", "test_pretrained.py", "test_trainer.py"),
+    "test_cls_eval.py",
 )
 
 

@@ -10,10 +10,11 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from evaluating import make_pictures
+from evaluating import SMALL, make_pictures
 from PIL import Image
 from torchvision.datasets import stl10
 
+from src import checkpoint
 from src.config import SUBSETS, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
 from src.data.datasets import CIFAR100_SUPERCLASSES, open_data, open_folder, published_classes
 from src.errors import InputError
@@ -180,6 +181,65 @@ def test_flat_and_nested_folders_have_no_labels_and_are_both_splits(tmp_path):
         data = open_folder(str(tmp_path), split)
         assert names(data, tmp_path) == ["b.png", "x/y/a.webp", "日本.png"]
         assert (data.labels.tolist(), data.classes) == ([-1] * 3, [])
+
+
+@pytest.fixture
+def without_splits(tmp_path):
+    """20 cats, 10 dogs in a subfolder, and a folder without images."""
+    for i in range(20):
+        save(tmp_path / "cat" / f"{i:02}.png")
+    for i in range(10):
+        save(tmp_path / "dog" / "deep" / f"{i}.png")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def test_class_folders_without_splits_are_labels(without_splits):
+    for split in ("train", "test"):
+        data = open_data(str(without_splits), split)
+        assert (data.classes, torch.bincount(data.labels).tolist()) == (["cat", "dog"], [20, 10])
+        assert [os.sep + "dog" + os.sep in path for path in data.paths] == (data.labels == 1).tolist()
+
+
+def test_unlabelled_ignores_class_folders(without_splits):
+    data = open_data(str(without_splits), "train", unlabelled=True)
+    assert (data.classes, data.labels.tolist()) == ([], [-1] * 30)
+    for i in range(3):
+        save(without_splits / "train" / "b" / f"{i}.png")
+    data = open_data(str(without_splits), "train", unlabelled=True)
+    assert (data.classes, data.labels.tolist()) == ([], [-1] * 3)
+
+
+def test_an_image_beside_the_folders_means_no_labels(without_splits):
+    save(without_splits / "beside.png")
+    assert open_data(str(without_splits), "train").classes == []
+
+
+def test_one_folder_is_no_classes(tmp_path):
+    save(tmp_path / "holiday" / "a.png")
+    assert open_data(str(tmp_path), "train").classes == []
+
+
+def test_a_share_of_each_class_is_held_out_always_the_same(without_splits):
+    train, test = (open_data(str(without_splits), split, val_share=0.3) for split in ("train", "test"))
+    assert torch.bincount(train.labels).tolist() == [14, 7]
+    assert torch.bincount(test.labels).tolist() == [6, 3]
+    assert not set(train.paths) & set(test.paths)
+    assert sorted(train.paths + test.paths) == open_data(str(without_splits), "train").paths
+    assert test.paths == open_data(str(without_splits), "test", val_share=0.3).paths
+    flat = open_data(str(without_splits), "test", val_share=0.3, unlabelled=True)
+    assert len(flat) == 9
+
+
+def test_a_share_that_does_not_fit_is_refused(without_splits):
+    with pytest.raises(
+        InputError, match=r"--val-share 0\.001 of the 20 images of --data .* leaves none for the test split"
+    ):
+        open_data(str(without_splits / "cat"), "test", val_share=0.001)
+    save(without_splits / "train" / "a.png")
+    save(without_splits / "val" / "a.png")
+    with pytest.raises(InputError, match=r"--val-share is for folders without splits, but --data .* has train, val"):
+        open_data(str(without_splits), "test", val_share=0.5)
 
 
 def test_links_are_followed_once_even_in_a_circle(tmp_path):
@@ -388,6 +448,72 @@ def test_a_class_without_test_images_does_not_shift_the_others(tmp_path):
 def test_a_name_that_is_too_long_is_one_line():
     with pytest.raises(InputError, match="File name too long"):
         open_data("a" * 300, "train")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# image files in memory
+
+
+def test_small_files_become_a_data_set_in_memory(tmp_path):
+    files = open_folder(str(make_pictures(tmp_path, {"red": (200, 0, 0), "blue": (0, 0, 200)}, size=(20, 24))), "train")
+    held = files.in_memory()
+    assert held.images.shape == (10, 3, 20, 24)
+    assert held.images.dtype == torch.uint8
+    assert all(torch.equal(held.images[i], files.decode(i)) for i in range(10))
+    assert torch.equal(held.labels, files.labels)
+    assert held.classes == files.classes == ["blue", "red"]
+
+
+def test_files_of_several_sizes_or_damaged_are_not_held_in_memory(tmp_path):
+    folder = make_pictures(tmp_path, {"red": (200, 0, 0)}, size=(20, 24))
+    Image.new("RGB", (24, 21)).save(folder / "train" / "red" / "9.png")
+    with pytest.raises(
+        InputError, match=r"--in-memory needs images of one size, .*0.png has 20 x 24 .*9.png has 21 x 24"
+    ):
+        open_folder(str(folder), "train").in_memory()
+    (folder / "train" / "red" / "9.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"--in-memory: .*9.png cannot be decoded"):
+        open_folder(str(folder), "train").in_memory()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--keep-decoded", "1"], "--in-memory decodes every file once, so --keep-decoded has nothing to do"),
+        (["--decode-on-gpu"], "--in-memory decodes every file once, so --decode-on-gpu has nothing to do"),
+        (["--data", "digits"], "--in-memory has no effect: --data digits is in memory anyway"),
+    ],
+)
+def test_in_memory_with_other_flags_that_hold_images_is_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        parse_train(["--data", "pictures", "--in-memory", *words])
+
+
+def test_a_run_in_memory_learns_from_the_same_images(run_program, tmp_path):
+    folder = make_pictures(
+        tmp_path / "pictures", {"red": (200, 0, 0), "blue": (0, 0, 200)}, splits=[("train", 8), ("val", 4)]
+    )
+    words = (
+        "train.py",
+        "--preset",
+        "published",
+        "--data",
+        folder,
+        *SMALL,
+        "--augment",
+        "crop_flip",
+        "--batch-size",
+        "8",
+        "--base-lr",
+        "0.1",
+    )
+    words += ("--epochs", "2", "--warmup-epochs", "0", "--eval-every", "1", "--workers", "1")
+    for name, flags in (("files", []), ("memory", ["--in-memory"])):
+        done = run_program(*words, *flags, "--output-dir", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    files, memory = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("files", "memory"))
+    for name, value in files["model"].items():  # the crops may differ by a grey level
+        torch.testing.assert_close(memory["model"][name], value, rtol=0.1, atol=0.02)
 
 
 def test_stl10_is_downloaded_over_https_first_and_its_md5_is_compared(tmp_path, monkeypatch):

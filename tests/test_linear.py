@@ -41,6 +41,7 @@ from src.evaluation.search import fit_linear, search, top_hits
 from src.loading import load_backbone, load_method
 from src.logs import Progress
 from src.models.backbones import SmallConvNet, build_backbone, pool_windows
+from src.preprocessing import IMAGENET
 from src.trainer import Trainer
 
 QUIET = Progress(1, 0, enabled=False)
@@ -682,7 +683,7 @@ def test_a_folder_of_photographs(tmp_path):
 def test_training_views_are_a_crop_and_a_flip():
     files = ImageFiles(["a"], torch.zeros(1, dtype=torch.long), ["a"])
     central = build_views("x", files, ViewSettings(global_crops_size=224))
-    session = SimpleNamespace(views=central, trained={"global_crops_size": 224}, source=SimpleNamespace(data="x"))
+    session = SimpleNamespace(views=central, view=IMAGENET, view_size=224, source=SimpleNamespace(data="x"))
 
     def views_of(*, crop_flip):
         return linear.training_views(SimpleNamespace(session=session, train=files), augment=crop_flip)

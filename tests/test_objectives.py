@@ -11,6 +11,7 @@ import torch
 from test_assignments import plain_sinkhorn
 from test_losses import by_loops
 from test_self_classifier_v1 import by_loops as first_generation_by_loops
+from test_simclr import by_loops as nt_xent_by_loops
 from torch import nn
 
 from src.assignments import spherical_kmeans
@@ -126,6 +127,43 @@ def test_self_classifier_looks_up_neighbours_before_it_pushes_the_view_itself(us
     step.loss.backward()
     assert (views[0].grad is None) == use_neighbors
     assert views[1].grad.abs().sum() > 0
+
+
+# ---- Self-Classifier with SimCLR ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_global", [1, 2])
+def test_self_classifier_simclr_adds_the_losses_of_two_heads(num_global):
+    options = {"classes": (5, 3), "row_tau": 0.3, "col_tau": 0.7, "eps": 1e-2, "contrast_dim": 3}
+    method = build("self_classifier_simclr", num_global=num_global, **options, contrast_weight=0.25, contrast_tau=0.4)
+    images = list(torch.randn(3, 6, 1, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    step = method.objective(method.embed_views(images), torch.arange(6))
+    features = [image.flatten(1) for image in images]
+    ours = [method.projection_head(feature) for feature in features]
+    contrasted = torch.stack([method.contrast_head(feature) for feature in features[:2]])  # the third view has no part
+    first = by_loops(logits_of(method, ours), 0.3, 0.7, 1e-2, num_global)
+    second = nt_xent_by_loops(contrasted, 0.4, "both")
+    assert step.loss.item() == close(first + 0.25 * second)
+    assert step.numbers["contrast"].item() == close(second)
+    assert step.numbers["terms"].mean().item() == close(first)
+    assert torch.equal(method.embed(images[0]), ours[0])
+
+
+def test_self_classifier_simclr_adds_the_neighbour_as_a_view():
+    method = build("self_classifier_simclr", classes=(5, 3), contrast_dim=3, queue_length=6)
+    images = [list(torch.randn(2, 6, 1, 3, 4, generator=torch.Generator().manual_seed(k)).double()) for k in (0, 1)]
+    past, now = (method.embed_views(views) for views in images)
+    assert method.objective(past, torch.arange(6)).neighbors is None  # the queue was empty
+    step = method.objective(now, torch.arange(6, 12))
+    products = now[0][:, DIM:] @ past[0][:, DIM:].T
+    nearest = products.argmax(dim=1)
+    assert step.neighbors.tolist() == nearest.tolist()
+    assert len(set(nearest.tolist())) > 1
+    views = [past[0][nearest, :DIM].float().double(), *(view[:, :DIM] for view in now)]  # the queue holds float32
+    first = by_loops(logits_of(method, views), 0.1, 0.05, 1e-12, 3)
+    second = nt_xent_by_loops(torch.stack(now)[:, :, DIM:], 0.2, "both")
+    assert step.loss.item() == pytest.approx(first + second, rel=1e-6)
+    assert torch.equal(method.stored, now[0][:, :DIM].to(method.stored.dtype))
 
 
 # ---- first generation -----------------------------------------------------------------------------------------------

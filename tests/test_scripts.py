@@ -98,6 +98,7 @@ KMEANS = {
     "fit_share": 0.1,
     "init": "k-means++",
     "restarts": 10,
+    "early_stop": False,  # theirs: scikit-learn's rule
 }
 for name, model in (
     ("barlowtwins", "barlow-twins-1000ep"),
@@ -447,12 +448,20 @@ def test_a_warm_up_goes_up():
     assert rates(*words, "--warmup-start", "0.3", "--warmup-epochs", "0")[0] == 0.1
 
 
-def test_another_batch_without_a_learning_rate_is_refused():
-    message = r"--batch-size 1024: the learning rate 4.8 of --preset 100ep is for 4092 images; --base-lr 0.3 scales it"
-    with pytest.raises(InputError, match=message):
-        rates("--preset", "100ep", "--batch-size", "1024")
-    with pytest.raises(InputError, match=r"--base-lr 3\.2 "):
-        rates("--method", "self_classifier_v1", "--preset", "cifar10", "--batch-size=512")
+@pytest.mark.parametrize("batch", [1024, 2048])
+def test_the_learning_rate_follows_the_batch_size(batch):
+    """lars: the published rule, to the digits that the published scripts print."""
+    assert rates("--preset", "100ep", "--batch-size", str(batch)) == pytest.approx(
+        rates("--preset", f"100ep_bs_{batch}"), rel=1e-3
+    )
+
+
+def test_adamw_follows_the_square_root_of_the_batch_size():
+    words = ("--method", "self_classifier", "--preset", "digits", "--data", "digits")
+    assert rates(*words, "--batch-size", "32") == pytest.approx([0.001, 0.0001, 0.000001])
+
+
+def test_a_given_learning_rate_does_not_follow():
     assert rates("--preset", "100ep", "--batch-size", "4096") == (4.8, 0.3, 0.0048)
     assert rates("--preset", "100ep", "--batch-size", "1024", "--lr=1") == (1, 0.3, 0.0048)
     with pytest.raises(InputError, match="--base-lr and --lr"):

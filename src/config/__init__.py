@@ -1,5 +1,6 @@
 """Flags, declared once as the fields of dataclasses, with the comment after the field as help. Nothing here imports torch."""
 
+from .command import parse_train
 from .evaluation import (
     SUPERCLASSES,
     ClsEvalOptions,
@@ -22,21 +23,25 @@ from .flags import (
     require_views,
 )
 from .methods import MethodSource, method_names, read_method
+from .recipe import SMALL_SIDE, Survey
 from .training import (
     BUILT_IN_DATA,
+    EVAL_VIEW,
     FREE_TO_CHANGE,
     SUBSETS,
     DataOptions,
     DeviceOptions,
     TrainOptions,
     ViewSettings,
+    check_patches,
     check_settings,
-    parse_train,
 )
 
 __all__ = [
     "BUILT_IN_DATA",
+    "EVAL_VIEW",
     "FREE_TO_CHANGE",
+    "SMALL_SIDE",
     "SUBSETS",
     "SUPERCLASSES",
     "ClsEvalOptions",
@@ -48,9 +53,11 @@ __all__ = [
     "LinclsEvalOptions",
     "MethodSource",
     "OneLineParser",
+    "Survey",
     "TrainOptions",
     "ViewSettings",
     "as_plain",
+    "check_patches",
     "check_settings",
     "flag",
     "method_names",

@@ -5,6 +5,7 @@ Nothing here imports torch, so `--help` and errors in flags appear at once.
 
 import argparse
 import ast
+import difflib
 import json
 import math
 import sys
@@ -149,6 +150,18 @@ def as_plain(options: Any) -> dict[str, Any]:
 # command lines
 
 
+def similar_to(word: str, known: Iterable[Any]) -> list[str]:
+    """Return at most three of the known words that are similar to a word, the most similar one first."""
+    return difflib.get_close_matches(word, [str(each) for each in known], n=3, cutoff=0.7)
+
+
+def closest(word: str, known: Iterable[Any]) -> str:
+    """Return the question for the known words that are similar to a word, or the list of all known words."""
+    known = [str(each) for each in known]
+    similar = similar_to(word, known)
+    return f"did you mean {' or '.join(similar)}?" if similar else f"expected one of {', '.join(known)}"
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A parser that prints errors as one line. The usage of forty flags would hide the message."""
 
@@ -157,6 +170,26 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{printable(f'{self.prog}: error: {message}')} (see --help)\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse a command line and refuse words that are not flags."""
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self.explain_unknown(unknown))
+        return values
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is not among the choices. The message names the closest choices."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, f"{value!r} is not a choice: {closest(str(value), action.choices)}")
+
+    def explain_unknown(self, words: Sequence[str]) -> str:
+        """Return the message about words that are no flags of this parser. It suggests similar flags."""
+        known = [name for action in self._actions for name in action.option_strings]
+        similar = [
+            f"{word}: did you mean {found}?" for word in words for found in similar_to(word.split("=")[0], known)
+        ]
+        return f"unknown flag or value: {similar[0] if similar else ' '.join(words)}"
 
 
 def add_flags(

@@ -19,7 +19,7 @@ from ..errors import InputError, printable
 from ..inspection import ROOM, read_lines
 from .arrays import Arrays, Damaged
 from .decoding import Kept, decode
-from .listing import IMAGE_SUFFIXES, list_images
+from .folders import find_images
 
 MOST_CLASSES = 1_000_000
 CIFAR100_COARSE = (
@@ -134,12 +134,45 @@ class ImageFiles:
         """Return the same data set with up to `room` bytes of memory for decoded images, each decoded only once."""
         return replace(self, kept=Kept(len(self), room))
 
+    def in_memory(self) -> MemoryImages:
+        """Decode all files and return their pixels as a data set in memory.
+
+        Raises:
+            InputError: if a file cannot be decoded, or if the images do not have one size.
+        """
+        images = torch.empty(0, dtype=torch.uint8)
+        for i, path in enumerate(self.paths):
+            try:
+                image = self.decode(i)
+            except Exception as error:  # Pillow raises errors of many kinds on damaged files
+                raise InputError(
+                    f"--in-memory: {path} cannot be decoded ({error}): repair or remove the file"
+                ) from None
+            if i == 0:
+                images = torch.empty(len(self), *image.shape, dtype=torch.uint8)
+            if image.shape != images.shape[1:]:
+                sizes = [" x ".join(str(side) for side in shape[-2:]) for shape in (images.shape, image.shape)]
+                raise InputError(
+                    f"--in-memory needs images of one size, but {self.paths[0]} has {sizes[0]} pixels and {path} has "
+                    f"{sizes[1]}: resize the images, or drop the flag"
+                )
+            images[i] = image
+        return MemoryImages(images, self.labels, self.classes)
+
 
 Images = MemoryImages | ImageFiles
 
 
 def open_data(
-    name: str, split: str, *, root: str = "", download: bool = False, subset: str = "", subset_file: str = ""
+    name: str,
+    split: str,
+    *,
+    root: str = "",
+    download: bool = False,
+    subset: str = "",
+    subset_file: str = "",
+    unlabelled: bool = False,
+    val_share: float = 0.0,
 ) -> Images:
     """Open one split of a data set.
 
@@ -152,6 +185,8 @@ def open_data(
         subset: name of a published subset of ImageNet's classes, one of `SUBSETS`; "": all classes.
         subset_file: text file with one class name per line; "": all classes. The data set keeps only the listed classes and
             numbers them in the order of the file (see `keep_classes`).
+        unlabelled: ignore the class folders of a folder of images.
+        val_share: share of the images that is held out for the test split, if a folder has no splits.
 
     Raises:
         InputError: if the data set cannot be opened, or does not have a class of the subset.
@@ -166,7 +201,7 @@ def open_data(
     elif name.endswith(".npz"):
         data = open_features(name, split)
     else:
-        data = open_folder(name, split)
+        data = open_folder(name, split, unlabelled=unlabelled, val_share=val_share)
     if subset:
         return keep_classes(data, published_classes(subset), f"--subset {subset}")
     if subset_file:
@@ -324,68 +359,10 @@ def _labels(arrays: Arrays, file: str, split: str) -> tuple[np.ndarray, list[str
     return labels, classes
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# folders of images
-
-
-def open_folder(folder: str, split: str) -> ImageFiles:
-    """Open a folder of images.
-
-    If the folder has a subfolder `train/`, `val/` or `test/`, the training split is `train/`, and the test split is `val/`
-    or, without it, `test/`. The subfolders of a split are the classes, as in ImageNet. A split without subfolders has no
-    labels. If the folder has none of the three, both splits consist of all images below it, at any depth, without labels.
-
-    Raises:
-        InputError: if the folder or the split is missing, or if it holds no image.
-    """
-    top = Path(folder)
-    if not folder:
-        raise InputError(f"--data is empty, expected a folder of images or one of {', '.join(BUILT_IN_DATA)}")
-    try:
-        is_folder = top.is_dir()
-    except OSError as error:  # a name that is too long
-        raise InputError(f"--data {folder}: {error.strerror}: pass the path of a folder") from None
-    if not is_folder:
-        raise InputError(
-            f"--data {folder}: no such folder, expected a folder of images or one of {', '.join(BUILT_IN_DATA)}"
-        )
-    splits = [name for name in ("train", "val", "test") if (top / name).is_dir()]
-    if not splits:
-        (paths,) = list_images(top, [""])
-        if not paths:
-            raise InputError(
-                f"--data {folder}: no image in this folder, expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        return ImageFiles(paths, torch.full((len(paths),), -1), [])
-    wanted = ["train"] if split == "train" else ["val", "test"]
-    found = [name for name in wanted if name in splits]
-    if not found:
-        raise InputError(
-            f"--data {folder}: the folder has {', '.join(splits)}, but the {split} split needs {' or '.join(wanted)}: add it"
-        )
-    top = top / found[0]
-    classes = _class_names(top)
-    if not classes:
-        (paths,) = list_images(top, [""])
-        if not paths:
-            raise InputError(
-                f"--data {folder}: no image in {found[0]}/, expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        return ImageFiles(paths, torch.full((len(paths),), -1), [])
-    by_class = list_images(top, classes)
-    if not any(by_class):
-        raise InputError(f"--data {folder}: the {len(classes)} class folders in {found[0]}/ hold no image: add images")
-    # The training split defines the labels: a class without a folder in the test split must not shift the other labels.
-    names = _class_names(Path(folder) / "train") if "train" in splits else classes
-    names = names + [name for name in classes if name not in names]
-    number = {name: i for i, name in enumerate(names)}
-    labels = [number[name] for name, paths in zip(classes, by_class, strict=True) for _ in paths]
-    return ImageFiles([path for paths in by_class for path in paths], torch.tensor(labels), names)
-
-
-def _class_names(folder: Path) -> list[str]:
-    """Return the names of the visible subfolders, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def open_folder(folder: str, split: str, *, unlabelled: bool = False, val_share: float = 0.0) -> ImageFiles:
+    """Open a folder of images; see `folders.find_images`."""
+    paths, labels, classes = find_images(folder, split, unlabelled=unlabelled, val_share=val_share)
+    return ImageFiles(paths, torch.from_numpy(labels), classes)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -33,9 +33,11 @@ def run(options: KnnEvalOptions) -> None:
         labelled=True,
         batch_size=options.batch_size,
         features_cache=options.features_cache,
+        protocol="self_classifier",
     )
     bank, queries = session.splits["train"], session.splits["test"]
     rows, which = choose_bank(options, bank)
+    ks = choose_ks(options.k, len(rows), of=f"{len(bank)} training images ({which})")
     if not options.features_cache:  # a cache holds the whole split, because the next evaluation may use another share
         bank, rows = keep_rows(bank, rows), np.arange(len(rows))
 
@@ -48,7 +50,7 @@ def run(options: KnnEvalOptions) -> None:
         bank.labels[rows],
         queries=query_features,
         query_labels=queries.labels,
-        ks=options.k,
+        ks=ks,
         tau=options.tau,
         device=session.device,
     )
@@ -57,7 +59,7 @@ def run(options: KnnEvalOptions) -> None:
             **session.facts(),
             "layer": options.layer,
             "features": bank_features.shape[1],
-            "precision": options.precision,
+            "precision": session.precision,
             "tau": options.tau,
             "bank_images": len(rows),
             "bank_share": None if options.bank_list else options.bank_share,
@@ -65,9 +67,9 @@ def run(options: KnnEvalOptions) -> None:
             "bank_seed": options.seed,
             "test_images": len(queries),
             "classes": len(queries.classes),
-            "protocol": f"central view, output of the {options.layer} at unit length in {options.precision}; the k most similar of "
+            "protocol": f"central view, output of the {options.layer} at unit length in {session.precision}; the k most similar of "
             f"{len(rows)} training images ({which}) by dot product, votes weighted exp(similarity / {options.tau:g})",
-            "k": {str(k): scores[k] for k in options.k},
+            "k": {str(k): scores[k] for k in ks},
         }
         write(session, result, which)
     distributed.stop()
@@ -77,19 +79,37 @@ def choose_bank(options: KnnEvalOptions, bank: Images) -> tuple[np.ndarray, str]
     """Return the positions of the labelled images to search, and a description of them.
 
     Raises:
-        InputError: if there are fewer images than neighbours to find, or the list is wrong.
+        InputError: if the list is wrong.
     """
     if options.bank_list:
         rows, which = read_list(bank, options.bank_list, "--bank-list"), f"listed in {options.bank_list}"
     else:
         rows = draw_share(bank.labels.numpy(), options.bank_share, options.seed)
         which = f"{100 * options.bank_share:g} % of each class"
-    if max(options.k) > len(rows):
-        raise InputError(
-            f"--k {max(options.k)} is larger than the bank, {len(rows)} of {len(bank)} training images ({which}): "
-            "give a smaller --k or search more images"
-        )
     return rows, which
+
+
+def choose_ks(wanted: Sequence[int], size: int, *, of: str) -> tuple[int, ...]:
+    """Return the numbers of neighbours to score. Of the default numbers, the function takes those that fit and says so.
+
+    If none fits, all images of the bank are the neighbours.
+
+    Args:
+        size: number of images in the bank.
+        of: description of the images from which the bank was chosen.
+
+    Raises:
+        InputError: if a number other than the default is larger than the bank.
+    """
+    ks = tuple(k for k in wanted if k <= size) or (size,)
+    if max(wanted) <= size:
+        return ks
+    larger = f"--k {max(wanted)} is larger than the bank, {size} of {of}"
+    if tuple(wanted) != KnnEvalOptions.k:
+        raise InputError(f"{larger}: give a smaller --k or search more images")
+    if distributed.is_main():
+        print(f"{larger}: scoring --k {' '.join(map(str, ks))} only")
+    return ks
 
 
 def unit_rows(features: Tensor, dtype: torch.dtype) -> Tensor:

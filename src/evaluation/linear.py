@@ -9,8 +9,8 @@ pre-training. Both papers report the best epoch on the test split.
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -101,13 +101,16 @@ def open_job(options: LinclsEvalOptions) -> tuple[Job, LinclsEvalOptions]:
         labelled=True,
         batch_size=options.val_batch_size,
         features_cache=options.features_cache,
+        protocol="swav" if options.preset.startswith("swav") else "self_classifier",
     )
     options = parse_lincls_eval(trained=session.trained)  # the default of --preset depends on the data
+    options = replace(options, precision=cast(Any, session.precision))
     data, backbone = session.splits["train"], session.network.get_submodule("backbone")
     num_features = feature_width(backbone)
     if options.pool_window:
-        size = session.trained["global_crops_size"]
-        num_features = pool_windows(backbone, options.pool_window, in_channels=data.channels, image_size=size)
+        num_features = pool_windows(
+            backbone, options.pool_window, in_channels=data.channels, image_size=session.view_size
+        )
     if options.train_list:
         data = keep_rows(data, read_list(data, options.train_list, "--train-list"))
     elif options.train_share < 1:
@@ -194,6 +197,8 @@ def train(
     settings = settings | {
         **{name: session.trained[name] for name in ("arch", "patch_size", "channels", "global_crops_size")},
         "method": "linear",
+        "eval_size": session.view and session.view.size,
+        "eval_resize": session.view and session.view.resize,
         "backbone": probe.before,
         "train_images": len(job.train),
     }
@@ -298,12 +303,14 @@ def build_trainer(
 def training_views(job: Job, *, augment: bool = True) -> Views:
     """Return the training views: a random resized crop with a flip, as in both protocols, or the evaluation view.
 
+    The crops have the size and the normalisation of the evaluation view.
+
     The protocols do not cover digits, which have their own augmented views.
     """
     session = job.session
     if not augment:
         return Unaugmented(session.views)
-    size = session.trained["global_crops_size"]
+    size = session.view_size
     settings = ViewSettings(
         global_crops_number=1,
         local_crops_number=0,
@@ -313,7 +320,7 @@ def training_views(job: Job, *, augment: bool = True) -> Views:
         local_crops_scale=CROP_SHARE,
         augment="crop_flip",
     )
-    return build_views(session.source.data, job.train, settings)
+    return build_views(session.source.data, job.train, settings, evaluation=session.view)
 
 
 class Unaugmented(Views):

@@ -8,11 +8,13 @@ from .base import Method, PrototypeMethod, Step, feature_width
 from .deepcluster_v2 import DeepClusterV2
 from .sela_v2 import SeLaV2
 from .self_classifier import SelfClassifier
+from .self_classifier_simclr import SelfClassifierSimCLR
 from .self_classifier_v1 import SelfClassifierV1
 from .swav import SwAV
 
 METHODS: dict[str, type[Method]] = {
     "self_classifier": SelfClassifier,
+    "self_classifier_simclr": SelfClassifierSimCLR,
     "self_classifier_v1": SelfClassifierV1,
     "swav": SwAV,
     "deepcluster_v2": DeepClusterV2,

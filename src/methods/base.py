@@ -224,7 +224,11 @@ class ClassifierMethod(Method):
             if i == len(views) or views[i].shape[-1] != views[first].shape[-1]:
                 features.append(self.backbone(torch.cat(views[first:i])))
                 first = i
-        return list(self.projection_head(torch.cat(features)).chunk(len(views)))
+        return list(self.project(torch.cat(features)).chunk(len(views)))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return what the objective needs of (B, F) features. By default these are the embeddings."""
+        return self.projection_head(features)
 
     def predict(self, images: Tensor) -> list[Tensor]:
         embeddings = self.embed(images)
