@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import distributed, fingerprints
+from . import distributed, files, fingerprints
 from .data.datasets import Images
 
 LIBRARIES = ("torch", "torchvision", "numpy", "scikit-learn")
@@ -37,8 +37,17 @@ def record_start(folder: Path, data: Images, *, revision: str, step: int, device
         "images": len(data),
         "fingerprint": fingerprints.of_data(data),
     }
-    with open(folder / "starts.jsonl", "a") as file:
-        file.write(json.dumps(start) + "\n")
+    path = folder / "starts.jsonl"
+    earlier = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    intact = [line for line in earlier if _is_record(line)]  # a full disk or a crash may have left half a line
+    files.write_text(path, "".join(f"{line}\n" for line in [*intact, json.dumps(start)]))
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def versions() -> dict[str, str]:

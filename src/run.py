@@ -301,9 +301,7 @@ class Run:
         if not log:
             return
         metrics = self.folder / "metrics.jsonl"
-        files.remove_leftovers(self.folder, metrics.name)
-        files.remove_leftovers(self.folder, "config.json")
-        for path in (metrics, self.folder / "config.json"):
+        for path in (metrics, self.folder / "config.json", self.folder / "starts.jsonl"):
             files.remove_leftovers(self.folder, path.name)
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is no file, but a folder or a device: move it away")

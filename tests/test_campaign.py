@@ -139,7 +139,7 @@ def test_the_call_of_the_plan_fails_and_no_other(tmp_path, inject):
 def test_the_page_and_readme_state_the_kept_results():
     results = table.load()
     page = (ROOT / table.PAGE).read_text()
-    assert f"{table.START}{table.where(results)}\n{table.render(results)}{table.END}" in page
+    assert table.block(results) in page
     assert table.sentence(results) in (ROOT / "README.md").read_text()
 
 

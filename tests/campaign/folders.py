@@ -66,7 +66,7 @@ def changed_folder(folder: Path, rng: random.Random, number: int) -> str:
 NAMES = (
     *("checkpoint.pt", "checkpoint_previous.pt", ".checkpoint.pt.part", ".checkpoint_previous.pt.part"),
     *("checkpoint_1.pt", "checkpoint_3.pt", ".checkpoint_3.pt.part", "checkpoint_damaged.pt"),
-    *("metrics.jsonl", ".metrics.jsonl.part", "config.json", ".config.json.part", ".lock"),
+    *("metrics.jsonl", ".metrics.jsonl.part", "config.json", ".config.json.part", "starts.jsonl", ".lock"),
 )
 SECRET = "a file of the user outside of the run\n"
 
@@ -152,11 +152,13 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 @row(
-    "metrics.jsonl of a stopped run cut at any byte, with zeros, binary, of other JSON, or missing", count=150, short=2
+    "metrics.jsonl or starts.jsonl of a stopped run cut at any byte, with zeros, binary, of other JSON, or missing",
+    count=150,
+    short=2,
 )
 def damaged_log(folder: Path, rng: random.Random, number: int) -> str:
     target = copy_of_half(folder)
-    log = target / "metrics.jsonl"
+    log = target / ("metrics.jsonl" if number % 4 else "starts.jsonl")
     content = log.read_bytes()
     if number % 10 == 9:
         log.unlink()

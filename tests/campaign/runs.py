@@ -109,6 +109,12 @@ def compare(folder: Path, expected: dict[str, dict[str, Any]]) -> str:
     history = expected["checkpoint.pt"]["history"]
     if where := difference(lines, history):
         return f"metrics.jsonl differs in {where or 'its length'}"
+    try:
+        starts = [json.loads(line)["step"] for line in (folder / "starts.jsonl").read_text().splitlines()]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return f"starts.jsonl cannot be read: {error}"
+    if not starts:
+        return "starts.jsonl is empty"
     left = [path.name for path in folder.iterdir() if path.name.endswith(".part")]
     return f"left behind: {', '.join(left)}" if left else ""
 

@@ -16,6 +16,7 @@ from tests.processes import ROOT
 RESULTS = "docs/results/reliability.json"
 PAGE = "docs/results/reliability.md"
 START, END = "<!-- table: python -m tests.campaign --record -->\n", "<!-- end of the table -->\n"
+NOTE = "<!-- no card: reliability.json beside this page holds the results -->\n\n"
 Results = Mapping[str, Mapping[str, Any]]  # {name of a row: its entry}
 
 
@@ -62,6 +63,11 @@ def where(results: Results) -> str:
     return "".join(f"{line}\n" for line in sorted(found))
 
 
+def block(results: Results) -> str:
+    """Return the part of the page that is renewed."""
+    return f"{START}{where(results)}\n{NOTE}{render(results)}{END}"
+
+
 def sentence(results: Results) -> str:
     """Return the totals as README states them."""
     tried, survived = totals(results)
@@ -89,7 +95,7 @@ def write(found: Results, order: list[str]) -> None:
         before, _, rest = text.partition(START)
         _, _, after = rest.partition(END)
         page.seek(0)
-        page.write(f"{before}{START}{where(results)}\n{render(results)}{END}{after}")
+        page.write(f"{before}{block(results)}{after}")
         page.truncate()
         readme = ROOT / "README.md"
         readme.write_text(re.sub(r"[\d,]+ faults tried, [\d,]+ survived", sentence(results), readme.read_text()))
