@@ -39,7 +39,10 @@ def in_words(where: dict) -> str:
 
 
 def seconds_in_turns(
-    sides: dict[str, Callable[[], object]], turns: int, finish: Callable[[], None] = lambda: None
+    sides: dict[str, Callable[[], object]],
+    turns: int,
+    finish: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time several functions, and return the seconds of each run of each function.
 
@@ -50,16 +53,18 @@ def seconds_in_turns(
         sides: {name: function}.
         turns: number of timed turns.
         finish: function that waits for work in the background.
+        clock: function that returns the time in seconds. `time.process_time` counts the processor time of all threads, which
+            compares sides with one thread also while other programs run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name, run in sides.items():
             finish()
-            start = time.perf_counter()
+            start = clock()
             run()
             finish()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -91,6 +96,12 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="use smaller sizes, to see the table quickly")
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers of every run to this file")
     return made
+
+
+def add_threads(made: argparse.ArgumentParser) -> None:
+    """Add the flags --threads and --cpu-time."""
+    made.add_argument("--threads", type=int, default=1, help="number of threads of every side (default: %(default)s)")
+    made.add_argument("--cpu-time", action="store_true", help="count processor time; for one thread on a busy machine")
 
 
 def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
