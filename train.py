@@ -146,6 +146,7 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
             split,
             root=options.data_root,
             download=options.download,
+            subset=options.subset,
             subset_file=options.subset_file,
         )
 

@@ -25,6 +25,8 @@ from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"
 VERSION = 1
+# Options that earlier code did not have, with the values that stand for what it did.
+LATER_OPTIONS = {"subset": ""}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -65,6 +67,9 @@ def _checked(state: object, path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint {path}: format version {state.get('version')}, expected {VERSION}: use the code that wrote the file"
         )
+    config = state.get("config")
+    if isinstance(config, dict) and "data" in config:
+        state["config"] = {**LATER_OPTIONS, **config}
     return state
 
 

@@ -40,7 +40,7 @@ class Classifiers(Protocol):
 @torch.no_grad()
 def predict_clusters(
     method: nn.Module, batches: Batches, num_images: int, *, autocast: torch.dtype | None = None
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:
     """Predict the cluster of every image with each of the K classifiers of a method, in evaluation mode.
 
     Args:
@@ -51,21 +51,25 @@ def predict_clusters(
 
     Returns:
         The clusters, (K, N) long, arg-max of the logits; the confidences, (K, N) in [0, 1], the probability of the cluster;
-        and the mean prediction of each classifier, K × (C_k,), which sums to 1.
+        the mean prediction of each classifier, K × (C_k,), which sums to 1; and minus the sum over the classes of the log
+        probabilities, (K, N) float64. The authors of Self-Classifier call the last one entropy in their first generation.
 
     Raises:
         InputError: if the network returns probabilities that are NaN or infinite.
         ValueError: if this rank has no image.
     """
-    clusters, confidences = torch.empty(0), torch.empty(0)
+    clusters, confidences, log_sums = torch.empty(0), torch.empty(0), torch.empty(0)
     sums: list[Tensor] = []
-    for probabilities, indices in _probabilities(method, batches, autocast):
+    for logits, indices in _scaled_logits(method, batches, autocast):
         if not sums:
-            clusters = torch.zeros(len(probabilities), num_images, dtype=torch.long)
-            confidences = torch.zeros(len(probabilities), num_images)
-            sums = [torch.zeros(p.shape[1], dtype=torch.float64) for p in probabilities]
-        for k, p in enumerate(probabilities):
+            clusters = torch.zeros(len(logits), num_images, dtype=torch.long)
+            confidences = torch.zeros(len(logits), num_images)
+            log_sums = torch.zeros(len(logits), num_images, dtype=torch.float64)
+            sums = [torch.zeros(z.shape[1], dtype=torch.float64) for z in logits]
+        for k, z in enumerate(logits):
+            p = z.softmax(dim=1)
             best = p.max(dim=1)
+            log_sums[k, indices] = -z.double().log_softmax(dim=1).sum(dim=1).cpu()
             clusters[k, indices], confidences[k, indices] = best.indices.cpu(), best.values.cpu()
             sums[k] += p.sum(dim=0).double().cpu()
     if not sums:
@@ -73,9 +77,10 @@ def predict_clusters(
     # Only one rank has processed an image. The other ranks hold zeros for it, so the sum is its result.
     if distributed.world_size() > 1:
         clusters, confidences = distributed.sum_over_ranks(clusters), distributed.sum_over_ranks(confidences)
+        log_sums = distributed.sum_over_ranks(log_sums)
         sums = [distributed.sum_over_ranks(each) for each in sums]
     _refuse_nan(~confidences.isfinite().all(dim=0), "probabilities")
-    return clusters.numpy(), confidences.numpy(), [(each / num_images).numpy() for each in sums]
+    return clusters.numpy(), confidences.numpy(), [(each / num_images).numpy() for each in sums], log_sums.numpy()
 
 
 @torch.no_grad()
@@ -97,28 +102,31 @@ def average_clusters(
         The clusters, (N,) long, in common numbers; the confidences, (N,) in [0, 1], the mean probability of the cluster.
     """
     clusters, confidences = torch.zeros(num_images, dtype=torch.long), torch.zeros(num_images)
-    for probabilities, indices in _probabilities(method, batches, autocast):
+    for logits, indices in _scaled_logits(method, batches, autocast):
         shares = []
         for k, name in names.items():
             # `own` lists the classifier's own number of each common cluster.
-            own = torch.from_numpy(np.argsort(name)).to(probabilities[k].device)
-            shares.append(probabilities[k][:, own] / len(names))
+            own = torch.from_numpy(np.argsort(name)).to(logits[k].device)
+            shares.append(logits[k].softmax(dim=1)[:, own] / len(names))
         best = reduce(torch.add, shares).max(dim=1)
         clusters[indices], confidences[indices] = best.indices.cpu(), best.values.cpu()
     return distributed.sum_over_ranks(clusters).numpy(), distributed.sum_over_ranks(confidences).numpy()
 
 
-def _probabilities(
+def _scaled_logits(
     method: nn.Module, batches: Batches, autocast: torch.dtype | None
 ) -> Iterator[tuple[list[Tensor], np.ndarray]]:
-    """Yield the probabilities of the classifiers, K × (B, C_k), and the indices of each batch, in evaluation mode."""
+    """Yield the logits of the classifiers over the temperature, K × (B, C_k), and the indices of each batch.
+
+    The method is in evaluation mode.
+    """
     classifiers = cast(Classifiers, method)
     was_training = method.training
     method.eval()
     for images, indices in batches:
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
             logits = classifiers.predict(images)
-        yield [(z.float() / classifiers.temperature).softmax(dim=1) for z in logits], indices
+        yield [z.float() / classifiers.temperature for z in logits], indices
     method.train(was_training)
 
 

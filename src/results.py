@@ -29,6 +29,7 @@ SETTINGS = (
     "arch",
     "epochs",
     "data",
+    "subset",
     "subset_file",
     "split",
     "layer",

@@ -373,6 +373,15 @@ def test_flipped_bytes_within_tensors_are_found_out(tmp_path):
         checkpoint.load(tmp_path / "c.pt")
 
 
+def test_a_checkpoint_of_earlier_code_gets_the_options_it_did_not_have(tmp_path):
+    config = {"method": "swav", "arch": "resnet50", "data": "digits"}
+    checkpoint.save(tmp_path / "c.pt", {"config": config, "history": [], "model": {}})
+    for record in (checkpoint.load(tmp_path / "c.pt"), checkpoint.read_weights(tmp_path / "c.pt").record):
+        assert record["config"] == {**config, "subset": ""}
+    checkpoint.save(tmp_path / "c.pt", {"config": {**config, "subset": "imagenet-50"}, "history": [], "model": {}})
+    assert checkpoint.load(tmp_path / "c.pt")["config"]["subset"] == "imagenet-50"
+
+
 @pytest.mark.parametrize("part", ["config", "model", "version"])
 def test_a_file_of_ours_without_a_part_of_it_is_refused(part, tmp_path):
     whole = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "config": {}, "history": [], "model": {}}

@@ -16,7 +16,8 @@ from src import checkpoint
 from src.config import parse_cls_eval
 from src.data.datasets import open_data
 from src.errors import InputError
-from src.reports.clusters import best_clusters
+from src.loading import load_method
+from src.reports.clusters import best_clusters, clusters_by_log_sum
 
 
 def save(path, *words, **more):
@@ -99,7 +100,9 @@ def test_grids_show_images_of_their_cluster(trained, run, monkeypatch, tmp_path)
     from src.reports import figures
 
     shown, grid = [], figures.grid
-    monkeypatch.setattr(figures, "grid", lambda path, images: shown.append((path.name, images)) or grid(path, images))
+    monkeypatch.setattr(
+        figures, "grid", lambda path, images, **how: shown.append((path.name, images)) or grid(path, images, **how)
+    )
     result, printed = run("--checkpoint", trained, "--grids", "3")
     data = open_data("digits", "test")
     clusters = clusters_of(trained, 1)
@@ -113,6 +116,61 @@ def test_grids_show_images_of_their_cluster(trained, run, monkeypatch, tmp_path)
         assert row["images"] == len(inside)
         assert row["accuracy"] == pytest.approx((inside == data.classes.index(row["class"])).mean())
         assert f"cluster {row['cluster']}, {100 * row['accuracy']:.1f} %" in printed
+
+
+def test_clusters_of_the_first_generation_by_hand():
+    clusters = np.array([4] * 10 + [7] * 9 + [2] * 8 + [5] * 9)
+    log_sums = np.array([3.0] * 5 + [5.0] * 5 + [9.0] * 9 + [1.0] * 8 + [2.0] * 9)
+    found = clusters_by_log_sum(clusters, log_sums)  # cluster 2 has eight images
+    assert found == [
+        {"cluster": 5, "images": 9, "log_sum": 2.0},
+        {"cluster": 4, "images": 10, "log_sum": 4.0},
+        {"cluster": 7, "images": 9, "log_sum": 9.0},
+    ]
+
+
+def test_grids_of_the_first_generation_are_those_of_its_authors(run, monkeypatch, tmp_path):
+    """The lowest mean of -Σ_y log p(y|x) comes first, and a grid shows the first nine images of its cluster."""
+    from src.reports import figures
+
+    words = ("--method", "self_classifier_v1", "--preset", "digits", "--num-classifiers", "2", "--num-classes", "6")
+    path = save_untrained(tmp_path / "v1.pt", *words)
+    state = checkpoint.load(path)
+    method, _ = load_method(path)
+    images = 2 * (open_data("digits", "test").images.float() / 255) - 1
+    with torch.no_grad():  # centre the embeddings, so that the images are not all of one cluster
+        mean = method.projection_head.mlp(method.backbone(images)).mean(dim=0)
+    last = max((key for key in state["model"] if key.startswith("projection_head")), key=lambda key: key.split(".")[2])
+    state["model"][last.rpartition(".")[0] + ".bias"] -= mean
+    checkpoint.save(path, {key: state[key] for key in ("config", "history", "epoch", "model")})
+    shown, grid = [], figures.grid
+    monkeypatch.setattr(
+        figures, "grid", lambda path, images, **how: shown.append((images, how)) or grid(path, images, **how)
+    )
+    result, printed = run("--checkpoint", path, "--grids", "15")
+    data, probabilities = open_data("digits", "test"), digit_probabilities(path)[0].double()
+    clusters, log_sums = probabilities.argmax(dim=1), -probabilities.log().sum(dim=1)
+    means = {k: log_sums[clusters == k].mean().item() for k in clusters.unique().tolist() if (clusters == k).sum() >= 9}
+    assert len(means) > 1
+    assert [row["cluster"] for row in result["grids"]] == sorted(means, key=means.get)
+    for (images, how), row in zip(shown, result["grids"], strict=True):
+        assert how == {"framed": False}
+        nine = np.flatnonzero(clusters == row["cluster"])[:9]
+        assert all(np.array_equal(image, data.picture(i)) for image, i in zip(images, nine, strict=True))
+        assert row["log_sum"] == pytest.approx(means[row["cluster"]], rel=1e-5)
+        assert f"cluster {row['cluster']}, -Σ log p {row['log_sum']:.1f} on average" in printed
+
+
+def test_grids_of_the_first_generation_need_no_labels(run, tmp_path):
+    words = ("--num-classifiers", "2", "--num-classes", "2", "--arch", "small_convnet", "--global-crops-size", "16")
+    words = ("--method", "self_classifier_v1", "--preset", "digits", *words)
+    path = save_untrained(tmp_path / "rgb.pt", *words, channels=3)
+    make_pictures(tmp_path / "pictures", {"": (90, 0, 0)}, splits=[("", 20)], size=(20, 24), noise=100)
+    result, _ = run("--checkpoint", path, "--data", tmp_path / "pictures", "--workers", "0", "--grids", "1")
+    assert set(result["grids"][0]) == {"cluster", "images", "log_sum"}
+    assert (tmp_path / "out" / "grid_0.png").exists()
+    with pytest.raises(InputError, match="--grids sorts clusters by accuracy"):
+        run("--checkpoint", path, "--data", tmp_path / "pictures", "--workers", "0", "--grids", "1", "--kmeans", "2")
 
 
 def test_agreement_with_other_checkpoints(trained, run, tmp_path):

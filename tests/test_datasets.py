@@ -1,7 +1,10 @@
 """Data sets from the files their authors publish, and folders of images as users have them."""
 
+import hashlib
 import os
 import pickle
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +13,8 @@ from evaluating import SMALL, make_pictures
 from PIL import Image
 
 from src import checkpoint
-from src.config import parse_train
-from src.data.datasets import CIFAR100_SUPERCLASSES, open_data, open_folder
+from src.config import SUBSETS, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
+from src.data.datasets import CIFAR100_SUPERCLASSES, open_data, open_folder, published_classes
 from src.errors import InputError
 
 SUPERCLASSES = """
@@ -37,6 +40,8 @@ vehicles_1: bicycle bus motorcycle pickup_truck train
 vehicles_2: lawn_mower rocket streetcar tank tractor
 """
 MEMBERS = {line.split(": ")[0]: line.split(": ")[1].split() for line in SUPERCLASSES.strip().splitlines()}
+# of the lists of ImageNet-50, -100 and -200
+DIGESTS = ["1bf348de16b5d843", "cc76c3260eea6dd8", "8f129a78304272c8"]
 FINE = sorted(name for names in MEMBERS.values() for name in names)
 
 
@@ -245,6 +250,58 @@ def test_a_subset_of_digits_and_a_missing_file(tmp_path):
     assert data.labels.bincount().tolist() == [36, 37]
     with pytest.raises(InputError, match="No such file"):
         open_data("digits", "test", subset_file=str(tmp_path / "none"))
+
+
+def test_the_published_subsets_are_sorted_and_contain_each_other():
+    lists = [published_classes(name) for name in SUBSETS]
+    assert [len(each) for each in lists] == [50, 100, 200]
+    for each in lists:
+        assert each == sorted(set(each))
+        assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in each)
+    assert set(lists[0]) < set(lists[1]) < set(lists[2])
+    assert lists[0][:3] + lists[0][-1:] == [
+        "n01601694",
+        "n01669191",
+        "n01755581",
+        "n07753592",
+    ]  # as the sheet prints them
+    # SHA-256 of the sorted ids, one per line
+    digests = [hashlib.sha256("".join(f"{wnid}\n" for wnid in each).encode()).hexdigest()[:16] for each in lists]
+    assert digests == DIGESTS
+
+
+def test_a_published_subset_numbers_its_classes_in_its_order(tmp_path):
+    wanted = published_classes("imagenet-50")
+    make_pictures(tmp_path, dict.fromkeys([*wanted, "n00000001", "n99999999"], (0, 90, 0)), splits=[("train", 1)])
+    data = open_data(str(tmp_path), "train", subset="imagenet-50")
+    assert data.classes == wanted
+    assert [os.path.basename(os.path.dirname(data.paths[row])) for row in np.argsort(data.labels.numpy())] == wanted
+    for missing in wanted[:2]:
+        shutil.rmtree(tmp_path / "train" / missing)
+        with pytest.raises(
+            InputError,
+            match=r"^--subset imagenet-50: (class n01601694 is|2 classes, such as n01601694, are) not among the 5\d",
+        ):
+            open_data(str(tmp_path), "train", subset="imagenet-50")
+
+
+def test_data_without_these_classes_get_one_line():
+    line = "^--subset imagenet-100: 100 classes, such as n01558993, are not among the 10 classes of the data set: .*$"
+    with pytest.raises(InputError, match=line):
+        open_data("digits", "train", subset="imagenet-100")
+
+
+@pytest.mark.parametrize("parse", [parse_train, parse_cls_eval, parse_knn_eval, parse_lincls_eval])
+def test_wrong_and_contradicting_subsets_are_refused(parse):
+    words = [] if parse is parse_train else ["--checkpoint", "x"]
+    with pytest.raises(
+        InputError, match=r"^--subset imagenet-10: expected one of imagenet-50, imagenet-100, imagenet-200$"
+    ):
+        parse([*words, "--subset", "imagenet-10"])
+    with pytest.raises(
+        InputError, match=r"^--subset and --subset-file both choose the classes to keep: drop one of them$"
+    ):
+        parse([*words, "--data", "x", "--subset", "imagenet-50", "--subset-file", "mine.txt"])
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -438,6 +438,16 @@ def test_a_grid_is_that_of_the_paper_to_the_pixel(tmp_path):
     assert (picture[143:158] == 255).all()
 
 
+def test_a_grid_of_the_first_generation_has_no_gaps_and_no_borders(tmp_path):
+    images = [np.broadcast_to(np.uint8(colour_of(i)), (40 + i, 60, 3)) for i in range(9)]
+    figures.grid(tmp_path / "grid.png", images, framed=False)
+    picture = pixels(tmp_path / "grid.png")
+    assert picture.shape == (384, 384, 3)
+    for i in range(9):
+        top, left = 128 * (i // 3), 128 * (i % 3)
+        assert (picture[top : top + 128, left : left + 128] == colour_of(i)).all(), i
+
+
 @pytest.mark.parametrize("count", [0, 8])
 def test_a_grid_needs_a_square_number(tmp_path, count):
     with pytest.raises(ValueError, match=f"got {count} images; expected a square number"):

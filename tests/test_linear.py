@@ -242,10 +242,16 @@ def test_presets_are_the_published_protocols():
     assert of().preset == "self_classifier"
     assert of("--lr", "2", "--preset", "swav").lr == 2
     assert of("--preset", "swav_semi_1", "--train-list", "1percent.txt").train_share == 1
-    trained = {"data": "digits", "data_root": "", "subset_file": "s.txt"}
+    trained = {"data": "digits", "data_root": "", "subset": "", "subset_file": "s.txt"}
     assert parse_lincls_eval(["--checkpoint", "x"], trained).preset == "digits"
     assert parse_lincls_eval(["--checkpoint", "x"], trained).subset_file == "s.txt"
     assert parse_lincls_eval(["--checkpoint", "x", "--data", "elsewhere"], trained).subset_file == ""
+    found = parse_lincls_eval(["--checkpoint", "x", "--subset", "imagenet-50"], trained)
+    assert (found.subset, found.subset_file) == ("imagenet-50", "")
+    trained |= {"subset": "imagenet-200", "subset_file": ""}
+    assert parse_lincls_eval(["--checkpoint", "x"], trained).subset == "imagenet-200"
+    found = parse_lincls_eval(["--checkpoint", "x", "--subset-file", "s.txt"], trained)
+    assert (found.subset, found.subset_file) == ("", "s.txt")
 
 
 def test_top_hits_by_hand_and_with_few_classes():

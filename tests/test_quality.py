@@ -96,12 +96,13 @@ def batches(N):
 def test_mean_predictions_are_those_of_all_images():
     tables = torch.randn(20, 3), torch.randn(20, 5)
     method = Logits(*tables).train()
-    clusters, confidences, predictions = predict_clusters(method, batches(20), 20)
+    clusters, confidences, predictions, log_sums = predict_clusters(method, batches(20), 20)
     for k, table in enumerate(tables):
         probabilities = (table / 0.5).softmax(dim=1)
         assert np.array_equal(clusters[k], table.argmax(dim=1))
         assert np.allclose(confidences[k], probabilities.amax(dim=1))
         assert np.allclose(predictions[k], probabilities.mean(dim=0), atol=1e-6)
+        assert np.allclose(log_sums[k], [-sum(math.log(p) for p in row) for row in probabilities.tolist()], atol=1e-4)
     assert method.training
 
 

@@ -402,7 +402,7 @@ TRAIN_SWAV_OPTIONS = (
 ORIGINAL = {
     "train (second generation)": TRAIN_2,
     "train (first generation)": HEAD.replace("--hidden-dim", "").replace("--dim", "")
-    + "--tau --use-aug --subset-size --no-mlp --learnable-cls -e --evaluate --use-amp",
+    + "--tau --use-aug --subset-size --no-mlp --learnable-cls -e --evaluate --use-amp --sgd --lars",
     "train_cifar (first generation)": HEAD
     + "--data --data_path -j --workers --epochs --start-epoch -b --batch-size --lr "
     "--final-lr --momentum --wd --cos --sgd --lars --no-mlp -p --print-freq --resume --seed --pretrained --save-path --tau",

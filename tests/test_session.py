@@ -21,7 +21,7 @@ from evaluating import (
 )
 
 from src.config import parse_knn_eval
-from src.data.datasets import open_data
+from src.data.datasets import open_data, published_classes
 from src.data.digits import DigitViews
 from src.data.photographs import PhotoViews
 from src.errors import InputError
@@ -89,6 +89,7 @@ def test_our_own_checkpoint_names_its_data_and_views(trained, tmp_path):
         "epochs": 0,
         "seed": 5,
         "data": "digits",
+        "subset": "",
         "subset_file": "",
     }
     logits = [p.log() for p in digit_probabilities(trained)]
@@ -154,6 +155,20 @@ def test_the_classes_of_the_training_run_are_kept(tmp_path):
     (tmp_path / "other.txt").write_text("1\n")
     assert opened(path, "--subset-file", tmp_path / "other.txt").splits["test"].classes == ["1"]
     assert len(opened(path, "--data", "digits").splits["test"].classes) == 10  # other data, even of the same name
+
+
+def test_the_published_subset_of_the_training_run_is_kept(tmp_path):
+    wanted, folder = published_classes("imagenet-50"), tmp_path / "data"
+    make_pictures(folder, dict.fromkeys([*wanted, "n99999999"], (0, 90, 0)), splits=[("train", 1)], size=(20, 24))
+    path = tmp_path / "run" / "checkpoint.pt"
+    save_untrained(path, "--data", folder, "--subset", "imagenet-50", *SMALL, channels=3)
+    session = opened(path, "--workers", "0", splits=("train",))
+    assert session.splits["train"].classes == wanted
+    assert (session.facts()["subset"], session.facts()["subset_file"]) == ("imagenet-50", "")
+    (tmp_path / "list.txt").write_text("n99999999\n")  # another choice replaces it
+    session = opened(path, "--workers", "0", "--subset-file", tmp_path / "list.txt", splits=("train",))
+    assert session.splits["train"].classes == ["n99999999"]
+    assert (session.facts()["subset"], session.facts()["subset_file"]) == ("", str(tmp_path / "list.txt"))
 
 
 def test_other_splits_are_opened_when_they_are_asked_for(trained):

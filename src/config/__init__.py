@@ -21,11 +21,21 @@ from .flags import (
     require_views,
 )
 from .methods import MethodSource, method_names, read_method
-from .training import BUILT_IN_DATA, FREE_TO_CHANGE, DataOptions, DeviceOptions, TrainOptions, ViewSettings, parse_train
+from .training import (
+    BUILT_IN_DATA,
+    FREE_TO_CHANGE,
+    SUBSETS,
+    DataOptions,
+    DeviceOptions,
+    TrainOptions,
+    ViewSettings,
+    parse_train,
+)
 
 __all__ = [
     "BUILT_IN_DATA",
     "FREE_TO_CHANGE",
+    "SUBSETS",
     "SUPERCLASSES",
     "ClsEvalOptions",
     "DataOptions",

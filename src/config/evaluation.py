@@ -66,7 +66,7 @@ class ClsEvalOptions(KMeansOptions, EvaluationOptions):
         ""  # folder with the three files of the hierarchy (default: that of `python -m src.data.imagenet get`)
     )
     pixel_kmeans: bool = False  # also score k-means on raw pixels; only for small images that are held in memory
-    grids: int = 0  # number of figures with nine random images of one cluster each, the most accurate clusters first
+    grids: int = 0  # number of figures with nine images of a cluster, the most accurate first; for self_classifier_v1 see docs/fidelity.md
     pca: bool = False  # plot the features of the backbone along their two principal directions
     tsne: int = 0  # number of t-SNE figures of the features of the backbone, each with other random classes
     tsne_classes: int = 10  # number of classes per t-SNE figure (0: all)
@@ -292,11 +292,14 @@ def parse_lincls_eval(argv: Sequence[str] | None = None, trained: dict[str, Any]
     first = flags.OneLineParser(add_help=False, allow_abbrev=False, prog="lincls_eval.py")
     first.add_argument("--preset", choices=LINCLS_PRESETS)
     first.add_argument("--data", default="")
-    first.add_argument("--train-list", default="")
+    for name in ("--train-list", "--subset", "--subset-file"):
+        first.add_argument(name, default="")
     known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
     data = {"data": ""}
     if trained and not known.data:
-        data = {name: trained[name] for name in ("data", "data_root", "subset_file")}
+        data = {name: trained[name] for name in ("data", "data_root")}
+        if not known.subset and not known.subset_file:  # one of these flags replaces the subset of the training
+            data |= {name: trained[name] for name in ("subset", "subset_file")}
     preset = known.preset or ("digits" if (known.data or data["data"]) == "digits" else "self_classifier")
     defaults = {**flags.expand_presets(LINCLS_PRESETS)[preset], **data, "preset": preset}
     if known.train_list:

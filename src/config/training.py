@@ -14,6 +14,7 @@ from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum
 from .methods import MethodSource, method_names, read_method
 
 BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
+SUBSETS = ("imagenet-50", "imagenet-100", "imagenet-200")
 DEFAULT_METHOD = "self_classifier"
 Pair = tuple[float, float]
 
@@ -28,6 +29,9 @@ class DataOptions(Options):
     data: str = "digits"  # data set: digits, cifar10, cifar100-20, stl10, a folder of images, or an .npz file of features; see docs/data.md
     data_root: str = ""  # folder that holds the files of cifar10, cifar100-20 or stl10
     download: bool = False  # download the files of cifar10, cifar100-20 or stl10 into --data-root first
+    subset: str = (
+        ""  # published subset of ImageNet's classes: imagenet-50, imagenet-100 or imagenet-200 (default: all classes)
+    )
     subset_file: str = (
         ""  # file that lists the classes to keep, one per line; they are numbered in this order (default: all classes)
     )
@@ -35,6 +39,10 @@ class DataOptions(Options):
 
     def check(self) -> None:
         require_at_least(self, workers=-1)
+        if self.subset and self.subset not in SUBSETS:
+            raise InputError(f"--subset {self.subset}: expected one of {', '.join(SUBSETS)}")
+        if self.subset and self.subset_file:
+            raise InputError("--subset and --subset-file both choose the classes to keep: drop one of them")
         downloadable = BUILT_IN_DATA[1:]
         if not self.data:  # an evaluation uses the data of its checkpoint
             return

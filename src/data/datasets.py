@@ -158,7 +158,9 @@ class ImageFiles:
 Images = MemoryImages | ImageFiles
 
 
-def open_data(name: str, split: str, *, root: str = "", download: bool = False, subset_file: str = "") -> Images:
+def open_data(
+    name: str, split: str, *, root: str = "", download: bool = False, subset: str = "", subset_file: str = ""
+) -> Images:
     """Open one split of a data set.
 
     Args:
@@ -167,11 +169,12 @@ def open_data(name: str, split: str, *, root: str = "", download: bool = False, 
         split: "train" or "test".
         root: folder that holds torchvision's data sets.
         download: download the data set to `root` if it is missing.
-        subset_file: text file with one class name per line; the data set keeps only these classes and numbers them in
-            the order of the file (see `keep_classes`). "": all classes.
+        subset: name of a published subset of ImageNet's classes, one of `SUBSETS`; "": all classes.
+        subset_file: text file with one class name per line; "": all classes. The data set keeps only the listed classes and
+            numbers them in the order of the file (see `keep_classes`).
 
     Raises:
-        InputError: if the data set cannot be opened, or if `subset_file` lists a class that does not exist.
+        InputError: if the data set cannot be opened, or does not have a class of the subset.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split}, expected train or test")
@@ -184,7 +187,11 @@ def open_data(name: str, split: str, *, root: str = "", download: bool = False, 
         data = open_features(name, split)
     else:
         data = open_folder(name, split)
-    return keep_classes(data, subset_file) if subset_file else data
+    if subset:
+        return keep_classes(data, published_classes(subset), f"--subset {subset}")
+    if subset_file:
+        return keep_classes(data, read_classes(subset_file), f"--subset-file {subset_file}")
+    return data
 
 
 def check_channels(data: Images, name: str, channels: int) -> None:
@@ -365,47 +372,69 @@ def _class_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def keep_classes(data: Images, subset_file: str) -> Images:
-    """Return the images of the classes that a text file lists, one class per line.
+# --------------------------------------------------------------------------------------------------------------------
+# subsets of the classes
 
-    The class name is the whole line if the data set has such a class, and the first word of the line otherwise. The
-    classes get new labels: the first line is class 0, and so on. Empty lines do not count.
+
+def published_classes(name: str) -> list[str]:
+    """Return the WordNet ids of a published subset of ImageNet's classes, in the published order, which is sorted.
+
+    Source of the lists: SCAN, arXiv:2005.12320. Self-Classifier uses the same ones. Each list contains the shorter ones.
+
+    Args:
+        name: one of `SUBSETS`.
+    """
+    return (Path(__file__).parent / "imagenet_subsets" / f"{name}.txt").read_text().split()
+
+
+def read_classes(file: str) -> list[str]:
+    """Read a text file that lists classes, one per line. Empty lines do not count.
 
     Raises:
-        InputError: if the file cannot be read or lists no class, if it lists a class twice or a class that the data set
-            does not have, or if the data set has no image of the listed classes.
+        InputError: if the file cannot be read or lists no class.
     """
+    expected = "expected a text file with one class name per line"
     try:
-        lines = Path(subset_file).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise InputError(
-            f"--subset-file {subset_file}: {error.strerror}, expected a text file with one class name per line"
-        ) from None
+        raise InputError(f"--subset-file {file}: {error.strerror}, {expected}") from None
     except UnicodeDecodeError:
-        raise InputError(f"--subset-file {subset_file}: not a text file, expected one class name per line") from None
-    if not data.classes:
-        raise InputError(
-            f"--subset-file {subset_file}: the images have no labels, but the flag selects by label: drop it"
-        )
+        raise InputError(f"--subset-file {file}: not a text file, expected one class name per line") from None
     lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise InputError(f"--subset-file {file}: lists no class, expected one class name per line")
+    return lines
+
+
+def keep_classes(data: Images, lines: list[str], source: str) -> Images:
+    """Return the images of the listed classes, with new labels: the first line is class 0, and so on.
+
+    The class name is the whole line if the data set has such a class, and the first word of the line otherwise.
+
+    Args:
+        lines: one line per class.
+        source: the flag that names the list, and its value, for error messages.
+
+    Raises:
+        InputError: if a class is listed twice, if the data set does not have a listed class, or if it has no image of the
+            listed classes.
+    """
+    if not data.classes:
+        raise InputError(f"{source}: the images have no labels, but the flag selects by label: drop it")
     wanted = [line if line in data.classes else line.split()[0] for line in lines]
     unknown = [name for name in wanted if name not in data.classes]
-    if not wanted or unknown:
-        what = (
-            f"class {unknown[0]} is not among the {len(data.classes)} classes of the data set: correct the name"
-            if unknown
-            else "lists no class, expected one class name per line"
+    if unknown:
+        what = f"class {unknown[0]} is" if len(unknown) == 1 else f"{len(unknown)} classes, such as {unknown[0]}, are"
+        raise InputError(
+            f"{source}: {what} not among the {len(data.classes)} classes of the data set: choose other classes or another --data"
         )
-        raise InputError(f"--subset-file {subset_file}: {what}")
     if len(set(wanted)) < len(wanted):
-        raise InputError(f"--subset-file {subset_file}: a class is listed twice: remove one of the lines")
+        raise InputError(f"{source}: a class is listed twice: remove one of the lines")
     new_label = np.full(len(data.classes) + 1, -1)  # the extra entry at the end is for label -1
     for label, name in enumerate(wanted):
         new_label[data.classes.index(name)] = label
     labels = new_label[data.labels.numpy()]
     rows = np.flatnonzero(labels >= 0)
     if not len(rows):
-        raise InputError(
-            f"--subset-file {subset_file}: the data set has no image of the {len(wanted)} listed classes: list other classes"
-        )
+        raise InputError(f"{source}: the data set has no image of the {len(wanted)} listed classes: list other classes")
     return data.keep(rows, labels[rows], wanted)

@@ -78,6 +78,7 @@ class Clustering:
         settings: settings of k-means; None for classifiers.
         ensemble: the members of the ensemble of the chosen classifier, and the clusters of the ensemble, (N,).
         features: (N, F) features of the images, if k-means has computed them.
+        log_sums: (K, N) minus the sum of the log probabilities of each image; None for k-means.
     """
 
     names: list[str]
@@ -91,6 +92,7 @@ class Clustering:
     settings: dict[str, Any] | None = None
     ensemble: tuple[list[int], np.ndarray] | None = None
     features: Tensor | None = None
+    log_sums: np.ndarray | None = None
 
     def counts(self, k: int) -> np.ndarray:
         """Return the number of images in each cluster of classifier k, (C_k,)."""
@@ -125,6 +127,7 @@ def run(options: ClsEvalOptions) -> None:
             clusters=found.clusters[found.chosen],
             confidences=found.confidences[found.chosen],
             grids=options.grids,
+            log_sums=found.log_sums[found.chosen] if found.log_sums is not None and _is_first(job.session) else None,
             maps=maps,
             suffix=options.figures,
             dpi=options.dpi,
@@ -161,7 +164,7 @@ def open_job(options: ClsEvalOptions) -> Job:
             f"--pixel-kmeans needs small images held in memory, but --data {name} is a folder: drop --pixel-kmeans"
         )
     grouped = bool((data.labels >= 0).any())
-    if options.grids and not grouped:
+    if options.grids and not grouped and (by_features or not _is_first(session)):
         raise InputError(f"--grids sorts clusters by accuracy, but --data {name} has no labels: drop --grids")
     if options.grids and not data.has_pictures:
         raise InputError(f"--grids shows images, but --data {name} holds features: drop --grids")
@@ -176,6 +179,11 @@ def open_job(options: ClsEvalOptions) -> Job:
             raise InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one of them")
     others = {other: _open_other(other, name, data) for other in options.compare}
     return Job(session=session, split=options.split, data=data, superclasses=superclasses, others=others)
+
+
+def _is_first(session: Session) -> bool:
+    """Return whether the checkpoint is of the first generation of Self-Classifier, whose grids are other ones."""
+    return session.trained["method"] == "self_classifier_v1"
 
 
 def _open_other(name: str, data_name: str, data: Images) -> Other:
@@ -214,7 +222,7 @@ def cluster_by_classifiers(job: Job, classifier: int | None = None, *, ensemble:
             f"--ensemble: classifier {chosen} is the only one with {sizes[chosen]} classes: drop --ensemble, or give another "
             "--classifier"
         )
-    clusters, confidences, weights = predict_clusters(
+    clusters, confidences, weights, log_sums = predict_clusters(
         network, session.batches(job.data), len(job.data), autocast=session.autocast
     )
     members = None
@@ -230,6 +238,7 @@ def cluster_by_classifiers(job: Job, classifier: int | None = None, *, ensemble:
         clusters=clusters,
         confidences=confidences,
         weights=weights,
+        log_sums=log_sums,
         chosen=chosen,
         chosen_by=chosen_by,
         protocol="one central view per image, arg-max",
@@ -329,7 +338,7 @@ def cluster_by_others(job: Job) -> dict[str, np.ndarray]:
     for name, (network, state, views) in job.others.items():
         chosen, _ = choose_classifier(None, state, len(network.classes))
         batches = job.session.batches(job.data, views)
-        clusters, _, _ = predict_clusters(
+        clusters, *_ = predict_clusters(
             network.to(job.session.device), batches, len(job.data), autocast=job.session.autocast
         )
         found[name] = clusters[chosen]

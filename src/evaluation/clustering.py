@@ -99,6 +99,6 @@ def evaluate(
     if not (data.labels >= 0).any():
         return {}
     batches = single_views(data, views, batch_size=batch_size, device=device, workers=workers)
-    clusters, _, _ = predict_clusters(method, batches, len(data), autocast=autocast)
+    clusters, *_ = predict_clusters(method, batches, len(data), autocast=autocast)
     scores = score_classifiers(data.labels.numpy(), clusters[[classifier]])[0]
     return {name: scores[name] for name in SCORES}

@@ -107,6 +107,7 @@ class Session:
             "epochs": self.state.get("epoch"),
             "seed": self.trained["seed"],
             "data": self.source.data,
+            "subset": self.source.subset,
             "subset_file": self.source.subset_file,
         }
 
@@ -183,17 +184,24 @@ def _source(options: EvaluationOptions, trained: dict[str, Any]) -> DataOptions:
     """Return the data set of the options, or that of the training run, whose folder may have moved since then."""
     if options.data:
         return options
+    given = bool(options.subset or options.subset_file)  # one flag replaces the classes of the training run
     return DataOptions(
         data=trained["data"],
         data_root=options.data_root or trained["data_root"],
         download=options.download,
-        subset_file=options.subset_file or trained["subset_file"],
+        subset=options.subset if given else trained["subset"],
+        subset_file=options.subset_file if given else trained["subset_file"],
     )
 
 
 def _open(source: DataOptions, split: str) -> Images:
     return open_data(
-        source.data, split, root=source.data_root, download=source.download, subset_file=source.subset_file
+        source.data,
+        split,
+        root=source.data_root,
+        download=source.download,
+        subset=source.subset,
+        subset_file=source.subset_file,
     )
 
 

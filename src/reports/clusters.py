@@ -49,6 +49,8 @@ class Drawing:
         clusters: (N,) cluster of every image.
         confidences: (N,) confidence of every image in its cluster.
         grids: number of figures of single clusters.
+        log_sums: (N,) minus the sum of the log probabilities of every image, for grids as in the first generation of
+            Self-Classifier; None: grids as in the second generation.
         maps: maps of the features to draw.
         suffix: file format of the figures: png, pdf or svg.
         dpi: resolution of the figures in dots per inch.
@@ -58,6 +60,7 @@ class Drawing:
     clusters: np.ndarray
     confidences: np.ndarray
     grids: int = 0
+    log_sums: np.ndarray | None = None
     maps: Sequence[Map] = ()
     suffix: str = "png"
     dpi: int = 150
@@ -109,6 +112,8 @@ def draw(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
             _draw_scored(drawing, result, known=known, file=file)
         elif data.has_pictures:
             figures.gallery(file("gallery"), data.picture, clusters=clusters, confidences=confidences)
+        if drawing.grids and data.has_pictures:
+            _draw_grids(drawing, result, known=known, file=file)
         class_sizes = np.unique(labels, return_counts=True)[1] if len(known) == len(data) else None
         figures.cluster_sizes(file("sizes"), result["cluster_sizes"], class_sizes)
         for each in drawing.maps:
@@ -145,13 +150,30 @@ def _draw_scored(drawing: Drawing, result: dict[str, Any], *, known: np.ndarray,
         mapping=mapping,
         class_names=names,
     )
-    best = best_clusters(labels, clusters, mapping)[: drawing.grids]
-    if best:
-        result["grids"] = [{**cluster, "class": names[cluster["class"]]} for cluster in best]
-    for rank, cluster in enumerate(best):
-        rows = np.flatnonzero(clusters == cluster["cluster"])
-        shown = np.random.RandomState(0).choice(rows, GRID, replace=False)
-        figures.grid(file(f"grid_{rank}"), [picture(row) for row in shown])
+
+
+def _draw_grids(drawing: Drawing, result: dict[str, Any], *, known: np.ndarray, file: Callable[[str], Path]) -> None:
+    """Draw nine images of each of some clusters, and add `grids` to the result.
+
+    The second generation of Self-Classifier shows random images of the most accurate clusters. The first generation shows
+    the first images of the clusters with the smallest `log_sums`, without gaps and borders, and needs no labels.
+    """
+    data, first = drawing.data, drawing.log_sums is not None
+    mapping = {int(cluster): label for cluster, label in result.get("mapping", {}).items()}
+    if drawing.log_sums is not None:
+        shown = np.arange(len(data))
+        ranked = clusters_by_log_sum(drawing.clusters, drawing.log_sums)
+    else:
+        shown = known
+        ranked = best_clusters(data.labels.numpy()[known], drawing.clusters[known], mapping)
+    for rank, row in enumerate(ranked[: drawing.grids]):
+        members = shown[drawing.clusters[shown] == row["cluster"]]
+        nine = members[:GRID] if first else np.random.RandomState(0).choice(members, GRID, replace=False)
+        figures.grid(file(f"grid_{rank}"), [data.picture(index) for index in nine], framed=not first)
+        if row["cluster"] in mapping:
+            row["class"] = printable(data.classes[mapping[row["cluster"]]])
+    if ranked:
+        result["grids"] = ranked[: drawing.grids]
 
 
 def best_clusters(labels: np.ndarray, clusters: np.ndarray, mapping: dict[int, int]) -> list[dict]:
@@ -171,6 +193,24 @@ def best_clusters(labels: np.ndarray, clusters: np.ndarray, mapping: dict[int, i
         if len(inside) >= GRID:
             ranked.append({"cluster": cluster, "class": mapping[cluster], "images": len(inside), "accuracy": accuracy})
     return sorted(ranked, key=lambda row: (-row["accuracy"], -row["images"], row["cluster"]))
+
+
+def clusters_by_log_sum(clusters: np.ndarray, log_sums: np.ndarray) -> list[dict]:
+    """Return the clusters with enough images for a grid, in the order of the first generation of Self-Classifier.
+
+    The authors call the value entropy and start with the lowest one. It is the mean over the images of a cluster of
+    -Σ_y log p(y|x). It does not weight the logarithms by p(y|x), so it is lowest where the predictions are even.
+
+    Args:
+        clusters: (N,) cluster of every image.
+        log_sums: (N,) -Σ_y log p(y|x) of every image.
+    """
+    ranked = []
+    for cluster in np.unique(clusters).tolist():
+        inside = log_sums[clusters == cluster]
+        if len(inside) >= GRID:
+            ranked.append({"cluster": cluster, "images": len(inside), "log_sum": float(inside.mean())})
+    return sorted(ranked, key=lambda row: (row["log_sum"], row["cluster"]))
 
 
 # ---- list and tables ------------------------------------------------------------------------------------------------
@@ -249,9 +289,12 @@ def _remarks(result: dict[str, Any]) -> list[str]:
             f"features: RankMe {quality['rankme']:.1f} of {quality['features']}; silhouette of the clusters {shape}"
         )
     for rank, grid in enumerate(result.get("grids", [])):
-        remarks.append(
-            f"grid {rank}: cluster {grid['cluster']}, {percent(grid['accuracy'])} % of {grid['images']:,} images are “{grid['class']}”"
-        )
+        if "log_sum" in grid:
+            share = f"-Σ log p {grid['log_sum']:.1f} on average over {grid['images']:,} images"
+            share += f", mapped to “{grid['class']}”" if "class" in grid else ""
+        else:
+            share = f"{percent(grid['accuracy'])} % of {grid['images']:,} images are “{grid['class']}”"
+        remarks.append(f"grid {rank}: cluster {grid['cluster']}, {share}")
     return remarks
 
 

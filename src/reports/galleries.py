@@ -160,15 +160,16 @@ def _tile(image: NDArray, side: int, *, framed: bool) -> NDArray:
     return tile
 
 
-def grid(path: str | PathLike[str], images: Sequence[NDArray]) -> None:
+def grid(path: str | PathLike[str], images: Sequence[NDArray], *, framed: bool = True) -> None:
     """Draw images of one cluster in a square, as the authors of Self-Classifier do.
 
-    Each image is squeezed to 128 × 128 pixels, 3 of which are a black border. 15 pixels of white lie between and around
-    the images. The size in pixels is the same at every resolution.
+    Each image is squeezed to 128 × 128 pixels. The size in pixels is the same at every resolution.
 
     Args:
         path: file to write, .png, .pdf or .svg; its folder must exist.
-        images: a square number of images, each (H, W, 3) or (H, W) uint8. Nine make 444 × 444 pixels.
+        images: a square number of images, each (H, W, 3) or (H, W) uint8. Nine make 444 × 444 pixels, or 384 × 384.
+        framed: 3 pixels of each image are a black border, and 15 pixels of white lie between and around the images, as in
+            the second generation; False: the images touch each other and have no border, as in the first generation.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
@@ -177,15 +178,15 @@ def grid(path: str | PathLike[str], images: Sequence[NDArray]) -> None:
     side = math.isqrt(len(images))
     if side * side != len(images) or not images:
         raise ValueError(f"got {len(images)} images; expected a square number of images")
-    gap, tile, border = 15, 128, 3
+    gap, tile, border = (15, 128, 3) if framed else (0, 128, 0)
     pitch, inside = tile + gap, slice(border, tile - border)
     canvas = np.full((side * pitch + gap, side * pitch + gap, 3), 255, dtype=np.uint8)
     for position, image in enumerate(images):
         top, left = (gap + pitch * each for each in divmod(position, side))
         shown = Image.fromarray(_checked_image(image)).convert("RGB").resize((tile, tile), Image.Resampling.BILINEAR)
-        framed = np.zeros((tile, tile, 3), dtype=np.uint8)
-        framed[inside, inside] = np.array(shown)[inside, inside]
-        canvas[top : top + tile, left : left + tile] = framed
+        bordered = np.zeros((tile, tile, 3), dtype=np.uint8)
+        bordered[inside, inside] = np.array(shown)[inside, inside]
+        canvas[top : top + tile, left : left + tile] = bordered
     dpi = 100
     with figure_at(path, canvas.shape[1] / dpi, canvas.shape[0] / dpi, dpi=dpi) as figure:
         figure.figimage(canvas)
