@@ -10,6 +10,7 @@ no gradient. The classes of neighbours then agree, as in SCAN (arXiv:2005.12320)
 
 Departures from the two papers:
 
+- There are two heads and two losses.
 - A neighbour is an additional view and does not replace view 0. Self-Classifier finds it among its own embeddings.
 - SimCLR's loss compares the first two views. Further views only enter Self-Classifier's loss.
 """
