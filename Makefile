@@ -10,16 +10,17 @@ DEMO := OMP_NUM_THREADS=1 $(BIN)/python
 ORDER := $(if $(SEED),--randomly-seed=$(SEED),-p no:randomly)
 TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ORDER)
 
-.PHONY: help demo demo-seeds test test-all lint mutations clean
+.PHONY: help demo demo-seeds test test-all lint mutations campaign clean
 
 help:                  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
-# uv installs in half a minute what pip installs in a few; the result is the same.
+# uv installs in a minute what pip installs in a few; the result is the same. --require-hashes refuses a file that differs
+# from the one that was pinned.
 .venv/installed: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version)"; exit 2; }
-	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv && uv pip install -q --python $(BIN)/python -r requirements.txt; \
-	else $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt; fi
+	@if command -v uv >/dev/null; then uv venv -q --allow-existing --python $(PYTHON) .venv && uv pip install -q --require-hashes --python $(BIN)/python -r requirements.txt; \
+	else $(PYTHON) -m venv .venv && $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt; fi
 	@touch $@
 
 demo: .venv/installed  ## train on handwritten digits without labels, score the result, draw it
@@ -45,6 +46,9 @@ lint: .venv/installed  ## run the linter, the formatter's check and the type che
 
 mutations: .venv/installed  ## break the code on purpose in many places and see that a test notices
 	$(BIN)/python -m tests.mutations
+
+campaign: .venv/installed  ## break runs and files in many ways and see that nothing is lost, a few hours
+	$(BIN)/python -m tests.campaign
 
 clean:                 ## remove the environment and the runs
 	rm -rf .venv runs

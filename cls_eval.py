@@ -12,6 +12,11 @@ The clusters are those of the classifier that training chose, which is the class
 If the data have no labels, the program prints no scores, but still writes the figures and the list.
 """
 
+from src.signals import end_with_one_line
+
+if __name__ == "__main__":
+    end_with_one_line()  # the imports below take a while
+
 from src import config
 from src.errors import run_script
 

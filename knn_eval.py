@@ -8,6 +8,11 @@ This is the fastest evaluation of features, because it trains nothing. The label
 all of them or a fraction. The images to classify are those of the test split.
 """
 
+from src.signals import end_with_one_line
+
+if __name__ == "__main__":
+    end_with_one_line()  # the imports below take a while
+
 from src import config
 from src.errors import run_script
 

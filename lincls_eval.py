@@ -10,6 +10,11 @@
 A probe that is stopped (Ctrl-C, SIGTERM) saves a checkpoint first. The same command continues from that step.
 """
 
+from src.signals import end_with_one_line
+
+if __name__ == "__main__":
+    end_with_one_line()  # the imports below take a while
+
 from src import config
 from src.errors import run_script
 

@@ -5,42 +5,52 @@
     srun python train.py --data "$IMAGENET"                          # on a Slurm cluster, one task per GPU
 
 `python train.py --method NAME --help` lists all flags. A run that is stopped (Ctrl-C, SIGTERM) saves a checkpoint first.
-The same command with the same --output-dir continues from that step.
+The same command with the same --output-dir continues from that step. --epochs may be raised when a run is finished.
 """
+
+from src.signals import end_with_one_line
+
+if __name__ == "__main__":
+    end_with_one_line()  # the imports below take a while
 
 import shlex
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src import config
-from src.errors import run_script
+from src.errors import printable, run_script
 
 if TYPE_CHECKING:  # these modules import torch
+    from torch.optim import Optimizer
+
+    from src.data.base import Views
     from src.data.datasets import Images
     from src.logs import Progress
+    from src.methods import Method
     from src.run import Run
     from src.trainer import Trainer
 
 
 def main() -> None:
-    options, name, knobs = config.parse_train()
+    notes: list[str] = []  # what the recipe chose, and why
+    options, name, knobs = config.parse_train(survey=look_at, notes=notes)
 
     # The import of torch takes seconds. It comes after the flags are checked, so that --help and errors appear at once.
     import torch
 
     from src import distributed
     from src.data.loaders import TrainLoader
-    from src.data.views import build_views
     from src.evaluation.clustering import evaluate
     from src.loading import start_from
     from src.logs import Progress
     from src.machine import keep_freed_memory, resolve_precision
     from src.methods import METHODS, build_method
     from src.models.memory import checkpoint_activations
-    from src.optim import build_optimizer, freeze, parameter_groups, warmup_cosine
-    from src.run import Run, choose_folder, find_checkpoint
+    from src.optim import freeze
+    from src.run import Run, choose_folder, continuing_command, find_checkpoint
     from src.trainer import Trainer
 
     device = distributed.start(options.device)
@@ -50,7 +60,7 @@ def main() -> None:
 
     # data: a method sees views and indices; labels are for monitoring
     data, held_out = open_images(options)
-    views = build_views(options.data, data, options.views, reference=options.reference_views, compiled=options.compile)
+    views = open_views(options, data)
     loader = TrainLoader(
         data,
         views,
@@ -71,13 +81,15 @@ def main() -> None:
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     title = f"{name}_{Path(options.data).name}"
-    folder = distributed.from_main(choose_folder(options.output_dir, fresh=options.fresh, name=title))
-    found = find_checkpoint(folder, settings, irrelevant=["precision"] if options.precision == "auto" else [])
+    folder = distributed.on_main(lambda: choose_folder(options.output_dir, fresh=options.fresh, name=title))
+    found = find_checkpoint(folder, settings, irrelevant=options.free_to_change())
     settings["precision"] = resolve_precision(options.precision, device, found)
 
     # method: backbone, heads, objective, and its state between steps
     method = build_method(name, knobs, settings)
-    started = start_from(method, name, options.pretrained) if options.pretrained and not found else ""
+    started = (
+        start_from(method, name, options.pretrained, arch=options.arch) if options.pretrained and not found else ""
+    )
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     method = method.to(device).to(memory_format=layout)
     freeze(method, options.freeze)
@@ -88,18 +100,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True  # cuDNN searches its fastest kernels, as the sizes do not change
 
     # optimisation
-    groups = parameter_groups(
-        method, options.weight_decay, bias_decay=options.bias_decay, backbone_decay=options.backbone_weight_decay
-    )
-    optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
-    lr = warmup_cosine(
-        options.lr,
-        options.final_lr,
-        warmup_start=options.warmup_start,
-        warmup_epochs=options.warmup_epochs,
-        epochs=options.epochs,
-        steps_per_epoch=len(loader),
-    )
+    optimizer, lr = build_optimization(method, options, steps_per_epoch=len(loader))
     autocast = None if settings["precision"] == "float32" else getattr(torch, settings["precision"])
     trainer = Trainer(
         method,
@@ -116,11 +117,12 @@ def main() -> None:
     )
 
     # run
-    run = Run(folder, settings, found, save_every=options.save_every)
+    again = continuing_command(folder, output_dir=options.output_dir, fresh=options.fresh)
+    run = Run(folder, settings, found, save_every=options.save_every, continuation=again)
     if found:
         trainer.load_state_dict(found)
     progress = Progress(options.epochs * loader.images, trainer.images, enabled=distributed.is_main())
-    announce(progress, run, trainer, started=started)
+    announce(progress, run, trainer, notes=[*notes, started])
 
     def score(summary: dict) -> dict:
         if held_out is None or (trainer.epoch % options.eval_every and trainer.epoch < options.epochs):
@@ -132,8 +134,40 @@ def main() -> None:
 
     run.train(trainer, options.epochs, progress, score=score)
     progress.say(method.report(run.history[-1]))
-    progress.say(f"\nsaved {run.last}; score it: python cls_eval.py --checkpoint {shlex.quote(str(run.last))}")
+    checkpoint = printable(shlex.quote(str(run.last)))
+    progress.say(f"\nsaved {printable(run.last)}; score it: python cls_eval.py --checkpoint {checkpoint}")
     distributed.stop()
+
+
+def build_optimization(
+    method: "Method", options: config.TrainOptions, *, steps_per_epoch: int
+) -> "tuple[Optimizer, Callable[[int], float]]":
+    """Return the optimiser and the learning rate as a function of the step: linear warm-up, then a cosine."""
+    from src.optim import build_optimizer, parameter_groups, warmup_cosine
+
+    groups = parameter_groups(
+        method, options.weight_decay, bias_decay=options.bias_decay, backbone_decay=options.backbone_weight_decay
+    )
+    optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
+    lr = warmup_cosine(
+        options.lr,
+        options.final_lr,
+        warmup_start=options.warmup_start,
+        warmup_epochs=options.warmup_epochs,
+        epochs=options.epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+    return optimizer, lr
+
+
+def look_at(folder: str) -> config.Survey:
+    """Return the number and the size of the images of a folder, and whether there is a GPU."""
+    import torch
+
+    from src.data.datasets import open_data
+    from src.data.survey import survey
+
+    return survey(open_data(folder, "train"), gpu=torch.cuda.is_available())
 
 
 def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
@@ -148,6 +182,8 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
             download=options.download,
             subset=options.subset,
             subset_file=options.subset_file,
+            unlabelled=options.unlabelled,
+            val_share=options.val_share,
         )
 
     data = open_split("train")
@@ -160,33 +196,60 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     return data, held_out
 
 
-def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, started: str) -> None:
-    """Log the command, the code revision, the resolved configuration, and the sizes of this run.
+def open_views(options: config.TrainOptions, data: "Images") -> "Views":
+    """Return the views of training, and the evaluation view for --eval-every."""
+    from src.data.views import build_views
 
-    Args:
-        started: line about the weights from which the run starts; "": none.
-    """
+    return build_views(
+        options.data,
+        data,
+        options.views,
+        evaluation=options.evaluation_view,
+        reference=options.reference_views,
+        compiled=options.compile,
+    )
+
+
+def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, notes: list[str]) -> None:
+    """Log the command, the code revision, the configuration, the sizes of this run, and the notes; record its start."""
     from src import distributed
+    from src.data.datasets import ImageFiles
     from src.models.backbones import count_parameters
+    from src.provenance import record_start
 
     loader, device, settings = trainer.loader, trainer.device, run.config
-    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{describe(settings)}")
+    if trainer.epoch < settings["epochs"]:
+        record_start(run.folder, loader.data, revision=run.revision, step=trainer.step, device=device)
+    progress.say(f"command: {printable(shlex.join(sys.argv))}\nrevision: {run.revision}\n{describe(settings)}")
     progress.say(
         f"{len(loader.data):,} images, {len(loader)} steps per epoch of {loader.per_rank} images on each of "
         f"{distributed.world_size()} x {device.type}; {count_parameters(trainer.method):,} parameters; "
-        f"writing to {run.folder}"
+        f"writing to {printable(run.folder)}"
     )
-    if started:
-        progress.say(started)
-    if trainer.step:
+    if isinstance(loader.data, ImageFiles) and loader.data.classes:
+        progress.say(
+            f"{len(loader.data.classes)} class folders give labels, which only monitor the training; --unlabelled ignores them"
+        )
+    for note in filter(None, notes):
+        progress.say(printable(note))
+    if trainer.epoch >= settings["epochs"]:
+        progress.say(f"the run is finished; --epochs above {settings['epochs']} continues it")
+    elif trainer.step:
         progress.say(f"resuming from step {trainer.step} (epoch {trainer.epoch + 1} of {settings['epochs']})")
+    if run.extended and trainer.epoch == run.extended[-1] and not trainer.done:
+        before, now = trainer.optimizer.param_groups[0]["lr"], trainer.lr(trainer.step)
+        progress.say(
+            f"the finished run of {run.extended[-1]} epochs gets {settings['epochs']}: the learning rate follows the schedule of "
+            f"{settings['epochs']} epochs from here on and changes from {before:.3g} to {now:.3g}. The result is not that of "
+            f"a run that began with --epochs {settings['epochs']}"
+        )
     if device.type == "cpu" and settings["precision"] == "float16":
         progress.say("--precision float16 is emulated on a CPU, which makes it many times slower: use float32")
 
 
 def describe(settings: dict) -> str:
     """Return the resolved configuration as text, several options per line."""
-    words = [f"{name}={value}" for name, value in settings.items() if value != ""]
+    words = [f"{name}={printable(value)}" for name, value in settings.items() if value != ""]
     return textwrap.fill("  ".join(words), width=118, break_long_words=False, break_on_hyphens=False)
 
 

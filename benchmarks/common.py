@@ -99,7 +99,8 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def add_threads(made: argparse.ArgumentParser) -> None:
-    """Add the flags --threads and --cpu-time."""
+    """Add the flags --threads, --turns and --cpu-time."""
+    made.add_argument("--turns", type=int, default=3, help="number of timed runs of every side (default: %(default)s)")
     made.add_argument("--threads", type=int, default=1, help="number of threads of every side (default: %(default)s)")
     made.add_argument("--cpu-time", action="store_true", help="count processor time; for one thread on a busy machine")
 

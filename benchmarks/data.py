@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
 from src.config import ViewSettings
 from src.data.datasets import open_folder
-from src.data.photographs import IMAGENET_MEAN, IMAGENET_STD, PhotoViews, published_views
+from src.data.photographs import PhotoViews, published_views
 from src.data.shrink import shrink
+from src.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 GLOBAL, LOCAL = ((224, (0.4, 1.0)), (96, (0.05, 0.4)))  # the defaults of ViewSettings
 SHORT_SIDE = 320

@@ -1,22 +1,35 @@
-"""Compare our nearest-neighbour votes, computed in chunks, with the brute-force search of scikit-learn.
+"""Compare our nearest-neighbour search and votes with faiss, with plain torch and with the products alone.
 
-    python benchmarks/knn.py
-    python benchmarks/knn.py --large      # the size of ImageNet, 1.28 million × 2048 features and 50,000 queries; for a GPU
+    python benchmarks/knn.py --threads 1
+    python benchmarks/knn.py --large --queries 2048     # the bank of ImageNet, 1.28 million × 2048 features
 
-Both sides find the same neighbours of the same features. The benchmark reports the seconds and the peak memory beyond the
-features. The peak of our search should not grow with the bank.
+All sides search 200 neighbours of the same queries. "products" computes the dot products and
+selects nothing. The benchmark reports seconds, ratios, the share of queries with the neighbours of faiss, and the peak memory
+beyond the features, which should not grow with the bank.
 """
 
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-import numpy as np
+import faiss
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import in_words, machine, parse, parser, peak_memory, seconds_in_turns, spread, write
+from benchmarks.common import (
+    add_threads,
+    in_words,
+    machine,
+    parse,
+    parser,
+    peak_memory,
+    seconds_in_turns,
+    spread,
+    write,
+)
+from src import neighbors
 from src.evaluation.knn import unit_rows
 from src.metrics import knn_top
 
@@ -34,36 +47,63 @@ def features(rows: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tens
     return unit_rows(found, torch.float32), labels
 
 
-def compare(bank_size: int, num_queries: int, width: int, turns: int) -> dict:
-    """Compute one row of the table, on the CPU. scikit-learn votes for the largest k only, our search for all four k."""
+def compare(bank_size: int, num_queries: int, width: int, *, threads: int, turns: int, clock) -> dict:
+    """Compute the rows of one table, on the CPU."""
+    torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
     bank, bank_labels = features(bank_size, width, 1)
     queries, query_labels = features(num_queries, width, 2)
-    # the cosine similarity is 1 - distance, so the votes are the same
-    theirs = KNeighborsClassifier(
-        max(KS), algorithm="brute", metric="cosine", weights=lambda distance: np.exp((1 - distance) / TAU)
-    )
-    theirs.fit(bank.numpy(), bank_labels.numpy())
-    result = {}
+    k, found = max(KS), {}
+    parts = queries.split(neighbors.QUERY_CHUNK)
 
-    def run_ours():
-        result["ours"] = knn_top(bank, bank_labels, queries, query_labels, KS, TAU)[max(KS)][0]
+    def products():
+        for part in parts:
+            for rows in bank.split(neighbors.BANK_CHUNK):
+                part @ rows.T
 
-    def run_theirs():
-        result["theirs"] = theirs.score(queries.numpy(), query_labels.numpy())
+    def plain():
+        for part in queries.split(256):  # the product of all queries would need 0.8 GB
+            (part @ bank.T).topk(k, dim=1)
 
-    sides = {"ours": run_ours, "scikit-learn": run_theirs}
-    seconds = seconds_in_turns(sides, turns)
-    peaks = {name: peak_memory(run) for name, run in sides.items()}
-    return {
-        "bank": bank_size,
-        "queries": num_queries,
-        "width": width,
-        "seconds": seconds,
-        "ratio": median(seconds["scikit-learn"]) / median(seconds["ours"]),
-        "peak_bytes": peaks,
-        "bank_bytes": bank.nbytes,
-        "top1": result,
+    def by_faiss():
+        found["faiss"] = faiss.knn(queries.numpy(), bank.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)[1]
+
+    def ours():
+        found["ours"] = torch.cat([neighbors.nearest(bank, part, k)[1] for part in parts])
+
+    def by_torch():
+        worthwhile, neighbors.WORTHWHILE = neighbors.WORTHWHILE, 1 << 62
+        ours()
+        neighbors.WORTHWHILE = worthwhile
+
+    def votes():
+        found["top1"] = knn_top(bank, bank_labels, queries, query_labels, KS, TAU)[k][0]
+
+    sides = {
+        "products": products,
+        "faiss": by_faiss,
+        "ours": ours,
+        "ours, votes for four k": votes,
+        "ours, without faiss": by_torch,
+        "topk of the products": plain,
     }
+    seconds = seconds_in_turns(sides, turns, clock=clock)
+    ours()
+    same = (found["ours"].sort(dim=1).values == torch.from_numpy(found["faiss"]).sort(dim=1).values).all(dim=1)
+    size = {"bank": bank_size, "queries": num_queries, "width": width, "k": k, "threads": threads}
+    return {**size, "seconds": seconds, "same_neighbours": same.double().mean().item(), "top1": found["top1"]}
+
+
+def memory(bank_size: int, num_queries: int, width: int) -> dict:
+    """Measure the peak memory of the votes beyond the features, for features in float32 and in bfloat16."""
+    peaks = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        (bank, bank_labels), (queries, query_labels) = (
+            features(rows, width, seed) for rows, seed in ((bank_size, 1), (num_queries, 2))
+        )
+        bank, queries = bank.to(dtype), queries.to(dtype)
+        peaks[str(dtype)] = peak_memory(partial(knn_top, bank, bank_labels, queries, query_labels, KS, TAU))
+    return {"bank": bank_size, "queries": num_queries, "width": width, "peak_bytes": peaks}
 
 
 def large(bank_size: int, num_queries: int, width: int) -> dict:
@@ -76,15 +116,17 @@ def large(bank_size: int, num_queries: int, width: int) -> dict:
     result = {}
 
     def run():
+        started = time.perf_counter()
         result["top1"] = knn_top(bank, bank_labels, queries, query_labels, KS, TAU)[max(KS)][0]
+        finish()
+        result["seconds"] = {"ours": [time.perf_counter() - started]}
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     peak = peak_memory(run)
     on_device = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    seconds = seconds_in_turns({"ours": run}, 1, finish)
     size = {"bank": bank_size, "queries": num_queries, "width": width, "bank_bytes": bank.nbytes, "device": str(device)}
-    return {**size, "seconds": seconds, "peak_bytes": {"ours": peak}, "device_peak_bytes": on_device, **result}
+    return {**size, "peak_bytes": {"ours": peak}, "device_peak_bytes": on_device, **result}
 
 
 def main():
@@ -92,11 +134,18 @@ def main():
     flags.add_argument(
         "--large", action="store_true", help="time our search alone at the size of ImageNet, on a GPU if there is one"
     )
+    flags.add_argument(
+        "--bank", type=int, default=1_281_167, help="rows of the bank with --large (default: %(default)s)"
+    )
+    flags.add_argument(
+        "--queries", type=int, default=50_000, help="number of queries with --large (default: %(default)s)"
+    )
+    add_threads(flags)
     arguments = parse(flags)
-    where = machine("torch", "scikit-learn", "numpy")
+    where = machine("torch", "faiss-cpu", "numpy")
     print(in_words(where), flush=True)
     if arguments.large:
-        bank, queries, width = (200_000, 10_000, 2048) if arguments.quick else (1_281_167, 50_000, 2048)
+        bank, queries, width = arguments.bank, arguments.queries, 2048
         row = large(bank, queries, width)
         print(
             f"bank {bank:,} x {width} ({row['bank_bytes'] / 2**30:.1f} GiB), {queries:,} queries, {row['device']}: "
@@ -105,25 +154,24 @@ def main():
         )
         write(arguments.json, where, [row])
         return
-    turns, num_queries, width = (2, 1000, 128) if arguments.quick else (3, 4000, 256)
-    sizes = (10_000, 20_000) if arguments.quick else (50_000, 100_000, 200_000)
+    turns = arguments.turns
+    num_queries, width, size = (1000, 128, 20_000) if arguments.quick else (4000, 256, 50_000)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    row = compare(size, num_queries, width, threads=arguments.threads, turns=turns, clock=clock)
+    rows = [row]
     print(
-        f"{num_queries:,} queries × {width}; seconds: median (range) of {turns} runs; peak memory beyond the features in MiB"
+        f"{num_queries:,} queries, bank {size:,} x {width}, k {row['k']}, {row['threads']} thread(s); seconds: median (range) "
+        f"of {turns} runs; neighbours equal to those of faiss for {row['same_neighbours']:.2%} of the queries"
     )
-    print(f"{'bank':>8}{'MiB':>6}  {'ours':24}{'scikit-learn':24}{'times':>6}  {'peak':>6}{'theirs':>8}   top-1, both")
-    rows = []
-    for size in sizes:
-        row = compare(size, num_queries, width, turns)
+    base, other = (median(row["seconds"][side]) for side in ("products", "faiss"))
+    for side, seconds in row["seconds"].items():
+        ratios = f"{median(seconds) / base:5.2f} x products  {median(seconds) / other:5.2f} x faiss"
+        print(f"  {side:24}{spread(seconds, 2):22}{ratios}", flush=True)
+    for bank_size in (size, 2 * size, 4 * size):
+        row = memory(bank_size, num_queries, width)
         rows.append(row)
-        peaks = [row["peak_bytes"][side] / 2**20 for side in ("ours", "scikit-learn")]
-        print(
-            f"{size:8,}{row['bank_bytes'] / 2**20:6.0f}  {spread(row['seconds']['ours'], 2):24}"
-            f"{spread(row['seconds']['scikit-learn'], 2):24}{row['ratio']:6.2f}  {peaks[0]:6.0f}{peaks[1]:8.0f}   "
-            f"{row['top1']['ours']:.4f} {row['top1']['theirs']:.4f}",
-            flush=True,
-        )
-    growth = rows[-1]["peak_bytes"]["ours"] - rows[-2]["peak_bytes"]["ours"]
-    print(f"with twice the bank, our peak memory beyond the features changes by {growth / 2**20:+.0f} MiB")
+        peaks = ", ".join(f"{name} {peak / 2**20:.0f}" for name, peak in row["peak_bytes"].items())
+        print(f"bank {bank_size:9,} x {width}: peak memory beyond the features in MiB: {peaks}", flush=True)
     write(arguments.json, where, rows)
 
 

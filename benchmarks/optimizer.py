@@ -69,7 +69,7 @@ def main():
         "simple": PerTensor(params[1]).step,
         "together": Together(params[2], LR, MOMENTUM, DECAY, TRUST, EPS).step,
     }
-    turns = 5 if arguments.quick else 30
+    turns = 5 if arguments.quick else arguments.turns
     finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     seconds = seconds_in_turns(sides, turns, finish, clock)

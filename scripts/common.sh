@@ -5,6 +5,7 @@
 
 export PYTHONUNBUFFERED=1 # write the log without delay
 NAME=${SLURM_JOB_NAME:-$(basename "$0")}
+NAME=${NAME//[^[:print:]]/?} # it is printed, and a job may have any name
 
 # A variable that is not set gives one line and status 2, like a wrong flag.
 need() {
@@ -22,6 +23,22 @@ if [ ! -f train.py ]; then
     echo "$NAME: no train.py in $PWD: submit from the repository's folder, or export REPOSITORY=the path of this folder" >&2
     exit 2
 fi
+
+# Bash executes commands in the text of a number that it calculates with, as in a[$(command)]. So a variable that should be a
+# whole number must consist of digits, without leading zeros, which would make it octal.
+need_number() {
+    local name value
+    for name in "$@"; do
+        value=${!name:-0}
+        case $value in
+            *[!0-9]* | 0?* | ???????????????????*)
+                printf '%s: %s is %q, expected a whole number of at most 18 digits: correct it, or unset it\n' "$NAME" "$name" "$value" >&2
+                exit 2
+                ;;
+        esac
+    done
+}
+need_number SLURM_ARRAY_TASK_ID SLURM_ARRAY_JOB_ID SLURM_JOB_ID SLURM_NNODES SLURM_GPUS_ON_NODE SLURM_CPUS_ON_NODE
 
 # Each task of an array has its own seed and its own folder. JOB uses the task's number in the array: one of the tasks has the
 # number of the whole array as its SLURM_JOB_ID, so a signal or a requeue for that task would reach all tasks.
@@ -55,7 +72,9 @@ save_and_requeue() {
 launch() {
     local per_node=${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-1}} nodes=${SLURM_NNODES:-1} stopping='' alone=0 status step
     per_node=${per_node##*:} # the number in a100:4; salloc sets only this variable
-    [ "$per_node" -gt 0 ] 2>/dev/null || per_node=1
+    case $per_node in
+        '' | *[!0-9]* | 0* | ??????????*) per_node=1 ;;
+    esac
     # srun also reads these two variables. The first contradicts the value computed here; srun refuses the second if it is 0.
     unset SLURM_CPUS_PER_GPU
     [ -n "${SLURM_GPUS_ON_NODE:-}" ] || unset SLURM_GPUS_PER_NODE

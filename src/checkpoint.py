@@ -3,30 +3,29 @@
 A checkpoint contains only tensors and plain containers. It is written to a temporary file, which is then renamed.
 """
 
-import io
-import os
+import errno
 import pickle
-import pickletools
-import re
-import shutil
 import struct
 import subprocess
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
 
+from . import files, inspection, pickles, schema
 from .errors import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
 FORMAT = "self-classifier checkpoint"
 VERSION = 1
+# {version: function that takes a checkpoint of this version and returns one of the next version}. Whoever raises VERSION adds
+# a function here, so that older files stay readable; CONTRIBUTING.md has the steps.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # Options that earlier code did not have, with the values that stand for what it did.
-LATER_OPTIONS = {"subset": ""}
+LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -35,38 +34,76 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: if the file cannot be written, for instance because the disk is full. The old checkpoint is kept.
     """
-    aside = path.with_name(f".{path.name}.part")
     try:
-        with open(aside, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError if the disk is full
-        aside.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free // 2**20
-        reason = error.strerror if isinstance(error, OSError) else f"the disk has {free} MiB left"
-        raise RunError(f"{path} cannot be written ({reason}); the last checkpoint is kept") from None
+        write_tensors(path, {"format": FORMAT, "version": VERSION, **state})
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain containers with `torch.save`, as a whole or not at all.
+
+    Raises:
+        OSError: if the file cannot be written; its `filename` is the path.
+    """
+    with files.replacing(path) as file:
+        output = _Output(file)
+        try:
+            torch.save(content, cast(BinaryIO, output))
+        except RuntimeError as error:  # torch hides the reason
+            failure = output.failure or OSError(errno.EIO, str(error).splitlines()[0])
+            raise OSError(failure.errno, failure.strerror, str(path)) from None
+
+
+class _Output:
+    """A file for `torch.save` that remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.failure = file, cast(OSError | None, None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this project to the CPU.
 
     Raises:
-        InputError: if the file is missing, damaged, not a checkpoint of this project, or would execute code.
+        InputError: if the file is missing, damaged, not a checkpoint of this project, would execute code, or has an entry of
+            a wrong type.
     """
     return _checked(_read(path), path)
 
 
-def _checked(state: object, path: str | Path) -> dict[str, Any]:
-    """Return the content of a file if it is a checkpoint of this project; else raise InputError."""
+def load_run(path: str | Path) -> dict[str, Any]:
+    """Do what `load` does, and also require the entries from which a run continues."""
+    return _checked(_read(path), path, needed=schema.IN_A_RUN)
+
+
+def _checked(state: object, path: str | Path, *, needed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the content of a file if it is a checkpoint of this project with the needed entries; else raise InputError."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = ", ".join(map(str, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
+        found = ", ".join(map(schema.shown, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"checkpoint {path}: not written by train.py, it holds {found}, ...: name a file of train.py")
+    for version, migrate in sorted(MIGRATIONS.items()):
+        if state.get("version") == version:
+            state = {**migrate(state), "version": version + 1}
     if state.get("version") != VERSION:
         raise InputError(
-            f"checkpoint {path}: format version {state.get('version')}, expected {VERSION}: use the code that wrote the file"
+            f"checkpoint {path}: format version {schema.shown(state.get('version'))}, expected {VERSION}: use the code that "
+            "wrote the file"
         )
+    try:
+        schema.check(state, needed=needed)
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from None
     config = state.get("config")
     if isinstance(config, dict) and "data" in config:
         state["config"] = {**LATER_OPTIONS, **config}
@@ -90,12 +127,10 @@ def read_weights(path: str | Path) -> Weights:
     """Return what `load_weights` returns, with the source of the weights and the names that were left out."""
     content = _read(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        record = _checked(content, path)
-        if missing := [part for part in ("config", "model") if part not in record]:
-            raise InputError(
-                f"checkpoint {path}: has no {', '.join(missing)}, which every file of train.py has: use another file"
-            )
+        record = _checked(content, path, needed=("config", "model"))
         config = record["config"]
+        if missing := [name for name in ("method", "arch") if name not in config]:
+            raise InputError(f"checkpoint {path}: its config has no {', '.join(missing)}: use another file")
         return Weights(
             record.pop("model"),
             source="train.py",
@@ -141,83 +176,31 @@ STAND_INS = (
 
 
 def _read(path: str | Path) -> object:
-    """Read the content of a file with torch's safe loader."""
+    """Read the content of a file with torch's safe loader, after `inspection.checked_checkpoint` has checked the file."""
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
     try:
-        with _open(path) as file, warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
-            warnings.simplefilter("ignore")  # about other pickle protocols, which are refused below
-            return torch.load(file, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
+            warnings.simplefilter("ignore")
+            return torch.load(inspection.checked_checkpoint(file), map_location="cpu", weights_only=True)
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from None
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        culprit = found[1] if found else next(_globals_in(path), None)
-        if culprit:
-            raise InputError(
-                f"checkpoint {path}: refused, loading it would execute code ({culprit}): use a file that holds only tensors"
-            ) from None
-        raise InputError(f"checkpoint {path}: not a checkpoint, or damaged: use another file") from None
+    except pickle.UnpicklingError:
+        raise InputError(f"checkpoint {path}: {pickles.DAMAGED}") from None
     except Exception as error:  # torch can raise any exception for arbitrary bytes
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise InputError(
-            f"checkpoint {path}: cannot be read, truncated or damaged ({detail}): use another copy"
+            f"checkpoint {path}: cannot be read, truncated or damaged ({inspection.first_line(error)}): use another copy"
         ) from None
 
 
-def _open(path: str | Path) -> BinaryIO:
-    """Open a file. If it is a zip archive that contains one checkpoint, as OBoW's file does, open that checkpoint."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if damaged := archive.testzip():  # torch does not verify the checksums
-                raise InputError(f"damaged: the checksum of {damaged} is wrong: use another copy")
-            if not any(name.endswith("data.pkl") for name in names):  # torch.save also writes a zip archive
-                inside = [name for name in names if name.endswith((".pth", ".pt", ".tar"))]
-                if len(inside) != 1:
-                    raise InputError(
-                        f"an archive of {len(inside)} checkpoints, expected one: unpack it and name a file"
-                    )
-                return io.BytesIO(archive.read(inside[0]))
-    return open(path, "rb")
-
-
-def _globals_in(path: str | Path) -> Iterator[str]:
-    """Yield the classes and functions that a file names although no checkpoint needs them, in order, without running them.
-
-    The message about a refused file contains the first of them. torch names what it refuses only for old pickles.
-    """
-    harmless = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", *(name for _, name in STAND_INS)}
-    with _open(path) as file:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                file = io.BytesIO(archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl"))))
-        file.seek(0)
-        strings: list[str] = []  # the text on the stack of the pickle
-        memo: dict[Any, list[str]] = {}
-        memoized = 0
-        try:
-            while True:  # an old file consists of several pickles, followed by other bytes
-                for operation, argument, _ in pickletools.genops(file):
-                    name = None
-                    if operation.name in ("GLOBAL", "INST"):
-                        name = str(argument).replace(" ", ".")
-                    elif operation.name == "STACK_GLOBAL":
-                        name = ".".join(strings[-2:])
-                    elif "UNICODE" in operation.name:
-                        strings.append(str(argument))
-                    elif operation.name == "MEMOIZE":
-                        memo[memoized], memoized = strings[-1:], memoized + 1
-                    elif "GET" in operation.name:
-                        strings += memo.get(argument, [])
-                    if name and name not in harmless and not re.fullmatch(r"torch\.\w+Storage", name):
-                        yield name
-        except ValueError:
-            return
-
-
 def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load weights that must fit a module exactly.
+    """Load weights that must fit a module exactly. Raises InputError as `check_fit` does."""
+    check_fit(module, weights, source)
+    module.load_state_dict(weights)
+
+
+def check_fit(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Check that weights fit a module exactly. The module may have no data, as on the device "meta".
 
     Args:
         source: where the weights come from, for the message.
@@ -235,13 +218,12 @@ def load_into(module: nn.Module, weights: dict[str, Tensor], source: str) -> Non
     ]
     problems = [("missing", missing, 3), ("unexpected", unexpected, 3), ("of another shape", shapes, len(shapes))]
     found = [
-        f"{len(keys)} {what}: {', '.join(keys[:shown])}{' ...' if len(keys) > shown else ''}"
+        f"{len(keys)} {what}: {', '.join(map(schema.shown, keys[:shown]))}{' ...' if len(keys) > shown else ''}"
         for what, keys, shown in problems
         if keys
     ]
     if found:
         raise InputError(f"{source} does not fit this method and architecture; tensors: {'; '.join(found)}")
-    module.load_state_dict(weights)
 
 
 def code_revision() -> str:

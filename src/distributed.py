@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -194,7 +194,7 @@ def explain(error: RuntimeError) -> RuntimeError:
     subject, verb = ("rank", "answers") if len(missing) == 1 else ("ranks", "answer")
     return RunError(
         f"{subject} {names} of {world_size()} no longer {verb}: see the reason in "
-        "the output of these ranks or of the launcher; run the same command again to resume from the last checkpoint",
+        "the output of these ranks or of the launcher",
         speaks=rank() == first,
     )
 
@@ -318,6 +318,27 @@ def from_main(value: Value) -> Value:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def on_main(function: Callable[[], Value]) -> Value:
+    """Run a function on rank 0 and return its result on every rank. It may be any small picklable object.
+
+    Raises:
+        InputError, RunError: on every rank, if the function raises it on rank 0.
+    """
+    if world_size() == 1:
+        return function()
+    failure: InputError | RunError | None = None
+    value: Any = None
+    if is_main():
+        try:
+            value = function()
+        except (InputError, RunError) as error:
+            failure = error
+    failure, value = from_main((failure, value))
+    if failure is not None:
+        raise failure
+    return value
 
 
 def from_all(value: Value) -> list[Value]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import InputError, RunError
+from .inspection import read_json
 
 ATTEMPTS = 3  # number of attempts if the connection breaks; each attempt resumes the previous one
 CHUNK = 1 << 20  # bytes
@@ -64,6 +65,16 @@ def _difference(part: Path, size: int, digests: dict[str, str]) -> str:
         if expected and not (found := digest(part, kind)).startswith(expected):
             return f"the {kind} is {found}, expected {expected}"
     return ""
+
+
+def check_published(path: Path, *, size: int, md5: str, sha256: str) -> None:
+    """Compare a file with what its publishers state; see `download` for the arguments. A file may have come by hand.
+
+    Raises:
+        RunError: if it differs.
+    """
+    if difference := _difference(path, size, {"md5": md5, "sha256": sha256}):
+        raise RunError(f"{path}: {difference} as published: remove the file and download it again")
 
 
 def _transfer(url: str, part: Path, size: int) -> None:
@@ -207,9 +218,17 @@ def recorded(folder: Path) -> dict[str, dict]:
     """
     path = folder / "checksums.json"
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        notes = read_json(path) if path.exists() else {}
+        entries = notes.values() if isinstance(notes, dict) else [None]
+        if not all(isinstance(note, dict) and {"size": int, "sha256": str} == _types(note) for note in entries):
+            raise ValueError("other entries than sizes and digests")
+        return notes
     except ValueError:
         raise InputError(f"{path}: the file is damaged: remove it, and the next downloads write a new one") from None
+
+
+def _types(note: dict[str, object]) -> dict[str, type]:
+    return {name: type(value) for name, value in note.items()}
 
 
 def check_or_record(folder: Path, path: Path) -> None:

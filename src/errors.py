@@ -8,11 +8,26 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
+
+from .signals import end_with_one_line, launched_as, main_has_ended
 
 BROKEN_PIPE = 128 + signal.SIGPIPE  # the exit status of a program that SIGPIPE ends
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Texts of torch and numpy that a machine or a number can cause, and what to do.
+EXPECTED = {
+    r"not enough memory|out of memory|allocate memory|Unable to allocate": (
+        "there is not enough memory ({}): use smaller batches or a smaller network"
+    ),
+    r"shared memory|unable to (write to|mmap|open) ": (
+        "the processes that read the images cannot hand them over ({}): free some space in /dev/shm, or use fewer --workers"
+    ),
+    r"DataLoader worker .*(exited unexpectedly|is killed by signal)": (
+        "a process that reads the images was killed, perhaps for lack of memory ({}): use fewer --workers"
+    ),
+    r"cannot be converted to type \w+ without overflow": (
+        "a number is too large for float32 ({}): use a smaller learning rate or smaller weights of the loss"
+    ),
+}
 
 
 class InputError(ValueError):
@@ -37,67 +52,101 @@ class RunError(RuntimeError):
         self.speaks = speaks
 
 
+def printable(text: object, *, reversible: bool = False) -> str:
+    """Return text in which every character that cannot be printed is replaced by its Python escape, such as \\n or \\x1b.
+
+    File names and texts in files may hold line breaks, control sequences of terminals, marks that reverse the direction of
+    writing, and bytes that are no text.
+
+    Args:
+        reversible: also write each backslash as two. Then Python's codec `unicode_escape` restores the text.
+    """
+    text = str(text)
+    if text.isprintable() and not (reversible and "\\" in text):
+        return text
+    kept = {"\\": "\\\\"} if reversible else {}
+    return "".join(kept.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run the main function of a program and turn the expected failures into one line on standard error.
 
     Raises:
-        SystemExit: 2 after an `InputError`, 1 after a `RunError` or if the disk is full, 128 + the signal after SIGINT
-            or SIGTERM. If the reader of standard output is gone, as in `| head`, 141 and no line.
+        SystemExit: 2 after an `InputError`, 1 after a `RunError`, after an error of the operating system, such as a full disk,
+            or without memory, 128 + the signal after SIGINT or SIGTERM. If the reader of standard output is gone, as in
+            `| head`, 141 and no line.
     """
     _replace_closed_streams()
-    handlers = _handle_signals()
+    handlers = end_with_one_line()
     status: int | str | None = 0
     try:
         try:
             main()
-        except (OSError, RuntimeError) as error:
-            explained = _explain(error)
+        except (OSError, RuntimeError, MemoryError) as error:
+            explained = explain(error)
             if explained is error:
                 raise
             raise explained from None
     except (InputError, RunError) as error:
         place = _place_of_speaker(error)
         if place is not None:
-            _print_line(f"error{place}: {error}")
+            print_line(f"error{place}: {error}")
         status = 2 if isinstance(error, InputError) else 1
     except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
         status = BROKEN_PIPE
     except KeyboardInterrupt:
-        _print_line("interrupted")
+        print_line("interrupted")
         status = 128 + signal.SIGINT
     except SystemExit as end:
         status = end.code
     finally:
+        main_has_ended()
         for number, handler in handlers.items():
             signal.signal(number, handler)
         failure = _flush_output()
     if isinstance(failure, BrokenPipeError):
         status = status or BROKEN_PIPE
     elif failure is not None and not status:
-        _print_line(f"error: standard output: {failure.strerror}")
+        print_line(f"error: standard output: {failure.strerror}")
         status = 1
     if status:
         raise SystemExit(status)
 
 
-def _explain(error: Exception) -> Exception:
-    """Return the error that says in one line what went wrong, or the error itself if it is unexpected."""
+def explain(error: Exception) -> Exception:
+    """Return the RunError that says in one line what went wrong, or the error itself if it is unexpected.
+
+    Errors of the operating system, a lack of memory and ranks that no longer answer are expected.
+    """
+    if isinstance(error, InputError | RunError):
+        return error
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        return error
     if isinstance(error, OSError):
-        if error.errno not in DISK_IS_FULL:
-            return error
-        return RunError(
-            f"{error.filename or 'a file or standard output'} cannot be written ({error.strerror}): free some space"
-        )
+        return RunError(_describe(error), speaks=True)
+    text = f"out of memory {error}" if isinstance(error, MemoryError) else str(error)
+    for pattern, message in EXPECTED.items():
+        if re.search(pattern, text):
+            return RunError(message.format(str(error).partition("\n")[0][:200] or type(error).__name__), speaks=True)
     distributed = sys.modules.get("src.distributed")  # looked up, because an import here would import torch
     return distributed.explain(error) if distributed else error
 
 
-def _print_line(message: str) -> None:
+def _describe(error: OSError) -> str:
+    """Return an error of the operating system in one line, with the path."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.errno in DISK_IS_FULL:
+        return f"{error.filename or 'a file or standard output'} cannot be written ({reason}): free some space"
+    where = " -> ".join(
+        os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+    )
+    return f"{where}: {reason}" if where else f"{reason} ({type(error).__name__})"
+
+
+def print_line(message: str) -> None:
     """Print a message on standard error as one line that begins with the name of the program."""
-    line = re.sub(r"\s+", " ", message)
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    line = printable(re.sub(r"\s+", " ", message))
+    print(f"{printable(Path(sys.argv[0]).name)}: {line}", file=sys.stderr)
 
 
 def _place_of_speaker(error: InputError | RunError) -> str | None:
@@ -106,7 +155,7 @@ def _place_of_speaker(error: InputError | RunError) -> str | None:
     Usually all ranks fail with the same error, and rank 0 prints it. Another rank prints an error that it alone has,
     for example if a file is missing on its host.
     """
-    number, ranks = _launched_as()
+    number, ranks = launched_as()
     if ranks == "1" or not number.isdecimal() or getattr(error, "speaks", False):
         return ""
     distributed = sys.modules.get("src.distributed")
@@ -116,48 +165,6 @@ def _place_of_speaker(error: InputError | RunError) -> str | None:
         distributed.speaks_first()
         return ""
     return f" on rank {number}" if isinstance(error, InputError) and distributed.speaks_first() else None
-
-
-def _launched_as() -> tuple[str, str]:
-    """Return the number of this rank and the number of ranks, as torchrun or Slurm wrote them into the environment."""
-    number = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    return number, os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-
-
-# ---- signals --------------------------------------------------------------------------------------------------------
-
-
-def _handle_signals() -> dict[int, Any]:
-    """End the program with one line at SIGINT and SIGTERM, and return the handlers that this replaces.
-
-    A signal that the caller ignores stays ignored: a shell ignores SIGINT for its background jobs. Training replaces these
-    handlers by those of `stopping.StopRequest`, and data-loading workers ignore both signals.
-    """
-    process = os.getpid()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the program at once
-        if os.getpid() == process and _launched_as()[0] == "0":
-            name = Path(sys.argv[0]).name
-            os.write(2, f"{name}: interrupted by {signal.Signals(number).name}\n".encode())
-        if _is_importing(frame):
-            os._exit(128 + number)  # nothing has begun, and the C code of a module may swallow an exception
-        raise SystemExit(128 + number)
-
-    replaced: dict[int, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-            replaced[number] = signal.signal(number, end)
-    return replaced
-
-
-def _is_importing(frame: FrameType | None) -> bool:
-    """Return True if this frame or one of its callers imports a module."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
 
 
 # ---- standard streams -----------------------------------------------------------------------------------------------

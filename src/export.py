@@ -1,13 +1,14 @@
 """Export a backbone to a file that other libraries can load."""
 
-import os
+import errno
 from pathlib import Path
 
-import torch
-
+from .checkpoint import write_tensors
 from .errors import InputError, RunError
 from .loading import load_backbone
 from .models.backbones import OWN_NAMES, WIDE_RESNETS
+
+BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
 
 def export(name: str | Path, file: str | Path, arch: str = "") -> str:
@@ -37,19 +38,11 @@ def export(name: str | Path, file: str | Path, arch: str = "") -> str:
             "expected a network of torchvision"
         )
     tensors = dict(backbone.state_dict())
-    aside = path.with_name(f".{path.name}.part")
     try:
-        aside.touch()
+        write_tensors(path, tensors)
     except OSError as error:
-        raise InputError(f"{file} cannot be written ({error.strerror})") from None
-    try:
-        with open(aside, "wb") as opened:
-            torch.save(tensors, opened)
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError if the disk is full
-        aside.unlink(missing_ok=True)
-        raise RunError(
-            f"{file} cannot be written ({getattr(error, 'strerror', None) or 'is the disk full?'})"
+        raise (InputError if error.errno in BAD_PATH else RunError)(
+            f"{file} cannot be written ({error.strerror})"
         ) from None
     written = f"{file}: {len(tensors)} tensors of {arch}, {backbone.width} features"
     if arch in WIDE_RESNETS:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from . import distributed, fingerprints
 from .data.datasets import Images
 from .data.loaders import Views, single_views
-from .errors import InputError
+from .errors import InputError, printable
+from .inspection import checked_checkpoint, first_line
 from .logs import Progress
 
 LAYERS = ("backbone", "head")
-VERSION = 1  # of the cached files and of the computation of their contents; it is part of the cache key
+VERSION = 2  # of the cached files and of the computation of their contents; it is part of the cache key
 PIECE = 1 << 26  # bytes of features that one exchange between ranks sends
 
 Batches = Iterable[tuple[Tensor, np.ndarray]]  # images on the device of the network, and their indices
@@ -177,7 +178,7 @@ def extract(
             key = cache_key(method, data, views, layer=layer, device=device, autocast=autocast)
             name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
             file = _open_folder(Path(cache)) / f"{split}_{layer}_{name}.pt"
-            features = _read(file, key, progress)
+            features = _read(file, key, progress, rows=len(data))
         found = distributed.from_main(features is not None)
         if not found:
             batches = single_views(data, views, batch_size=batch_size, device=device, workers=workers)
@@ -274,20 +275,24 @@ def _open_folder(folder: Path) -> Path:
     return folder
 
 
-def _read(file: Path, key: dict[str, str | int], progress: Progress) -> Tensor | None:
-    """Return the features in a cached file, or None if the file does not exist or is damaged. Report the outcome."""
+def _read(file: Path, key: dict[str, str | int], progress: Progress, *, rows: int) -> Tensor | None:
+    """Return the (rows, F) features in a cached file, or None if the file does not exist or is damaged. Report the outcome."""
     if not file.exists():
         return None
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with open(file, "rb") as opened:
+            content = torch.load(checked_checkpoint(opened, verify=False), map_location="cpu", weights_only=True)
         features = content["features"]
+        if not isinstance(features, Tensor) or features.ndim != 2 or features.dtype != torch.float32:
+            raise ValueError("no matrix of features")
+        if len(features) != rows:
+            raise ValueError(f"features of {len(features)} images, expected {rows}")
         if content["key"] != key or content["sha256"] != hashlib.sha256(fingerprints.of_bytes(features)).hexdigest():
             raise ValueError("the contents have changed since they were written")
     except Exception as error:  # arbitrary bytes can raise any kind of error
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        progress.say(f"feature cache: {file} is damaged ({detail}): computing the features again")
+        progress.say(f"feature cache: {printable(file)} is damaged ({first_line(error)}): computing the features again")
         return None
-    progress.say(f"feature cache: features of {len(features):,} images taken from {file}")
+    progress.say(f"feature cache: features of {len(features):,} images taken from {printable(file)}")
     return features
 
 
@@ -307,4 +312,4 @@ def _write(file: Path, key: dict[str, str | int], features: Tensor, *, progress:
         os.replace(aside, file)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
         aside.unlink(missing_ok=True)
-        progress.say(f"feature cache: {file} was not written ({error}): continuing without it")
+        progress.say(f"feature cache: {printable(file)} was not written ({printable(error)}): continuing without it")

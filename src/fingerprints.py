@@ -56,6 +56,24 @@ def of_images(data: Images) -> str:
     return digest.hexdigest()
 
 
+def of_data(data: Images) -> str:
+    """Return the SHA-256 of a data set, which is the same on every machine.
+
+    For images in memory the hash covers their contents and labels. For image files it covers their paths relative to their
+    common folder, and the labels, but not the contents of the files.
+    """
+    digest = hashlib.sha256()
+    if isinstance(data, MemoryImages):
+        digest.update(f"{data.images.dtype} {tuple(data.images.shape)}".encode())
+        digest.update(of_bytes(data.images))
+    else:
+        top = os.path.dirname(data.paths[0]) if len(data) == 1 else os.path.commonpath(data.paths)
+        for path in data.paths:
+            digest.update(os.fsencode(path[len(top) :].lstrip(os.sep)) + b"\0")
+    digest.update(of_bytes(data.labels))
+    return digest.hexdigest()
+
+
 def of_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

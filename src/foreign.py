@@ -7,15 +7,25 @@ of the tensors were checked against models that were built with the projects' co
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
+from . import schema
 from .errors import InputError
+from .preprocessing import (
+    CIFAR10_MEAN,
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    IMAGENET,
+    SWAV_STD,
+    Preprocessing,
+)
 
 Rules: TypeAlias = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+Views: TypeAlias = dict[tuple[str, str], Preprocessing]
 
 
 class Weights(NamedTuple):
@@ -28,10 +38,11 @@ class Weights(NamedTuple):
         method: the method of this project to which all of `tensors` belong; None: only the backbone can be used. Files of
             DeepCluster-v2 and SeLa-v2 have the same tensor names and hold the same network, so both are deepcluster_v2.
         arch: the backbone that the file names. If it names none, a ResNet is recognised by its blocks and shapes. "" if
-            the backbone is unknown.
+            the backbone is unknown, or if `arches` names several.
         record: the other contents. For a checkpoint of train.py, these are all of its other entries. For other files,
             these are the number of epochs and, if the file names it, the classifier with the lowest loss. SCAN's files
             name it.
+        arches: the backbones that these tensors fit, if there are several. The file does not tell which one it is.
     """
 
     tensors: dict[str, Tensor]
@@ -40,6 +51,7 @@ class Weights(NamedTuple):
     method: str | None
     arch: str
     record: dict[str, Any]
+    arches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,9 @@ class Source:
             whose name matches no pattern is left out.
         beside: names of entries of the file, of which at least one must exist; (): no condition.
         method: see `Weights`.
-        arch: the backbone, if only one backbone has these names; else "".
+        arches: the backbones that have these names and shapes, if they are not torchvision's.
+        views: {(backbone, data set): evaluation view}. The key (backbone, "") is for all other data sets, and ("", "") for all
+            other backbones. {}: the source does not state it, so that the rule of our own networks decides.
     """
 
     name: str
@@ -61,7 +75,8 @@ class Source:
     rules: Rules
     beside: tuple[str, ...] = ()
     method: str | None = None
-    arch: str = ""
+    arches: tuple[str, ...] = ()
+    views: Views = field(default_factory=lambda: {("", ""): IMAGENET})
 
 
 def _small_block(match: re.Match[str]) -> str:
@@ -83,6 +98,14 @@ PROTOTYPES = (  # SwAV has one matrix of prototypes, DeepCluster-v2 and SeLa-v2 
     (r"prototypes\.prototypes(\d+)\.", r"classifiers.\1."),
     (r"prototypes\.", "classifiers.0."),
 )
+
+# Evaluation views, as in the code of the projects. All others evaluate ImageNet as `IMAGENET`.
+SWAV_VIEWS: Views = {("", ""): replace(IMAGENET, std=SWAV_STD)}
+SCAN_VIEWS: Views = {
+    ("cifar_resnet18", ""): Preprocessing(resize=32, size=32, mean=CIFAR10_MEAN, std=(0.2023, 0.1994, 0.2010)),
+    ("cifar_resnet18", "cifar100-20"): Preprocessing(resize=32, size=32, mean=CIFAR100_MEAN, std=CIFAR100_STD),
+    ("stl_resnet18", ""): Preprocessing(resize=96, size=96),
+}
 
 SOURCES = (
     Source(
@@ -123,20 +146,23 @@ SOURCES = (
         "SwAV",
         signs=(r"conv1\.", r"projection_head\.\d", r"prototypes\.weight$"),
         rules=PROTOTYPES,
+        views=SWAV_VIEWS,
         method="swav",
     ),
     Source(
         "DeepCluster-v2 or SeLa-v2",
         signs=(r"conv1\.", r"projection_head\.\d", r"prototypes\.prototypes0\."),
         rules=PROTOTYPES,
+        views=SWAV_VIEWS,
         method="deepcluster_v2",
     ),
     Source(  # a network that was fine-tuned on labels or trained without prototypes
         "a network of SwAV's code",
         signs=(r"conv1\.", r"projection_head\."),
         rules=PROTOTYPES,
+        views=SWAV_VIEWS,
     ),
-    Source(  # The networks for CIFAR and STL-10 have the same names. The one for STL-10 has a max-pooling that ours lacks.
+    Source(  # The networks for CIFAR and STL-10 have the same names and shapes, as max-pooling has no parameters.
         "SCAN, ResNet-18 for small images",
         signs=(r"backbone\.layer2\.0\.shortcut\.", r"(cluster|contrastive)_head\."),
         rules=(
@@ -145,7 +171,8 @@ SOURCES = (
             (r"backbone\.layer(\d)\.(\d)\.(\w+)\.", _small_block),
             *SCAN_HEADS,
         ),
-        arch="cifar_resnet18",
+        arches=("cifar_resnet18", "stl_resnet18"),
+        views=SCAN_VIEWS,
     ),
     Source(
         "SCAN, ResNet-50",
@@ -184,11 +211,13 @@ SOURCES = (
         signs=(r"backbone\.", r"classifiers\.0\.weight_v"),
         rules=((r"(\w+)", r"\1"),),
         method="self_classifier",
+        views={},
     ),
     Source(
         "a plain state dict of this project",
         signs=(r"backbone\.",),
         rules=((r"(\w+)", r"\1"),),
+        views={},
     ),
 )
 
@@ -199,6 +228,7 @@ DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {  # (blocks of the four layer
     ((3, 4, 23, 3), True): "resnet101",
     ((3, 8, 36, 3), True): "resnet152",
 }
+WEIGHTS = ("weight", "weight_g", "weight_v", "bias")  # endings of names of tensors that have a dimension
 WRAPPERS = ("state_dict", "model", "network", "net")  # entries in which a file may keep the state dict
 
 
@@ -214,6 +244,13 @@ class AuthorsQueue:
                 raise InputError(
                     f"its utils.NNQueue has no {kind.__name__} called {name}: use another copy of the file"
                 )
+            if kind is Tensor:
+                schema.dense_tensor(f"nn_queue.{name}", state[name])
+        rows = state["queue"]
+        if rows.ndim != 2 or any(state[name].shape != rows.shape[:1] for name in ("queue_indices", "queue_targets")):
+            raise InputError("its utils.NNQueue has tensors of different lengths: use another copy of the file")
+        if not 0 <= state["ptr"] <= len(rows):
+            raise InputError("its utils.NNQueue writes outside the queue: use another copy of the file")
         self.state = state
 
     def buffers(self) -> dict[str, Tensor]:
@@ -236,6 +273,7 @@ def translate(content: object) -> Weights:
         InputError: if there is no state dict, or its source is not in `SOURCES`.
     """
     state, beside = _find_state_dict(content)
+    state = schema.state_dict("", state, scalars=None)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     for source in SOURCES:
@@ -248,6 +286,9 @@ def translate(content: object) -> Weights:
         )
     renamed = {name: _rename(name, source.rules) for name in state}
     tensors = {new: state[name] for name, new in renamed.items() if new}
+    for name, new in renamed.items():
+        if new and state[name].ndim == 0 and new.endswith(WEIGHTS):
+            raise InputError(f"the entry {schema.shown(name)} has no dimension, expected weights: use another file")
     queue = beside.get("nn_queue") if "state_dict" in beside else None
     if isinstance(queue, AuthorsQueue):
         tensors |= queue.buffers()
@@ -259,9 +300,26 @@ def translate(content: object) -> Weights:
         source.name,
         left_out=[name for name, new in renamed.items() if not new],
         method=source.method,
-        arch=arch if isinstance(arch, str) else source.arch or _resnet_in(tensors),
-        record={"epoch": epoch if isinstance(epoch, int) else None, **history},
+        arch="" if source.arches else schema.shown(arch) if isinstance(arch, str) else _resnet_in(tensors),
+        record={"epoch": epoch if type(epoch) is int else None, **history},
+        arches=source.arches,
     )
+
+
+def evaluation_view(name: str, *, arch: str, data: str) -> Preprocessing | None:
+    """Return the evaluation view of a network of another project.
+
+    Args:
+        name: the source, as in `Weights`.
+        arch: the backbone.
+        data: the data set on which the network is evaluated, as in --data.
+
+    Returns:
+        None: the source does not state it.
+    """
+    (views,) = (source.views for source in SOURCES if source.name == name)
+    keys = ((arch, data), (arch, ""), ("", ""))
+    return next((views[key] for key in keys if key in views), None)
 
 
 def _resnet_in(tensors: dict[str, Tensor]) -> str:
@@ -314,5 +372,5 @@ def _rename(name: str, rules: Rules) -> str | None:
 
 def _some(names: Iterable[object]) -> str:
     """Return the first four names, for a message."""
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")
+    listed = list(names)
+    return ", ".join(map(schema.shown, listed[:4])) + (", ..." if len(listed) > 4 else "")

@@ -1,10 +1,15 @@
 """Progress lines, one JSON line per epoch, TensorBoard events, and tables."""
 
+import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from . import files
+from .errors import printable
 
 
 class Progress:
@@ -63,7 +68,8 @@ class Progress:
         return f"{self.done / self.total:4.0%}", f"{rate:,.0f} images/s  {clock(left)} left"
 
     def say(self, line: str) -> None:
-        """Print a line above the bar, if there is a bar."""
+        """Print a line above the bar, if there is a bar. Of what cannot be printed, only line breaks are kept."""
+        line = "\n".join(map(printable, line.split("\n")))
         try:
             if self.bar is not None:
                 self.bar.write(line, file=sys.stdout)
@@ -87,40 +93,66 @@ class EpochLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.path = folder / "metrics.jsonl"
+        threading.excepthook = _print_unless_told
         self.board = SummaryWriter(folder)
 
-    def keep_until(self, epoch: int) -> None:
-        """Delete the lines of the epochs after `epoch`: the run continues from there and writes them again."""
-        if self.path.exists():
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
-            self.path.write_text("".join(line + "\n" for line in lines))
+    def restore(self, history: Sequence[dict[str, float | int]]) -> None:
+        """Write the summaries of a checkpoint, from which a run continues, again.
 
-    def write(self, summary: dict[str, float | int]) -> None:
-        """Add the summary of an epoch."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(summary) + "\n")
+        The file may hold later epochs than the checkpoint, or fewer, or half a line after a full disk. The events get only the
+        epochs that the file does not have.
+        """
+        known = set(_intact_lines(self.path))
+        self._write_lines(history)
+        for summary in history:
+            if json.dumps(summary) not in known:
+                self._add_events(summary)
+        self.board.flush()
+
+    def write(self, history: Sequence[dict[str, float | int]]) -> None:
+        """Write the summaries of all epochs, the last of which is new."""
+        self._write_lines(history)
+        self._add_events(history[-1])
+        self.board.flush()
+
+    def _write_lines(self, history: Sequence[dict[str, float | int]]) -> None:
+        files.write_text(self.path, "".join(json.dumps(summary) + "\n" for summary in history))
+
+    def _add_events(self, summary: dict[str, float | int]) -> None:
         for name, value in summary.items():
             if name not in ("epoch", "step"):
                 # loss_3 → loss/3, so that the classifiers share one chart
                 tag = "/".join(name.rsplit("_", 1)) if name.rsplit("_", 1)[-1].isdigit() else name
                 self.board.add_scalar(tag, value, summary["epoch"])
-        self.board.flush()
 
     def close(self) -> None:
-        """Close the file of the events."""
-        self.board.close()
+        """Close the file of the events. What the full disk of a failed run refuses does not hide the failure."""
+        with contextlib.suppress(OSError):
+            self.board.close()
+
+
+def _print_unless_told(failure: threading.ExceptHookArgs) -> None:
+    """Print the exception that has ended a thread, unless it is the refusal of a disk.
+
+    TensorBoard writes its events in a thread, and raises what has ended the thread again at the next event.
+    """
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
+def _intact_lines(path: Path) -> list[str]:
+    """Return the lines of a file as far as it is text, or nothing if there is no file."""
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write readable JSON to a temporary file and rename it, so that the file is always complete."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    aside.replace(path)
+    """Write readable JSON. The file is always complete."""
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table for a terminal. The first column is aligned to the left, the others to the right."""
-    cells = [list(header)] + [list(row) for row in rows]
+    cells = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
         "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])

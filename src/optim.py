@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,36 @@ def parameter_groups(
             decay = weight_decay
         decays.setdefault(decay, []).append(parameter)
     return [{"params": params, "weight_decay": decay} for decay, params in decays.items()]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the momentum of an optimiser that has the same parameters. Its options, such as the momentum, stay as they are.
+
+    Raises:
+        InputError: if the state has other parameters, or tensors of other shapes.
+    """
+    kept = ("params", "lr")  # the learning rate is that of the last step
+    options = [{name: value for name, value in group.items() if name not in kept} for group in optimizer.param_groups]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    found = [len(group["params"]) for group in state["param_groups"]]
+    if found != sizes:
+        raise InputError(f"its optimizer has groups of {found} parameters, expected {sizes}")
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+        for parameter in group["params"]:
+            entries = optimizer.state.get(parameter, {})
+            names = (
+                {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
+            )
+            if entries and (missing := names - entries.keys()):
+                raise InputError(f"its optimizer has no {', '.join(sorted(missing))} for a parameter")
+            for name, value in entries.items():
+                shape = () if name == "step" else parameter.shape
+                if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
+                    raise InputError(
+                        f"the {name} of its optimizer does not have the shape {tuple(shape)} of a parameter"
+                    )
 
 
 def build_optimizer(name: str, groups: list[dict], *, lr: float, momentum: float) -> torch.optim.Optimizer:

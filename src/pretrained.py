@@ -10,10 +10,11 @@ Importing torch takes seconds. The first two commands do not need torch, so only
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import downloads
 from .config import OneLineParser
-from .errors import InputError, RunError, run_script
+from .errors import InputError, RunError, printable, run_script
 from .releases import RELEASES, Release, downloaded_files, hint
 
 
@@ -34,6 +35,8 @@ def get(name: str) -> list[Path]:
             if not downloaded_files(name):
                 _fetch(name, release, cache)
             for path in downloaded_files(name):
+                if not release.is_folder:
+                    downloads.check_published(path, size=release.size, md5=release.md5, sha256=release.sha256)
                 downloads.check_or_record(cache, path)
         except OSError as error:
             raise RunError(f"{cache}: {error.strerror or error}") from None
@@ -45,6 +48,9 @@ def _fetch(name: str, release: Release, cache: Path) -> None:
     if release.is_folder:
         _fetch_drive_folder(release.url, cache / name)
         return
+    if release.drive_id:
+        _fetch_drive_file(release, cache / name / f"{name}.pth.tar")
+        return
     target = cache / name / release.url.rsplit("/", 1)[1]
     known = downloads.recorded(cache).get(str(target.relative_to(cache)), {})
     sha256 = release.sha256 or known.get("sha256", "")
@@ -53,12 +59,7 @@ def _fetch(name: str, release: Release, cache: Path) -> None:
 
 def _fetch_drive_folder(url: str, target: Path) -> None:
     """Download a Google Drive folder with gdown, which continues interrupted downloads."""
-    try:
-        import gdown
-    except ImportError:
-        raise InputError(
-            f"gdown is not installed, which Google Drive needs: pip install gdown, or fetch {url} by hand and pass its path"
-        ) from None
+    gdown = _import_gdown(url)
     part = target.with_name(f".{target.name}.part")
     try:
         files = gdown.download_folder(url=url, output=str(part), quiet=not sys.stderr.isatty(), resume=True)
@@ -67,6 +68,30 @@ def _fetch_drive_folder(url: str, target: Path) -> None:
     if not files:
         raise RunError(f"{url}: gdown found no file there; fetch it by hand and pass its path")
     os.replace(part, target)
+
+
+def _fetch_drive_file(release: Release, target: Path) -> None:
+    """Download one file of Google Drive with gdown."""
+    gdown = _import_gdown(release.url)
+    part = target.with_name(f".{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        found = gdown.download(id=release.drive_id, output=str(part), quiet=not sys.stderr.isatty(), resume=True)
+    except Exception as error:  # gdown, requests and the disk raise many kinds
+        raise RunError(f"{release.url}: {error}; the same command tries again") from None
+    if not found:
+        raise RunError(f"{release.url}: gdown found no file there; fetch it by hand and pass its path and --arch")
+    os.replace(part, target)
+
+
+def _import_gdown(url: str) -> Any:
+    try:
+        import gdown
+    except ImportError:
+        raise InputError(
+            f"gdown is not installed, which Google Drive needs: pip install gdown, or fetch {url} by hand and pass its path"
+        ) from None
+    return gdown
 
 
 def main() -> None:
@@ -88,17 +113,17 @@ def main() -> None:
     if options.command == "export":
         from .export import export  # imports torch
 
-        print(export(options.checkpoint, options.file, options.arch))
+        print(printable(export(options.checkpoint, options.file, options.arch)))
         return
     if options.command == "get":
         for path in get(options.name):
-            print(path)
+            print(printable(path))
         return
     for name, release in RELEASES.items():
         files = downloaded_files(name)
         here = f"{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB here" if files else ""
         print(f"{name:28}{release.what:76}{here}")
-    print(f"\npython -m src.pretrained get NAME downloads a model to {downloads.cache_folder()}")
+    print(f"\npython -m src.pretrained get NAME downloads a model to {printable(downloads.cache_folder())}")
 
 
 if __name__ == "__main__":

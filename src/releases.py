@@ -17,6 +17,8 @@ class Release:
         url: where it was published.
         size: number of bytes (0: not published).
         md5, sha256: beginning of the digest ("": not published).
+        arch: the backbone, if the file does not tell it.
+        data: the data set of the training, if the file does not tell it and evaluations need it.
     """
 
     what: str
@@ -24,15 +26,30 @@ class Release:
     size: int = 0
     md5: str = ""
     sha256: str = ""
+    arch: str = ""
+    data: str = ""
 
     @property
     def is_folder(self) -> bool:
         return "drive.google.com/drive/folders" in self.url
 
+    @property
+    def drive_id(self) -> str:
+        """Identifier of a single file on Google Drive; "" for other files."""
+        return self.url.removeprefix(DRIVE_FILE) if self.url.startswith(DRIVE_FILE) else ""
+
 
 DRIVE = "https://drive.google.com/drive/folders/"
+DRIVE_FILE = "https://drive.google.com/uc?id="
 FACEBOOK = "https://dl.fbaipublicfiles.com/"
 SWAV = FACEBOOK + "deepcluster/"
+
+
+def _scan(trained_on: str, file: str, *, data: str = "") -> Release:
+    """Return a file of SCAN on Google Drive. The files for small images do not tell their backbone and their data."""
+    arch = {"": "", "stl10": "stl_resnet18"}.get(data, "cifar_resnet18")
+    return Release(f"SCAN, {trained_on}", DRIVE_FILE + file, arch=arch, data=data)
+
 
 RELEASES = {
     "self-classifier": Release(
@@ -76,6 +93,24 @@ RELEASES = {
         FACEBOOK + "barlowtwins/ep1000_bs2048_lrw0.2_lrb0.0048_lambd0.0051/resnet50.pth",
     ),
     "dino-resnet50": Release("DINO, ResNet-50", FACEBOOK + "dino/dino_resnet50_pretrain/dino_resnet50_pretrain.pth"),
+    "scan-cifar10-simclr": _scan("CIFAR-10, SimCLR", "1Cl5oAcJKoNE5FSTZsBSAKLcyA5jXGgTT", data="cifar10"),
+    "scan-cifar10": _scan("CIFAR-10, clustering", "1v6b6jJY5M4-duSqWpGFmdf9e9T3dPrx0", data="cifar10"),
+    "scan-cifar10-selflabel": _scan("CIFAR-10, self-labelling", "18gITFzAbQsGS5vt8hyi5HjbeRDsVLihw", data="cifar10"),
+    "scan-cifar100-20-simclr": _scan("CIFAR-100-20, SimCLR", "1huW-ChBVvKcx7t8HyDaWTQB5Li1Fht9x", data="cifar100-20"),
+    "scan-cifar100-20": _scan("CIFAR-100-20, clustering", "1pPCi1QG05kP_JdoX29dxEhVddIRk68Sd", data="cifar100-20"),
+    "scan-cifar100-20-selflabel": _scan(
+        "CIFAR-100-20, self-labelling", "11mEmpDMyq63pM4kmDy6ItHouI6Q__uB7", data="cifar100-20"
+    ),
+    "scan-stl10-simclr": _scan("STL-10, SimCLR", "1261NDFfXuKR2Dh4RWHYYhcicdcPag9NZ", data="stl10"),
+    "scan-stl10": _scan("STL-10, clustering", "1y1cnGLpeTVo80cnWhAJy-B72FYs2AjZ_", data="stl10"),
+    "scan-stl10-selflabel": _scan("STL-10, self-labelling", "1uNYN9XOMIPb40hmxOzALg4PWhU_xwkEF", data="stl10"),
+    "scan-imagenet50": _scan("ImageNet-50, clustering", "1UdBtvCHVGd08x8SiH6Cuh6mQmqsADg0t"),
+    "scan-imagenet50-selflabel": _scan("ImageNet-50, self-labelling", "1iOE4_lQ4w7CGPLU4algBDG34nz68eN8o"),
+    "scan-imagenet100": _scan("ImageNet-100, clustering", "1tcROQ3wc_MbxmLr05qt-UvF9yVrBwBq9"),
+    "scan-imagenet100-selflabel": _scan("ImageNet-100, self-labelling", "1VVgRpJ9DJn9dNrbAKbfPer2FllTvP6Cs"),
+    "scan-imagenet200": _scan("ImageNet-200, clustering", "1oO-OCW2MiXmNC4sD6pkw8PurYScX7oVW"),
+    "scan-imagenet200-selflabel": _scan("ImageNet-200, self-labelling", "11dfobUwy6ragh7PoqFagoEns5-teWalm"),
+    "scan-imagenet": _scan("ImageNet, clustering", "1PcF8ydoWoqhxARGuW55KcNarfZyJwcza"),
 }
 
 
@@ -115,6 +150,11 @@ def resolve(name: str | Path) -> Path:
         there = ", ".join(f"{release}/{path.relative_to(folder)}" for path in downloaded_files(release))
         raise InputError(f"{name}: expected one of {there}")
     return files[0]
+
+
+def release_of(name: str | Path) -> Release | None:
+    """Return the release that a name of the list stands for; None for a path of a file or a folder."""
+    return None if Path(name).exists() else RELEASES.get(str(name).partition("/")[0])
 
 
 def downloaded_files(release: str) -> list[Path]:

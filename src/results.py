@@ -1,25 +1,33 @@
-"""Make tables of many runs: `python -m src.results table DIR...` reads the evaluations in each folder.
+"""Make tables of many runs, and keep the numbers of the documentation replayable.
 
     python -m src.results table runs/seeds/*                               # every run; mean ± standard deviation
     python -m src.results table runs/*/* --means --format latex            # mean ± standard deviation only
     python -m src.results table runs/*/* --format csv > results.csv        # one row per run and metric, for programs
+    python -m src.results card runs/seeds/* --output docs/results/digits   # run cards: how runs were made, and their numbers
+    python -m src.results verify                                           # README and docs against the cards
+    python -m src.results traces                                           # the losses of every method, see src/traces.py
 
-Reads `cls_eval.json`, `knn_eval.json` and `lincls_eval.json`. Runs that differ only in the seed form a group: they have the
+`table` reads `cls_eval.json`, `knn_eval.json` and `lincls_eval.json`. Runs that differ only in the seed form a group: they have the
 same method, architecture, epochs, data and protocol. The standard deviation is that of a sample (n - 1).
 """
 
 import argparse
 import csv
 import io
-import json
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import cards, documents
+from .errors import RunError, printable
+from .inspection import read_json
+
+ROOT = Path(__file__).parents[1]
 SCORES = ("acc", "nmi", "ami", "ari")
 TOPS = ("top1", "top5")
 BALANCES = ("balance_hard", "balance_soft")
@@ -136,7 +144,7 @@ def _read(folder: str, evaluation: str) -> Result:
 
 def _load(path: Path, evaluation: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -172,7 +180,8 @@ def _source_of_clusters(kmeans: dict[str, Any] | None) -> str:
     if not kmeans:
         return "classifier"
     unit = " at unit length" if kmeans["normalize"] else ""
-    starts = f"{kmeans['restarts']} x {kmeans['init']}"
+    early = ", early stop" if kmeans.get("early_stop") else ""  # missing in files of former versions
+    starts = f"{kmeans['restarts']} x {kmeans['init']}{early}"
     return f"k-means {kmeans['clusters']} on {kmeans['layer']}{unit}, {kmeans['fit_images']} images, {starts}"
 
 
@@ -251,7 +260,7 @@ def _heading(score: str) -> str:
 def markdown(groups: list[Group], means: bool = False) -> str:
     """Return one table of groups of the same evaluation."""
     header, rows = rows_of(groups, means, "±")
-    cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
+    cells = [[printable(text).replace("|", "\\|") for text in row] for row in (header, *rows)]
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     lines.insert(1, "|---" * len(header) + "|")
     return "\n".join(lines)
@@ -262,7 +271,10 @@ def latex(groups: list[Group], means: bool = False) -> str:
     special: dict[str, str | int | None] = {c: f"\\{c}" for c in "_%&#{}$"}
     special |= {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}", "±": "$\\pm$"}
     header, rows = rows_of(groups, means, "±")
-    lines = [" & ".join(text.translate(str.maketrans(special)) for text in row) + r" \\" for row in (header, *rows)]
+    lines = [
+        " & ".join(printable(text).translate(str.maketrans(special)) for text in row) + r" \\"
+        for row in (header, *rows)
+    ]
     return "\n".join(
         [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", lines[0], "\\hline", *lines[1:], "\\end{tabular}"]
     )
@@ -275,7 +287,8 @@ def as_csv(groups: list[Group]) -> str:
     table.writerow(COLUMNS)
     for each in sorted(groups, key=lambda each: EVALUATIONS.index(each.evaluation)):
         for result in each.results:
-            start = [result.evaluation, each.name, result.folder, result.seed, result.protocol]
+            texts = (result.evaluation, each.name, result.folder, result.seed, result.protocol)
+            start = [printable(text, reversible=True) for text in texts]
             table.writerows([*start, metric, value] for metric, value in (result.scores | result.balances).items())
     return text.getvalue().rstrip("\n")
 
@@ -299,25 +312,82 @@ def as_tables(groups: list[Group], style: str, means: bool) -> str:
 
 
 def main() -> None:
+    args = _parser().parse_args()
+    try:
+        text = args.command(args)
+    except RunError as error:
+        sys.exit(f"results: error: {printable(error)}")
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"results: error: {printable(error)}\n")
+        raise SystemExit(2) from None
+    if text:
+        _print(text)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m src.results", description="Make tables of many runs.")
-    parser.add_argument("what", choices=["table"])
-    parser.add_argument("folders", nargs="+", metavar="DIR", help="output folder of the evaluations of one run")
-    parser.add_argument(
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    tables = commands.add_parser("table", help="print a table of many runs")
+    tables.add_argument("folders", nargs="+", metavar="DIR", help="output folder of the evaluations of one run")
+    tables.add_argument(
         "--format",
         choices=[*TABLES, "csv"],
         default="markdown",
         help="markdown and latex: one table per evaluation, in percent. csv: one row per run and metric, as fractions "
         "(default: markdown)",
     )
-    parser.add_argument("--means", action="store_true", help="show only means and standard deviations of groups")
-    args = parser.parse_args()
+    tables.add_argument("--means", action="store_true", help="show only means and standard deviations of groups")
+    tables.set_defaults(command=_table)
+
+    card = commands.add_parser("card", help="write the run cards of finished runs: how each was made, and its numbers")
+    card.add_argument("folders", nargs="+", metavar="RUN", help="folder of a finished run of train.py")
+    card.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for the cards, for example docs/results/digits"
+    )
+    card.set_defaults(command=lambda args: "\n".join(map(str, cards.collect(args.folders, Path(args.output)))))
+
+    verify = commands.add_parser("verify", help="compare the tables of README and docs with the run cards")
+    verify.add_argument("--write", action="store_true", help="replace what differs")
+    verify.set_defaults(command=_verify)
+
+    replay = commands.add_parser("traces", help="replay the first 30 steps of every method and compare the losses")
+    replay.add_argument("--write", action="store_true", help="store the traces that have changed")
+    replay.set_defaults(command=_traces)
+    return parser
+
+
+def _table(args: argparse.Namespace) -> str:
     if args.means and args.format == "csv":
-        parser.exit(2, "results: error: --means has no effect on --format csv, which has every run; drop one of them\n")
-    try:
-        groups = group(read_results(args.folders))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"results: error: {error}\n")
-    _print(as_csv(groups) if args.format == "csv" else as_tables(groups, args.format, args.means))
+        raise ValueError("--means has no effect on --format csv, which has every run; drop one of them")
+    groups = group(read_results(args.folders))
+    return as_csv(groups) if args.format == "csv" else as_tables(groups, args.format, args.means)
+
+
+def _verify(args: argparse.Namespace) -> str:
+    found = documents.differences(ROOT, write=args.write)
+    if found and not args.write:
+        _print("\n".join(found))
+        raise SystemExit(1)
+    return "\n".join(found) if found else "all tables are those of the run cards"
+
+
+def _traces(args: argparse.Namespace) -> str:
+    from . import traces  # imports torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = traces.run_all(Path(folder))
+    lines = []
+    for method, new in found.items():
+        if changed := traces.differences(new, traces.read(method)):
+            lines += [f"{method}: {line}" for line in changed]
+            if args.write:
+                traces.write(method, new)
+                lines.append(f"wrote {traces.FOLDER / method}.json")
+    if lines and not args.write:
+        _print("\n".join(lines))
+        raise SystemExit(1)
+    return "\n".join(lines) or "all traces are as stored"
 
 
 def _print(text: str) -> None:

@@ -20,7 +20,7 @@ from .flops import OperationCounter
 from .logs import Progress
 from .methods.base import Method, Step
 from .models.memory import statistics_kept
-from .optim import clip_gradients
+from .optim import clip_gradients, load_optimizer
 from .stopping import Interrupted, StopRequest
 
 NOT_FINITE, DAMAGED = 1, 2  # reasons for which a rank must end the run
@@ -101,6 +101,13 @@ class Trainer:
         self.totals: dict[str, Tensor] = {}
         self.seconds = 0.0
         self.operations = OperationCounter()
+        self.asked = False  # in the current step, the ranks have already agreed whether to stop after it
+        self.stops_after = 0  # the step after which they stop, if this rank has asked for it
+
+    @property
+    def last_step(self) -> int:
+        """Number of the step after which the run stops if it is asked to stop now, counted from 1."""
+        return self.stops_after or self.step + (2 if self.asked else 1)
 
     @property
     def step(self) -> int:
@@ -140,7 +147,7 @@ class Trainer:
                 self.skipped += 1
             else:
                 self.operations.run(self._update, batch, step, backward, like=alike)
-            before, self.done = self.images, self.done + 1
+            before, self.done, self.asked = self.images, self.done + 1, False
             progress.advance(self.images - before, self.epoch + 1, step.loss.item() if read and not skip else None)
             if read:
                 unread.clear()
@@ -231,6 +238,7 @@ class Trainer:
             RunError: on all ranks, if any rank must end the run now.
         """
         trouble, number = 0, self.stop_request.number
+        self.asked, self.stops_after = True, self.step + 1 if number else 0
         if losses and not torch.stack(losses).isfinite().all():
             trouble = NOT_FINITE
         if self.loader.too_many_damaged:
@@ -245,8 +253,7 @@ class Trainer:
             first = self.step - len(losses) + 1
             where = f"step {self.step}" if len(losses) == 1 else f"steps {first} to {self.step}"
             raise RunError(
-                f"the loss is not finite in {where} on rank {rank}; the last checkpoint is kept; "
-                "try a smaller --lr or --precision float32"
+                f"the loss is not finite in {where} on rank {rank}; try a smaller --lr or --precision float32"
             )
         if trouble == DAMAGED:
             raise RunError(
@@ -254,6 +261,15 @@ class Trainer:
                 "repair or remove the files that the log names"
             )
         return number
+
+    @torch.no_grad()
+    def check_weights(self) -> None:
+        """Raise RunError, on all ranks, unless all weights are finite. The loss shows it only in the next step."""
+        finite = torch.stack([p.isfinite().all() for p in self.method.parameters()]).all()
+        if distributed.max_over_ranks((~finite).long()):
+            raise RunError(
+                f"the weights are not finite after step {self.step}; try a smaller --lr or --precision float32"
+            )
 
     @torch.no_grad()
     def _add(self, step: Step, indices: Tensor) -> None:
@@ -270,6 +286,7 @@ class Trainer:
         taken = self.done - self.skipped
         if not taken:
             raise RunError(f"every step of epoch {self.epoch + 1} was skipped: {self.method.why_skipped}")
+        self.check_weights()
         averages = {name: distributed.mean_over_ranks(total) / taken for name, total in self.totals.items()}
         summary: dict[str, Any] = {
             "epoch": self.epoch + 1,
@@ -309,9 +326,29 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state that `state_dict` returned."""
+        """Continue from a state that `state_dict` returned.
+
+        Raises:
+            InputError: if an entry is missing or does not fit this run.
+        """
+        advice = "give another --output-dir, or start over with --fresh"
+        try:
+            if "history" in state and len(state["history"]) != state["epoch"]:
+                raise InputError(f"its history has {len(state['history'])} epochs, expected {state['epoch']}")
+            if not 0 <= state["done"] <= len(self.loader):
+                raise InputError(f"it stopped after step {state['done']} of an epoch of {len(self.loader)}")
+            self._load(state)
+        except InputError as error:
+            raise InputError(f"the checkpoint does not fit this run: {error}; {advice}") from None
+        except KeyError as error:
+            raise InputError(f"the checkpoint does not fit this run: it has no {error}; {advice}") from None
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # torch explains what does not fit
+            detail = " ".join(str(error).split())[:300]
+            raise InputError(f"the checkpoint does not fit this run: {detail}; {advice}") from None
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.method.load_saved_state(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]
         self.skipped = state.get("skipped", 0)  # checkpoints of earlier versions lack this entry and `operations`

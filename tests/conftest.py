@@ -27,8 +27,9 @@ def pytest_configure(config):
 
 # The files that take longest, in this order. Each goes to one process whole, and the last should not be the longest.
 LONGEST = (
-    *("test_scripts.py", "test_slurm.py", "test_methods.py", "test_cli.py", "test_evaluation_ranks.py"),
-    *("test_kmeans.py", "test_session.py", "test_pretrained.py", "test_trainer.py", "test_cls_eval.py"),
+    *("test_scripts.py", "test_slurm.py", "test_methods.py", "test_cli.py", "test_traces.py"),
+    *("test_evaluation_ranks.py", "test_kmeans.py", "test_session.py", "test_pretrained.py", "test_trainer.py"),
+    "test_cls_eval.py",
 )
 
 
@@ -87,9 +88,8 @@ def same_start():
         os.environ.update(environ)
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
-    held = sys.modules["src.run"]._held if "src.run" in sys.modules else {}
-    while held:  # folders that programs keep until their process ends
-        held.popitem()[1].close()
+    if "src.locks" in sys.modules:
+        sys.modules["src.locks"].release()  # folders that programs keep until their process ends
 
 
 def run_as_user(*words: str | Path, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess:

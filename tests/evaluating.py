@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src import checkpoint, run
+from src import checkpoint, locks
 from src.config import as_plain, parse_train
 from src.data.datasets import open_data
 from src.loading import load_method
@@ -40,8 +40,7 @@ def global_state_kept():
             signal.signal(number, handler)
         torch.set_rng_state(generator)
         torch.backends.cudnn.benchmark = benchmark
-        for lock in list(run._held):
-            run._held.pop(lock).close()
+        locks.release()
 
 
 def run_here(name: str, *words) -> None:

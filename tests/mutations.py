@@ -36,13 +36,13 @@ LOSSES, ASSIGNMENTS, QUEUES, OPTIM = "src/losses.py", "src/assignments.py", "src
 BASE, SWAV, SELA = "src/methods/base.py", "src/methods/swav.py", "src/methods/sela_v2.py"
 DEEPCLUSTER = "src/methods/deepcluster_v2.py"
 SELF_CLASSIFIER, FIRST_GENERATION = "src/methods/self_classifier.py", "src/methods/self_classifier_v1.py"
-METRICS, NEIGHBORS = "src/metrics.py", "src/neighbors.py"
+METRICS, NEIGHBORS, KMEANS = "src/metrics.py", "src/neighbors.py", "src/evaluation/kmeans.py"
 
 T_LOSSES, T_ASSIGNMENTS, T_QUEUES = "tests/test_losses.py", "tests/test_assignments.py", "tests/test_queues.py"
 T_OPTIM, T_METRICS, T_KNN = "tests/test_optim.py", "tests/test_metrics.py", "tests/test_knn.py"
 T_OBJECTIVES, T_SWAV = "tests/test_objectives.py", "tests/test_swav.py"
 T_SELF_CLASSIFIER, T_FIRST_GENERATION = "tests/test_self_classifier.py", "tests/test_self_classifier_v1.py"
-T_MEMORY = "tests/test_memory.py"
+T_MEMORY, T_KMEANS = "tests/test_memory.py", "tests/test_kmeans.py"
 RANKS = f"{T_OBJECTIVES}::test_objectives_of_two_ranks_are_those_of_one_process"
 
 
@@ -780,9 +780,25 @@ MUTATIONS = [
         ("ties at the cut left to chance", "    if cut.any():\n", "    if False:\n"),
         (
             "columns of equal values not sorted",
-            "    columns = columns.sort(dim=1).values\n",
-            "    columns = columns.sort(dim=1, descending=True).values\n",
+            "columns, order = columns.sort(dim=1)\n",
+            "columns, order = columns.sort(dim=1, descending=True)\n",
         ),
+        ("the value after the k-th not looked at", "values.topk(min(k + 1,", "values.topk(min(k,"),
+        (
+            "equals that faiss left out forgotten",
+            "unclear |= best[:, k - 1] == best[:, k]",
+            "unclear |= best[:, k - 1] < best[:, k]",
+        ),
+        ("equals in the order of faiss", "tied = (best[:, 1:] == best[:, :-1])", "tied = (best[:, 1:] > best[:, :-1])"),
+        ("infinite products forgotten", "unclear = (rows < 0)", "unclear = (rows < -1)"),
+        ("distances in place of products", "metric=faiss.METRIC_INNER_PRODUCT", "metric=faiss.METRIC_L2"),
+        (
+            "rows counted from the start of a converted part",
+            "torch.from_numpy(where) + start",
+            "torch.from_numpy(where)",
+        ),
+        ("converted parts not sorted together", "        if start > 0:\n", "        if best.shape[1] > k:\n"),
+        ("faiss rounds float64", "or each.dtype == torch.float64", ""),
         (
             "products in half precision",
             "torch.promote_types(torch.promote_types(bank.dtype, queries.dtype), torch.float32)",
@@ -801,6 +817,20 @@ MUTATIONS = [
             "smaller = torch.arange(len(classes), device=device) > target",
         ),
         ("the first six classes count as five", "(place < 5)", "(place <= 5)"),
+    ),
+    # ---- k-means of features -------------------------------------------------------------------------------------------
+    *mistakes(
+        KMEANS,
+        (T_KMEANS,),
+        ("tolerance of all features, not of their mean", "spread / features.numel()", "spread / len(features)"),
+        ("moves not squared", "shift.double().square().sum() <= limit", "shift.double().sum() <= limit"),
+        ("no early stop", "left_before - left < least_gain * left", "left_before - left < 0 * left"),
+        ("starts ignore the early stop", "tolerance=tolerance, least_gain=least_gain", "tolerance=tolerance"),
+        ("rows not centred for faiss", "(self.features[part] - self.middle).numpy()", "self.features[part].numpy()"),
+        ("no bounds after faiss", "(self.owner != before).float().mean() <= SETTLED", "False"),
+        ("bounds too early", "(self.owner != before).float().mean() <= SETTLED", "True"),
+        ("moves ignored by the upper bounds", "self.upper += shift[self.owner]", "self.upper += 0 * shift[self.owner]"),
+        ("a given row keeps its bounds", "self.lower[:, rows] = -math.inf", "self.lower[:, rows] *= 1"),
     ),
 ]
 

@@ -147,8 +147,9 @@ def test_train_reads_aloud():
     assert main.end_lineno - main.lineno + 1 <= 110
 
 
-# Their order is part of the contract with outside checks, or of autograd's.
+# Their order is part of the contract with outside checks, or of autograd's or torch's protocols.
 MAY_BE_POSITIONAL = {
+    ("src.loading", "__torch_function__"),
     ("src.losses", "self_classifier"),
     ("src.losses", "forward"),
     ("src.metrics", "knn_top"),

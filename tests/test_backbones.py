@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from src.errors import InputError
 from src.models.backbones import WideResNet, build_backbone, count_parameters
 from src.models.heads import ProjectionHead, WeightNormClassifier
+from src.models.vit import interpolated
 
 # Published counts of the networks with a classifier of 1000 classes, less that classifier.
 TORCHVISION = {
@@ -78,6 +79,7 @@ CIFAR = {
     "cifar_resnet18": 11_689_512 - 513_000 - 64 * 3 * (49 - 9),
     "cifar_resnet34": 21_797_672 - 513_000 - 64 * 3 * (49 - 9),
 }
+STL = 11_168_832  # fact sheet of SCAN, section 1.1
 
 
 @pytest.mark.parametrize("arch", CIFAR)
@@ -89,6 +91,10 @@ def test_cifar_resnets_count_as_their_originals_with_a_small_stem(arch):
         assert backbone.stem(torch.rand(2, 3, 32, 32)).shape == (2, 64, 32, 32)
         assert backbone.stages(backbone.stem(torch.rand(2, 3, 32, 32))).shape == (2, 512, 4, 4)
     assert count_parameters(build_backbone(arch, in_channels=1)) == CIFAR[arch] - 64 * 2 * 9
+
+
+def test_the_resnet_for_stl10_has_the_size_of_scans():
+    assert count_parameters(build_backbone("stl_resnet18")) == count_parameters(build_backbone("cifar_resnet18")) == STL
 
 
 def vit_parameters(width, image_size, patch_size, in_channels=3):
@@ -117,6 +123,59 @@ def test_vit_takes_views_of_other_sizes():
     with torch.no_grad():
         for size in (32, 16, 48):
             assert backbone(torch.rand(2, 1, size, size)).shape == (2, 192)
+
+
+def cubic(x):
+    """Keys' kernel with a = -3/4, as in torch's bicubic interpolation without antialiasing."""
+    x, a = abs(x), -0.75
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def line(values, size):
+    """Interpolate a list of numbers to `size` numbers as the original does: the scale is (size + 0.1) / n."""
+    n, found = len(values), []
+    for i in range(size):
+        place = (i + 0.5) * n / (size + 0.1) - 0.5
+        near = [math.floor(place) + k for k in (-1, 0, 1, 2)]
+        found.append(sum(cubic(place - j) * values[min(max(j, 0), n - 1)] for j in near))
+    return found
+
+
+@pytest.mark.parametrize("size", [(6, 6), (14, 9), (17, 20)])
+def test_position_embeddings_are_interpolated_without_antialiasing(size):
+    """A ViT for 224 pixels shows 96 pixels its 14 × 14 positions at 6 × 6 places."""
+    positions = torch.randn(1, 1 + 14 * 14, 2, dtype=torch.float64)
+    found = interpolated(positions, (14, 14), size=size)
+    assert found.shape == (1, 1 + size[0] * size[1], 2)
+    assert torch.equal(found[:, 0], positions[:, 0])
+    for f in range(2):
+        rows = positions[0, 1:, f].view(14, 14).tolist()
+        across = [line(row, size[1]) for row in rows]
+        columns = [line(list(column), size[0]) for column in zip(*across, strict=True)]
+        expected = torch.tensor(columns, dtype=torch.float64).T
+        assert (found[0, 1:, f].view(*size) - expected).abs().max() < 1e-12
+    assert interpolated(positions, (14, 14), size=(14, 14)) is positions
+
+
+def test_a_vit_uses_these_positions():
+    backbone = build_backbone("vit_tiny", image_size=64, patch_size=8).double().eval()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        patches = backbone.patch_embed.proj(images).flatten(2).mT  # row by row
+        tokens = torch.cat([backbone.cls_token.expand(2, -1, -1), patches], dim=1)
+        tokens = tokens + interpolated(backbone.pos_embed, (8, 8), size=(4, 4))
+        for block in backbone.blocks:
+            tokens = block(tokens)
+        assert torch.allclose(backbone(images), backbone.norm(tokens)[:, 0], rtol=1e-9, atol=1e-12)
+
+
+def test_all_weights_of_a_vit_start_at_the_published_scale():
+    """Fact sheet of Self-Classifier, section 1.5: truncated normal with standard deviation 0.02, also the class token."""
+    backbone = build_backbone("vit_base", image_size=32, patch_size=16)
+    for tensor in (backbone.cls_token, backbone.pos_embed, backbone.blocks[0].attn.qkv.weight):
+        assert tensor.std().item() == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])

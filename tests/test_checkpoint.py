@@ -11,7 +11,7 @@ import torch
 from conftest import GOLDEN
 from torch import nn
 
-from src import checkpoint, run
+from src import checkpoint, files, locks, run
 from src.errors import InputError, RunError
 from src.queues import NearestNeighborQueue
 
@@ -252,7 +252,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_leaves_nothing_half_written(t
         raise error
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(RunError, match=r"checkpoint.pt cannot be written \(.*\); the last checkpoint is kept"):
+    with pytest.raises(RunError, match=r"checkpoint.pt cannot be written \(.*\)$"):
         checkpoint.save(path, {"config": {}})
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert path.read_bytes() == before
@@ -268,7 +268,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path, monkey
             return {"epoch": len(saved), "done": 0}
 
     if not links:
-        monkeypatch.setattr(run.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+        monkeypatch.setattr(files.os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
     saved, config = [], {"lr": 1.0}
     keeper = run.Run(tmp_path, config, None, log=False)
     for _ in range(3):
@@ -318,7 +318,7 @@ def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, differe
     found = run_ranks(
         2,
         f"""
-        from src import checkpoint, run
+        from src import checkpoint, files, locks, run
         from src.errors import InputError
         folder = out / f"disk {{rank}}"
         folder.mkdir()
@@ -336,22 +336,20 @@ def test_ranks_that_find_other_checkpoints_do_not_train(run_ranks, code, differe
 
 
 def test_a_folder_is_held_by_one_run(tmp_path, monkeypatch, capsys, start_program):
-    hold = (
-        "import sys, time; from pathlib import Path; from src import run; run._hold(Path(sys.argv[1])); time.sleep(100)"
-    )
+    hold = "import sys, time; from pathlib import Path; from src import locks; locks.hold(Path(sys.argv[1])); time.sleep(100)"
     other = start_program("-c", hold, tmp_path)
     while not (tmp_path / ".lock").exists() or not (tmp_path / ".lock").read_text():
         assert other.poll() is None, other.stderr
         time.sleep(0.01)
-    monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 0.0)
+    monkeypatch.setattr(locks, "SECONDS_TO_LEAVE", 0.0)
     who = rf"another run is writing there \(process {other.pid} on .+\); give another folder, or end that run"
     with pytest.raises(InputError, match=who):
         run.Run(tmp_path, {}, None)
     with pytest.raises(InputError, match=who):
         run.find_checkpoint(tmp_path, {})
     assert {path.name for path in tmp_path.iterdir()} == {".lock"}  # nothing was written
-    monkeypatch.setattr(run, "SECONDS_TO_LEAVE", 60.0)
-    monkeypatch.setattr(run.time, "sleep", lambda _: other.kill())  # it leaves meanwhile
+    monkeypatch.setattr(locks, "SECONDS_TO_LEAVE", 60.0)
+    monkeypatch.setattr(locks.time, "sleep", lambda _: other.kill())  # it leaves meanwhile
     run.Run(tmp_path, {}, None).log.close()
     assert f"waiting for another run to end (process {other.pid} on " in capsys.readouterr().out
     assert (tmp_path / "config.json").exists()

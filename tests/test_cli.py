@@ -159,7 +159,8 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(trained, start_p
     folder, _ = trained
     words = ("train.py", *TINY, *SAVED, "--output-dir", tmp_path)
     process = start_program(*words)
-    while not (tmp_path / "metrics.jsonl").exists():
+    log = tmp_path / "metrics.jsonl"
+    while not log.exists() or not log.stat().st_size:  # the file is empty until the first epoch ends
         assert process.poll() is None, process.stderr
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
@@ -184,7 +185,7 @@ def coloured(tmp_path):
         Image.fromarray(colour + noise).save(tmp_path / "in" / ("deep" if i % 2 else ".") / f"{i}.png")
     words = "--arch small_convnet --global-crops-size 16 --local-crops-size 8 --local-crops-number 1 --classes 3 3"
     words += " --dim 16 --hidden-dim 32 --batch-size 24 --queue-length 24 --epochs 2 --warmup-epochs 1 --lr 0.1"
-    return ["--data", str(tmp_path / "in"), *words.split(), "--workers", "1"]
+    return ["--preset", "published", "--data", str(tmp_path / "in"), *words.split(), "--workers", "1"]
 
 
 def test_a_folder_without_labels_is_learned_and_shown(coloured, run_program, tmp_path):

@@ -257,10 +257,10 @@ def test_heads_of_scan_and_sela_are_scored(run, pictures, tmp_path):
     torch.save({"state_dict": sela, "labels": torch.zeros(1, 99)}, tmp_path / "sela.pth")
 
     def listed_as_most_likely(logits):
-        """Pillow rounds pixels to whole grey levels, which moved these logits by 0.0004 at most."""
+        """The pixels are equal, but the sums of the networks may round otherwise."""
         clusters = torch.tensor([int(line["cluster"]) for line in listed(tmp_path)])
         short = logits.amax(dim=1) - logits.gather(1, clusters[:, None])[:, 0]
-        return (short < 0.005).all()
+        return (short < 1e-4).all()
 
     words = ("--arch", "resnet18", "--data", pictures, "--workers", "0")
     result, printed = run("--checkpoint", tmp_path / "scan.pth.tar", *words)
@@ -338,8 +338,9 @@ def test_names_that_are_no_text_are_listed_and_drawn(run, tmp_path):
         with open(os.path.join(folder, name), "wb") as file:
             Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(file, "PNG")
     run("--checkpoint", path, "--data", tmp_path / "pictures", "--workers", "0", "--pca")
-    with (tmp_path / "out" / "clusters.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        names = {os.fsencode(line["image"]) for line in csv.DictReader(file)}
+    with (tmp_path / "out" / "clusters.csv").open(encoding="utf-8", newline="") as file:
+        escaped = [line["image"] for line in csv.DictReader(file)]
+    names = {os.fsencode(name.encode("latin-1", "backslashreplace").decode("unicode_escape")) for name in escaped}
     assert names == {os.path.join(folder, name) for name in (b"a\rb.png", b"\xe4.png", b"n\nl.png")}
     os.remove(os.path.join(folder, b"a\rb.png"))
     with pytest.raises(InputError, match="needs three, there are 2"):

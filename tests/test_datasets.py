@@ -5,12 +5,14 @@ import os
 import pickle
 import re
 import shutil
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from evaluating import SMALL, make_pictures
 from PIL import Image
+from torchvision.datasets import stl10
 
 from src import checkpoint
 from src.config import SUBSETS, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
@@ -179,6 +181,65 @@ def test_flat_and_nested_folders_have_no_labels_and_are_both_splits(tmp_path):
         data = open_folder(str(tmp_path), split)
         assert names(data, tmp_path) == ["b.png", "x/y/a.webp", "日本.png"]
         assert (data.labels.tolist(), data.classes) == ([-1] * 3, [])
+
+
+@pytest.fixture
+def without_splits(tmp_path):
+    """20 cats, 10 dogs in a subfolder, and a folder without images."""
+    for i in range(20):
+        save(tmp_path / "cat" / f"{i:02}.png")
+    for i in range(10):
+        save(tmp_path / "dog" / "deep" / f"{i}.png")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def test_class_folders_without_splits_are_labels(without_splits):
+    for split in ("train", "test"):
+        data = open_data(str(without_splits), split)
+        assert (data.classes, torch.bincount(data.labels).tolist()) == (["cat", "dog"], [20, 10])
+        assert [os.sep + "dog" + os.sep in path for path in data.paths] == (data.labels == 1).tolist()
+
+
+def test_unlabelled_ignores_class_folders(without_splits):
+    data = open_data(str(without_splits), "train", unlabelled=True)
+    assert (data.classes, data.labels.tolist()) == ([], [-1] * 30)
+    for i in range(3):
+        save(without_splits / "train" / "b" / f"{i}.png")
+    data = open_data(str(without_splits), "train", unlabelled=True)
+    assert (data.classes, data.labels.tolist()) == ([], [-1] * 3)
+
+
+def test_an_image_beside_the_folders_means_no_labels(without_splits):
+    save(without_splits / "beside.png")
+    assert open_data(str(without_splits), "train").classes == []
+
+
+def test_one_folder_is_no_classes(tmp_path):
+    save(tmp_path / "holiday" / "a.png")
+    assert open_data(str(tmp_path), "train").classes == []
+
+
+def test_a_share_of_each_class_is_held_out_always_the_same(without_splits):
+    train, test = (open_data(str(without_splits), split, val_share=0.3) for split in ("train", "test"))
+    assert torch.bincount(train.labels).tolist() == [14, 7]
+    assert torch.bincount(test.labels).tolist() == [6, 3]
+    assert not set(train.paths) & set(test.paths)
+    assert sorted(train.paths + test.paths) == open_data(str(without_splits), "train").paths
+    assert test.paths == open_data(str(without_splits), "test", val_share=0.3).paths
+    flat = open_data(str(without_splits), "test", val_share=0.3, unlabelled=True)
+    assert len(flat) == 9
+
+
+def test_a_share_that_does_not_fit_is_refused(without_splits):
+    with pytest.raises(
+        InputError, match=r"--val-share 0\.001 of the 20 images of --data .* leaves none for the test split"
+    ):
+        open_data(str(without_splits / "cat"), "test", val_share=0.001)
+    save(without_splits / "train" / "a.png")
+    save(without_splits / "val" / "a.png")
+    with pytest.raises(InputError, match=r"--val-share is for folders without splits, but --data .* has train, val"):
+        open_data(str(without_splits), "test", val_share=0.5)
 
 
 def test_links_are_followed_once_even_in_a_circle(tmp_path):
@@ -432,7 +493,20 @@ def test_a_run_in_memory_learns_from_the_same_images(run_program, tmp_path):
     folder = make_pictures(
         tmp_path / "pictures", {"red": (200, 0, 0), "blue": (0, 0, 200)}, splits=[("train", 8), ("val", 4)]
     )
-    words = ("train.py", "--data", folder, *SMALL, "--augment", "crop_flip", "--batch-size", "8", "--base-lr", "0.1")
+    words = (
+        "train.py",
+        "--preset",
+        "published",
+        "--data",
+        folder,
+        *SMALL,
+        "--augment",
+        "crop_flip",
+        "--batch-size",
+        "8",
+        "--base-lr",
+        "0.1",
+    )
     words += ("--epochs", "2", "--warmup-epochs", "0", "--eval-every", "1", "--workers", "1")
     for name, flags in (("files", []), ("memory", ["--in-memory"])):
         done = run_program(*words, *flags, "--output-dir", tmp_path / name)
@@ -440,3 +514,16 @@ def test_a_run_in_memory_learns_from_the_same_images(run_program, tmp_path):
     files, memory = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("files", "memory"))
     for name, value in files["model"].items():  # the crops may differ by a grey level
         torch.testing.assert_close(memory["model"][name], value, rtol=0.1, atol=0.02)
+
+
+def test_stl10_is_downloaded_over_https_first_and_its_md5_is_compared(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(url, root, filename, md5):
+        asked.append((url.partition("://")[0], md5))
+        raise URLError("no answer")
+
+    monkeypatch.setattr(stl10, "download_and_extract_archive", refuse)
+    with pytest.raises(InputError, match="--data stl10: <urlopen error no answer>"):
+        open_data("stl10", "train", root=str(tmp_path), download=True)
+    assert asked == [("https", stl10.STL10.tgz_md5), ("http", stl10.STL10.tgz_md5)]

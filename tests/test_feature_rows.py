@@ -1,6 +1,7 @@
 """Frozen features as data: a file of numpy.savez in the place of images, trained on and evaluated in this process."""
 
 import csv
+import os
 import zipfile
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 from evaluating import read_json, run_here, save_untrained
 
-from src import checkpoint
+from src import checkpoint, inspection
 from src.config import ViewSettings, parse_train
+from src.data import arrays, datasets
 from src.data.datasets import FeatureRows, open_data
 from src.data.views import IdentityViews, build_views
 from src.errors import InputError, run_script
@@ -44,6 +46,67 @@ def trained(file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     run_here("train", "--data", file, *SHORT, "--eval-every", "2", "--output-dir", folder)
     return folder
+
+
+def npy(shape, content, dtype="<f4") -> bytes:
+    """Return an array of numpy's format that declares any shape."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+HOSTILE = {
+    "more rows than bytes": (
+        {"train_features": npy((1 << 40, 6), bytes(24))},
+        "shape .* but the file has 24 bytes for it",
+    ),
+    "fewer rows than bytes": ({"train_features": npy((1, 6), bytes(48))}, "but the file has 48 bytes for it"),
+    "negative rows": ({"train_features": npy((-1, -6), bytes(24))}, "is declared with the shape"),
+    "pickled objects": ({"train_features": npy((1, 1), bytes(8), "|O")}, "holds objects"),
+    "a header that is code": ({"train_features": npy("__import__('os').system('touch executed')", b"")}, "no header"),
+    "a header of brackets": ({"train_features": npy(4000 * "(", b"")}, "no header of an array"),
+    "dates": ({"train_features": npy((1, 1), bytes(8), "<M8[s]")}, "expected numbers or texts"),
+    "the largest label": (
+        {"train_features": npy((1, 6), bytes(24)), "train_labels": npy((1,), b"\xff" * 7 + b"\x3f", "<i8")},
+        "classes, expected at most 1,000,000",
+    ),
+    "names without end": (
+        {"train_features": npy((1, 6), bytes(24)), "classes": npy((2_000_000,), bytes(2_000_000), "|S1")},
+        "2,000,000 classes, expected at most 1,000,000",
+    ),
+}
+
+
+@pytest.mark.parametrize(("members", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_file_that_asks_for_more_than_it_holds_is_refused(tmp_path, monkeypatch, members, message):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("wrong.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    with pytest.raises(InputError, match=message) as refused:
+        open_data("wrong.npz", "train")
+    assert "\n" not in str(refused.value)
+    assert os.listdir() == ["wrong.npz"]
+
+
+def test_a_short_file_of_many_numbers_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "zeros.npz"
+    np.savez_compressed(path, train_features=np.zeros((50_000, 20), dtype=np.float32))
+    monkeypatch.setattr(inspection, "ROOM", 1 << 20)
+    with pytest.raises(InputError, match=r"an archive of [\d,]+ bytes whose contents take 4,0\d\d,\d+"):
+        open_data(str(path), "train")
+    np.savez(path, train_features=np.zeros((5000, 20), dtype=np.uint8))  # which take four times the memory as float32
+    monkeypatch.setattr(datasets, "ROOM", 1 << 10)
+    with pytest.raises(InputError, match=r"1\d\d,\d+ bytes that take 440,000 in memory: write float32"):
+        open_data(str(path), "train")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_features_are_converted_in_pieces(tmp_path, monkeypatch, order):
+    monkeypatch.setattr(arrays, "PIECE", 40)
+    rows = np.arange(35, dtype=np.float16).reshape(7, 5)
+    np.savez(tmp_path / "rows.npz", train_features=np.asarray(rows, order=order))
+    assert open_data(str(tmp_path / "rows.npz"), "train").images.tolist() == rows.tolist()
 
 
 def test_rows_views_and_backbone_are_the_features(file):

@@ -20,6 +20,7 @@ from evaluating import (
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.metrics import adjusted_mutual_info_score
 
+from src import features, neighbors
 from src.config import KMeansOptions, parse_cls_eval
 from src.config.flags import comments_of
 from src.data.subsets import draw_share
@@ -46,19 +47,95 @@ def test_lloyd_takes_the_way_of_scikit_learn(monkeypatch, chunk, group, most):
     monkeypatch.setattr(kmeans, "MOST", most)
     rows = blobs()
     start = rows[:45].clone()
-    for settings, ours in (({"max_iter": 3}, {"max_iterations": 3}), ({"tol": 0}, {"tolerance": 0})):
+    took = []
+    for settings, ours in (
+        ({"max_iter": 3}, {"max_iterations": 3}),
+        ({"tol": 1e-2}, {"tolerance": 1e-2}),
+        ({}, {}),
+        ({"tol": 0}, {"tolerance": 0}),
+    ):
         expected = theirs(rows, start, **settings)
         centroids, inertia, iterations = kmeans.lloyd(rows, start, **ours)
+        took.append(iterations)
         assert iterations == expected.n_iter_
         assert inertia == pytest.approx(expected.inertia_, rel=1e-10)
         assert np.allclose(centroids, expected.cluster_centers_, rtol=0, atol=1e-9)
         assert np.array_equal(kmeans.assign(rows, centroids)[0], expected.labels_)
-    assert iterations > 15
+    assert took[0] < took[1] < took[2]
+    assert took[2] > 15
     assert torch.equal(start, rows[:45])
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4])
-def test_lloyd_ends_when_an_iteration_lowers_the_sum_by_less_than_the_tolerance(tolerance):
+def test_by_default_the_iterations_end_where_those_of_scikit_learn_end():
+    rows = blobs(N=5000, width=2, centres=1, spread=1.0)
+    expected = theirs(rows, rows[:8])
+    centroids, inertia, iterations = kmeans.lloyd(rows, rows[:8])
+    assert (iterations, inertia) == (expected.n_iter_, pytest.approx(expected.inertia_, rel=1e-10))
+    assert np.allclose(centroids, expected.cluster_centers_, rtol=0, atol=1e-9)
+    assert iterations < theirs(rows, rows[:8], tol=5e-5).n_iter_ < theirs(rows, rows[:8], tol=0).n_iter_
+    found = kmeans.fit(rows, 8, init="random", restarts=1)
+    start = rows[np.random.default_rng([0, 0]).choice(5000, 8, replace=False)]
+    assert found.iterations == theirs(rows, start).n_iter_
+    early = kmeans.fit(rows, 8, init="random", restarts=1, least_gain=kmeans.EARLY)
+    assert early.iterations < found.iterations
+
+
+# ---- faiss ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_faiss(monkeypatch):
+    """Let faiss compute the first iterations, also of a small problem."""
+    monkeypatch.setattr(neighbors, "WORTHWHILE", 0)
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 5000])
+def test_faiss_finds_the_nearest_centroids(monkeypatch, with_faiss, chunk):
+    monkeypatch.setattr(kmeans, "CHUNK", chunk)
+    rows = blobs(offset=30.0).float()
+    search = kmeans._Search(rows, 45)
+    assert search.faiss is not None
+    found = search.nearest(rows[:45])
+    distances = torch.cdist(rows.double(), rows[:45].double())
+    # rounding may exchange two centroids that are equally far
+    assert torch.allclose(distances.gather(1, found[:, None])[:, 0], distances.amin(dim=1), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("settled", [0.0, 0.02, 0.5])  # faiss in all iterations; in some; in two
+def test_with_faiss_the_way_is_that_of_scikit_learn(monkeypatch, with_faiss, settled):
+    monkeypatch.setattr(kmeans, "SETTLED", settled)
+    # far groups, so that rounding changes no assignment, and centroids that move through them for a few iterations
+    rows = blobs(centres=12, spread=0.3, seed=5)
+    for start in (rows[:12], torch.cat([rows[:10], rows[:2] + 1e3])):
+        expected = theirs(rows, start)
+        centroids, inertia, iterations = kmeans.lloyd(rows.float(), start.float())
+        assert iterations == expected.n_iter_ > 3
+        assert inertia == pytest.approx(expected.inertia_, rel=1e-4)
+        assert np.allclose(centroids, expected.cluster_centers_, atol=1e-4)
+
+
+def test_after_faiss_the_bounds_take_over_once_few_rows_change(with_faiss):
+    rows = blobs().float()
+    search = kmeans._Search(rows, 45)
+    owner, centroids = search.nearest(rows[:45]).clone(), rows[:45]
+    assert search.faiss is not None  # most rows have left the first centroid
+    while search.faiss is not None:
+        assert search.lower.isinf().all()
+        before, centroids = owner, kmeans._means(rows, owner, centroids)[0]
+        owner = search.nearest(centroids).clone()
+        assert ((owner != before).float().mean() <= kmeans.SETTLED) == (search.faiss is None)
+    search.nearest(centroids)
+    assert search.lower.isfinite().all()
+
+
+def test_far_from_the_origin_faiss_keeps_the_digits(with_faiss):
+    rows = blobs(offset=300.0)
+    expected = theirs(rows, rows[:45].clone())
+    assert kmeans.lloyd(rows.float(), rows[:45].float())[1] == pytest.approx(expected.inertia_, rel=2e-3)
+
+
+@pytest.mark.parametrize("gain", [1e-2, 1e-3, 1e-4])
+def test_an_early_stop_ends_when_an_iteration_lowers_the_sum_by_less_than_its_share(gain):
     rows = blobs()
     # after n means, (N, K) distances
     left = [theirs(rows, rows[:45], max_iter=n, tol=0).transform(rows.numpy()) for n in range(1, 40)]
@@ -67,8 +144,8 @@ def test_lloyd_ends_when_an_iteration_lowers_the_sum_by_less_than_the_tolerance(
     sums = []
     for distances, owner in zip(left, [first, *owners], strict=False):
         sums.append((distances[np.arange(len(rows)), owner.long()] ** 2).sum())  # to the mean of those it is a mean of
-    enough = next(n for n in range(1, 39) if sums[n - 1] - sums[n] < tolerance * sums[n])
-    centroids, _, iterations = kmeans.lloyd(rows, rows[:45], tolerance=tolerance)
+    enough = next(n for n in range(1, 39) if sums[n - 1] - sums[n] < gain * sums[n])
+    centroids, _, iterations = kmeans.lloyd(rows, rows[:45], least_gain=gain)
     assert iterations == enough + 1
     assert np.allclose(centroids, theirs(rows, rows[:45], max_iter=enough + 1, tol=0).cluster_centers_, atol=1e-9)
 
@@ -224,6 +301,7 @@ def test_the_written_numbers_are_those_of_the_features(trained, run, tmp_path):
     assert printed.count("taken from") == 2
     rows = draw_share(train_labels, 0.1, 3)
     check(result, train[rows], test, labels, 12, restarts=2, seed=3, init="random")
+    assert "early" not in result["protocol"]
     again, printed = run("--checkpoint", trained, *words)
     assert "taken from" not in printed
     assert again["kmeans"]["inertia"] == pytest.approx(result["kmeans"]["inertia"], rel=1e-3)
@@ -255,6 +333,16 @@ def test_normalize_changes_what_is_clustered(trained, run):
     check(result, *map(torch.nn.functional.normalize, (train, test)), labels, 10)
 
 
+def test_an_early_stop_is_named_in_the_result(trained, run):
+    words = ("--checkpoint", trained, "--kmeans", "10", "--restarts", "1", "--seed", "1")
+    result, _ = run(*words)
+    early, _ = run(*words, "--early-stop")
+    assert (result["kmeans"]["early_stop"], early["kmeans"]["early_stop"]) == (False, True)
+    assert "the best of 1 starts (k-means++), fitted" in result["protocol"]
+    assert "the best of 1 starts (k-means++, early stop), fitted" in early["protocol"]
+    assert early["kmeans"]["iterations"] < result["kmeans"]["iterations"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Three colours as classes, three training and two validation images of each."""
@@ -267,7 +355,8 @@ def moco(tmp_path):
     return save_as_moco(tmp_path / "moco.pth.tar", torchvision_trunk("resnet18"))
 
 
-def test_a_released_backbone_without_classifiers(run, folder, moco, tmp_path):
+def test_a_released_backbone_without_classifiers(run, folder, moco, tmp_path, monkeypatch):
+    run_network = features._run
     words = ("--checkpoint", moco, "--data", folder, "--workers", "0")
     result, _ = run(*words, "--kmeans", "3")
     assert [result[name] for name in ("acc", "nmi", "ami", "ari")] == [1, 1, 1, 1]
@@ -279,9 +368,14 @@ def test_a_released_backbone_without_classifiers(run, folder, moco, tmp_path):
         path.rename(folder / f"{i}.png")
     for split in ("train", "val"):
         shutil.rmtree(folder / split)
+    seen = []
+    monkeypatch.setattr(
+        features, "_run", lambda *args, **settings: seen.append(args[2]) or run_network(*args, **settings)
+    )
     result, printed = run(*words, "--kmeans", "3", "--fit-share", "0.5")
     assert "no labels, so no scores" in printed
     assert (sum(result["cluster_sizes"]), result["kmeans"]["fit_images"]) == (15, 8)
+    assert seen == [15]  # both splits are all images, whose features are computed once
 
 
 def test_what_is_wrong_is_said_before_any_work(trained, run, folder, moco, monkeypatch, tmp_path):

@@ -1,15 +1,17 @@
 """Weighted nearest-neighbour votes: the authors' numbers, plain loops in float64, and what must not matter."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from evaluating import undecided
 
+from src import neighbors
 from src.evaluation.knn import unit_rows
 from src.metrics import knn_top
-from src.neighbors import nearest
+from src.neighbors import faiss_for, nearest
 
 
 def unit(generator, rows, width, dtype=torch.float64):
@@ -120,6 +122,77 @@ def test_of_equals_the_earlier_is_nearer(chunk):
     assert rows.tolist() == [[1, 3, 6, 2, 4, 5]]
     assert similarities.tolist() == [[3, 3, 3, 2, 2, 2]]
     assert nearest(bank, -torch.ones(2, 1), 2, bank_chunk=chunk)[1].tolist() == [[0, 8], [0, 8]]
+
+
+@pytest.fixture
+def with_faiss(monkeypatch):
+    """Let faiss search, also in a small bank."""
+    monkeypatch.setattr(neighbors, "WORTHWHILE", 0)
+
+
+@pytest.mark.parametrize(
+    "converted", [1 << 26, 700, 1]
+)  # entries of a bank in half precision that are converted at once
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("N", "Q", "width", "k"), [(900, 90, 3, 200), (900, 7, 3, 1), (150, 40, 8, 149), (150, 40, 8, 150), (50, 30, 1, 7)]
+)
+def test_faiss_finds_the_same_rows_in_the_same_order(with_faiss, monkeypatch, converted, dtype, N, Q, width, k):
+    """The products are whole numbers with many ties, so they are not rounded."""
+    monkeypatch.setattr(neighbors, "CONVERTED", converted)
+    generator = torch.Generator().manual_seed(N + k)
+    bank, queries = (torch.randint(-3, 4, (rows, width), generator=generator).to(dtype) for rows in (N, Q))
+    expected = (queries.double() @ bank.double().T).sort(dim=1, descending=True, stable=True)
+    similarities, rows = nearest(bank, queries, k)
+    assert similarities.dtype == torch.float32
+    assert torch.equal(similarities.double(), expected.values[:, :k])
+    assert torch.equal(rows, expected.indices[:, :k])
+    strided = torch.stack([bank, bank], dim=1)[:, 1]
+    assert torch.equal(nearest(strided, queries, k)[1], rows)
+
+
+def test_torch_searches_again_only_where_equals_were_left_out(with_faiss, monkeypatch):
+    again = []
+    by_torch = neighbors._nearest_by_torch
+    monkeypatch.setattr(
+        neighbors,
+        "_nearest_by_torch",
+        lambda *args, **settings: again.append(len(args[1])) or by_torch(*args, **settings),
+    )
+    bank = torch.tensor([4.0, 3, 2, 2, 1])[:, None]
+    queries = torch.tensor([[1.0], [-1.0], [2.0]])
+    assert nearest(bank, queries, 2)[1].tolist() == [[0, 1], [4, 2], [0, 1]]  # only the second has to choose
+    assert nearest(bank, queries, 4)[1].tolist() == [[0, 1, 2, 3], [4, 2, 3, 1], [0, 1, 2, 3]]
+    assert again == [1]
+
+
+def test_infinite_products_are_neighbours_as_well(with_faiss):
+    bank = torch.tensor([[-1e30, 0.0], [1e30, 0.0], [1.0, 0.0]])
+    assert nearest(bank, torch.tensor([[1e30, 0.0]]), 3)[1].tolist() == [[1, 2, 0]]
+
+
+def test_faiss_is_used_where_it_pays_and_exists(with_faiss, monkeypatch):
+    rows = torch.ones(2, 2)
+    faiss = faiss_for(rows, rows.half(), multiplications=8)
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        faiss_for(rows, multiplications=8)
+        assert faiss.omp_get_max_threads() == threads
+    assert faiss_for(rows, rows.double(), multiplications=8) is None
+    assert faiss_for(rows, rows.to("meta"), multiplications=8) is None
+    monkeypatch.setattr(neighbors, "WORTHWHILE", 9)
+    assert faiss_for(rows, multiplications=8) is None
+    assert faiss_for(rows, multiplications=9) is faiss
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
+    assert faiss_for(rows, multiplications=9) is None
+    assert nearest(rows, rows, 1)[1].tolist() == [[0], [0]]
+
+
+def test_votes_after_a_search_by_faiss(with_faiss):
+    data = case(dtype=torch.float32)
+    expected = by_loops(*(x.double() if x.is_floating_point() else x for x in data), [1, 10, 60], 0.1)
+    found = knn_top(*data, [1, 10, 60], 0.1)
+    assert same(found, expected, {k: rounding(*data[:3], k, 0.1) for k in (1, 10, 60)})
 
 
 def test_of_equal_votes_the_smaller_class_wins():

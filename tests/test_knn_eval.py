@@ -86,6 +86,23 @@ def test_half_precision_is_close(trained, knn):
         assert precision in result["protocol"]
 
 
+def test_in_a_small_bank_the_default_numbers_that_fit_are_scored(trained, knn, tmp_path):
+    (features, labels), queries = digit_features(trained)
+    rows = draw_share(labels, 0.1, 0)
+    result, printed = knn("--checkpoint", trained, "--bank-share", "0.1")
+    assert result["k"] == expected_scores((features[rows], labels[rows]), queries, (10, 20, 100), 0.1)
+    line = (
+        "--k 200 is larger than the bank, 142 of 1437 training images (10 % of each class): scoring --k 10 20 100 only"
+    )
+    assert line in printed.splitlines()
+    (tmp_path / "list.txt").write_text("0\n1\n2\n")
+    result, printed = knn("--checkpoint", trained, "--bank-list", tmp_path / "list.txt")
+    assert list(result["k"]) == ["3"]
+    assert "scoring --k 3 only" in printed
+    result, printed = knn("--checkpoint", trained, "--k", "10")
+    assert "larger than" not in printed
+
+
 @pytest.mark.parametrize("cache", [(), ("--features-cache",)])
 def test_a_share_of_the_bank_is_drawn_by_class_and_seed(trained, knn, tmp_path, cache):
     (features, labels), queries = digit_features(trained)
@@ -183,7 +200,10 @@ def test_what_is_wrong_is_said_before_any_work(trained, knn, folder, tmp_path, m
     Image.new("RGB", (9, 9)).save(tmp_path / "empty" / "1.png")
     digits = ("--checkpoint", trained)
     cases = [
-        ((*digits, "--bank-share", "0.1"), r"--k 200 is larger than the bank, 142 of 1437 training images \(10 %"),
+        (
+            (*digits, "--bank-share", "0.1", "--k", "10", "150"),
+            r"--k 150 is larger than the bank, 142 of 1437 training images \(10 %.*: give a smaller --k",
+        ),
         (
             (*digits, "--bank-list", tmp_path / "list.txt"),
             r"--bank-list .*1 of the 2 listed images, such as 1437, .* among the 1437 ",

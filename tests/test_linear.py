@@ -41,6 +41,7 @@ from src.evaluation.search import fit_linear, search, top_hits
 from src.loading import load_backbone, load_method
 from src.logs import Progress
 from src.models.backbones import SmallConvNet, build_backbone, pool_windows
+from src.preprocessing import IMAGENET
 from src.trainer import Trainer
 
 QUIET = Progress(1, 0, enabled=False)
@@ -557,7 +558,7 @@ def test_the_best_probe_is_written_even_if_the_process_ends_between_two_files(un
 
 
 def test_a_probe_may_run_beside_a_training_and_not_beside_another_probe(untrained, monkeypatch, capsys):
-    monkeypatch.setattr("src.run.SECONDS_TO_LEAVE", 0)
+    monkeypatch.setattr("src.locks.SECONDS_TO_LEAVE", 0)
     folder, words = untrained.parent, ("--checkpoint", untrained, "--epochs", "1", "--batch-size", "1437")
     with held(folder / ".lock"):  # as by train.py
         lincls(*words)
@@ -682,7 +683,7 @@ def test_a_folder_of_photographs(tmp_path):
 def test_training_views_are_a_crop_and_a_flip():
     files = ImageFiles(["a"], torch.zeros(1, dtype=torch.long), ["a"])
     central = build_views("x", files, ViewSettings(global_crops_size=224))
-    session = SimpleNamespace(views=central, trained={"global_crops_size": 224}, source=SimpleNamespace(data="x"))
+    session = SimpleNamespace(views=central, view=IMAGENET, view_size=224, source=SimpleNamespace(data="x"))
 
     def views_of(*, crop_flip):
         return linear.training_views(SimpleNamespace(session=session, train=files), augment=crop_flip)

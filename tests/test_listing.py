@@ -114,3 +114,34 @@ def test_a_long_listing_says_how_far_it_is(folder, cache, monkeypatch, capsys):
     monkeypatch.setattr(listing, "_walk", lambda top, folders: (f"{top}/{i}.png" for i in range(2500)))
     list_images(folder, ["a"])
     assert capsys.readouterr().out == "".join(f"listing {folder}: {n},000 images so far\n" for n in (1, 2))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        5,
+        [],
+        [[], [], []],
+        [["a/1.png"], 5],
+        [["a/1.png"], [5]],
+        [["a/1.png"], ["/etc/passwd"]],
+        [["a/1.png"], ["../x.png"]],
+        [["a/1.png"], ["b/text.txt"]],
+    ],
+    ids=str,
+)
+def test_a_list_of_other_contents_is_made_again(folder, cache, images):
+    before = list_images(folder, ["a", "b"])
+    (kept,) = cache.iterdir()
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"images": images}))
+    assert list_images(folder, ["a", "b"]) == before
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"folders": {}, "images": [["a/1.png"], []]}', "[" + "[]," * 5_000_000 + "[]]"]
+)
+def test_a_hostile_list_is_made_again(folder, cache, content):
+    before = list_images(folder, ["a", "b"])
+    (kept,) = cache.iterdir()
+    kept.write_text(content)
+    assert list_images(folder, ["a", "b"]) == before

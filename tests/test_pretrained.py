@@ -123,6 +123,15 @@ def test_get_downloads_once_and_checks_afterwards(cache, tmp_path, monkeypatch):
         get("swav-800ep")
 
 
+def test_a_file_put_there_by_hand_must_have_the_published_digest(cache):
+    path = cache / "moco-v2-800ep" / "moco_v2_800ep_pretrain.pth.tar"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"other weights")
+    with pytest.raises(RunError, match=r"the md5 is .*, expected a04e12f8 as published: remove the file and download"):
+        get("moco-v2-800ep")
+    assert downloads.recorded(cache) == {}
+
+
 def test_get_names_what_it_does_not_know(cache):
     with pytest.raises(InputError, match=r"simsiam: .*did you mean simsiam-100ep"):
         get("simsiam")
@@ -143,8 +152,16 @@ def gdown(monkeypatch):
             (pretrained.Path(output) / name).write_text(name)
         return module.files
 
-    module.calls, module.error, module.files = [], None, ["a.pth.tar", "deep/b.pth.tar"]
-    module.download_folder = download_folder
+    def download(id, output, quiet, resume):
+        if module.error:
+            raise module.error
+        if id != module.file:
+            return None
+        pretrained.Path(output).write_text(id)
+        return output
+
+    module.calls, module.error, module.files, module.file = [], None, ["a.pth.tar", "deep/b.pth.tar"], ""
+    module.download_folder, module.download = download_folder, download
     monkeypatch.setitem(sys.modules, "gdown", module)
     return module
 
@@ -162,6 +179,21 @@ def test_a_google_drive_folder_comes_through_gdown(cache, gdown):
     assert gdown.calls == [(RELEASES["self-classifier"].url, True)] * 2
 
 
+def test_a_google_drive_file_comes_through_gdown(cache, gdown):
+    wanted = RELEASES["scan-stl10"].url.partition("id=")[2]
+    with pytest.raises(RunError, match=r"drive\.google\.com.*gdown found no file there.*pass its path and --arch"):
+        get("scan-stl10")
+    gdown.file = wanted
+    (path,) = get("scan-stl10")
+    assert path == cache / "scan-stl10" / "scan-stl10.pth.tar" == resolve("scan-stl10")
+    assert path.read_text() == wanted
+    gdown.error = OSError("quota")
+    with pytest.raises(RunError, match=r"drive\.google\.com.*quota; the same command tries again"):
+        get("scan-cifar10")
+    with pytest.raises(InputError, match="fetch it first"):
+        resolve("scan-cifar10")
+
+
 def test_an_empty_google_drive_folder_is_said(cache, gdown):
     gdown.files = []
     with pytest.raises(RunError, match="no file there"):
@@ -170,8 +202,9 @@ def test_an_empty_google_drive_folder_is_said(cache, gdown):
 
 def test_without_gdown_the_way_by_hand_is_said(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "gdown", None)
-    with pytest.raises(InputError, match=r"pip install gdown, or fetch https://drive\.google.* by hand"):
-        get("self-classifier")
+    for name in ("self-classifier", "scan-stl10"):
+        with pytest.raises(InputError, match=r"pip install gdown, or fetch https://drive\.google.* by hand"):
+            get(name)
 
 
 def test_the_command_line(cache):

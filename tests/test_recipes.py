@@ -325,9 +325,9 @@ SELA_V2 = {
     "400ep_2x224": {**TRAIN_SELA_V2, **TWO_VIEWS},
 }
 # what no program of others says
-OURS = {name: {"digits"} for name in ("self_classifier", "self_classifier_v1")}
-OURS["self_classifier_simclr"] = {"published", "digits", "cifar10"}
-OURS |= {name: {"digits", "cifar10"} for name in ("swav", "deepcluster_v2", "sela_v2")}
+OWN = {"digits", "cifar10", "small_images", "photographs"}
+OURS = {name: OWN for name in ("self_classifier", "swav", "deepcluster_v2", "sela_v2")}
+OURS |= {"self_classifier_v1": OWN - {"cifar10"}, "self_classifier_simclr": OWN | {"published"}}
 ROWS = [
     ("self_classifier", SECOND),
     ("self_classifier_v1", FIRST),
@@ -371,7 +371,9 @@ def test_a_preset_is_taken_by_its_name_by_its_data_and_below_flags():
         options, _, knobs = parse_train([*words, "--data", data])
         assert (options.arch, knobs.num_classes) == ("cifar_resnet18", size)
     assert resolved("--preset", "100ep_dim_256", "--dim", "64")["dim"] == 64
-    with pytest.raises(InputError, match="--preset 100ep_dim_512: self_classifier has published"):
+    with pytest.raises(
+        InputError, match="--preset 100ep_dim_512: self_classifier has no such preset: did you mean 100ep_dim_256"
+    ):
         parse_train(["--preset", "100ep_dim_512"])
 
 

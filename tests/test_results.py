@@ -92,7 +92,9 @@ def test_csv_has_one_row_per_run_and_metric(tmp_path):
         for run in runs
         for metric, value in scores.items()
     ]
-    assert {(row["group"], row["seed"], row["protocol"]) for row in rows} == {("swav", "3", COMMON["protocol"])}
+    assert {(row["group"], row["seed"], row["protocol"]) for row in rows} == {
+        ("swav", "3", COMMON["protocol"].replace("\n", "\\n"))
+    }
 
 
 def test_csv_names_the_groups_and_leaves_an_unknown_seed_empty(tmp_path):
@@ -150,6 +152,7 @@ def test_runs_are_grouped_by_what_they_have_in_common(tmp_path):
         {"method": "simclr", "epochs": 5, "seed": 1, "protocol": "q", "kmeans": fitted | {"inertia": 3.0}},
         {"method": "simclr", "epochs": 5, "seed": 2, "protocol": "q", "kmeans": fitted | {"inertia": 4.0, "seed": 2}},
         {"method": "swav", "epochs": 9, "seed": 3, "protocol": "another"},
+        {"method": "simclr", "epochs": 5, "seed": 1, "protocol": "q", "kmeans": fitted | {"early_stop": True}},
     ]
     found = [write(tmp_path / f"{i}", "cls_eval", {**RUNS[0], **run}) for i, run in enumerate(runs)]
     groups = group(read_results(found))
@@ -159,6 +162,7 @@ def test_runs_are_grouped_by_what_they_have_in_common(tmp_path):
         (["2"], "swav, epochs 9, protocol p"),
         (["4", "5"], "simclr, by k-means 10 on head at unit length, 50 images, 2 x random"),
         (["6"], "swav, epochs 9, protocol another"),
+        (["7"], "simclr, by k-means 10 on head at unit length, 50 images, 2 x random, early stop"),
     ]
     assert "| swav, epochs 5: mean ± std of 2 |" in markdown(groups)
 

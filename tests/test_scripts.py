@@ -1,5 +1,6 @@
 """Every script under scripts/: what it asks Slurm for, what it starts, and on a real Slurm what becomes of that."""
 
+import contextlib
 import json
 import os
 import re
@@ -97,6 +98,7 @@ KMEANS = {
     "fit_share": 0.1,
     "init": "k-means++",
     "restarts": 10,
+    "early_stop": False,  # theirs: scikit-learn's rule
 }
 for name, model in (
     ("barlowtwins", "barlow-twins-1000ep"),
@@ -292,6 +294,27 @@ def test_one_task_for_each_gpu_of_what_was_allocated(run_script):
     assert {"--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=2"} <= set(words)
 
 
+NUMBERS = ("NNODES", "GPUS_ON_NODE", "CPUS_ON_NODE", "ARRAY_TASK_ID", "ARRAY_JOB_ID", "JOB_ID", "GPUS_PER_NODE")
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "value", ["a[$(touch x)]", "`touch x`", "1+1", "08", "-1", "2(x3)", 20 * "9", "\x1b[31m", "PATH"]
+)
+def test_what_is_no_number_is_neither_executed_nor_calculated(tmp_path, run_script, name, value):
+    """Bash executes commands in the index of an array when it calculates."""
+    (tmp_path / "here").mkdir()
+    done = run_script("train.sh", REPOSITORY=str(ROOT), cwd=tmp_path / "here", **{f"SLURM_{name}": value})
+    assert not list((tmp_path / "here").iterdir())
+    assert not (ROOT / "x").exists()
+    if name == "GPUS_PER_NODE":  # it may hold a text such as a100:4
+        assert "--ntasks-per-node=1" in done.stdout.splitlines()
+        return
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"SLURM_{name} is " in done.stderr
+    assert "\x1b" not in done.stderr
+
+
 def test_the_last_task_of_a_training_is_waited_for_a_minute_of_an_evaluation_for_ever(run_script):
     assert "--wait=60" in run_script("train.sh").stdout.splitlines()
     assert "--wait=60" in run_script("lincls_eval.sh").stdout.splitlines()
@@ -425,12 +448,20 @@ def test_a_warm_up_goes_up():
     assert rates(*words, "--warmup-start", "0.3", "--warmup-epochs", "0")[0] == 0.1
 
 
-def test_another_batch_without_a_learning_rate_is_refused():
-    message = r"--batch-size 1024: the learning rate 4.8 of --preset 100ep is for 4092 images; --base-lr 0.3 scales it"
-    with pytest.raises(InputError, match=message):
-        rates("--preset", "100ep", "--batch-size", "1024")
-    with pytest.raises(InputError, match=r"--base-lr 3\.2 "):
-        rates("--method", "self_classifier_v1", "--preset", "cifar10", "--batch-size=512")
+@pytest.mark.parametrize("batch", [1024, 2048])
+def test_the_learning_rate_follows_the_batch_size(batch):
+    """lars: the published rule, to the digits that the published scripts print."""
+    assert rates("--preset", "100ep", "--batch-size", str(batch)) == pytest.approx(
+        rates("--preset", f"100ep_bs_{batch}"), rel=1e-3
+    )
+
+
+def test_adamw_follows_the_square_root_of_the_batch_size():
+    words = ("--method", "self_classifier", "--preset", "digits", "--data", "digits")
+    assert rates(*words, "--batch-size", "32") == pytest.approx([0.001, 0.0001, 0.000001])
+
+
+def test_a_given_learning_rate_does_not_follow():
     assert rates("--preset", "100ep", "--batch-size", "4096") == (4.8, 0.3, 0.0048)
     assert rates("--preset", "100ep", "--batch-size", "1024", "--lr=1") == (1, 0.3, 0.0048)
     with pytest.raises(InputError, match="--base-lr and --lr"):
@@ -594,6 +625,21 @@ def assert_ended_with_the_weights_of(trained, folder):
     assert all(torch.equal(value, two["model"][name]) for name, value in one["model"].items())
 
 
+@contextlib.contextmanager
+def small_disk(folder, room: int):
+    """Mount a disk of `room` bytes in a new folder."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={room}", "test", folder], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no disk of a given size can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 class TestOnSlurm:
     pytestmark = on_slurm
 
@@ -668,6 +714,30 @@ class TestOnSlurm:
         assert wait_for_end(cluster, job, tmp_path) == "FAILED"
         assert (field(cluster, job, "ExitCode"), field(cluster, job, "Restarts")) == ("2:0", "0")
         assert "--lr is -1.0: expected a number above 0" in (tmp_path / "log.txt").read_text()
+
+    @pytest.mark.parametrize("signalled", [False, True])
+    def test_a_job_whose_disk_fills_fails_with_one_line_and_is_not_requeued(
+        self, cluster, trained, submit, tmp_path, signalled
+    ):
+        size, log = (trained / "sc_800ep_train" / "checkpoint.pt").stat().st_size, tmp_path / "log.txt"
+        # Without a signal, the third checkpoint does not fit. With one, not even the first does.
+        with small_disk(tmp_path / "disk", size // 2 if signalled else 5 * size // 2) as disk:
+            job = submit(2, "scripts/train.sh", *DIGITS.split(), "--output-dir", str(disk / "run"))
+            if signalled:
+                wait_until(lambda: log.exists() and "parameters; writing to" in log.read_text(), lambda: "no log")
+                cluster.run("scancel", "--batch", "--signal=USR1", job)  # what --signal=B:USR1 does ahead of the limit
+            assert wait_for_end(cluster, job, tmp_path) == "FAILED", log.read_text()
+            said = log.read_text()
+            assert (field(cluster, job, "ExitCode"), field(cluster, job, "Restarts")) == ("1:0", "0"), said
+            assert "Traceback" not in said
+            errors = [line for line in said.splitlines() if "train.py: error" in line]
+            assert len(errors) == 1, said
+            assert "checkpoint.pt cannot be written (No space left on device)" in errors[0]
+            assert ("no checkpoint has been saved yet" if signalled else "(epoch 2, step 0), is kept") in errors[0]
+            subprocess.run(["mount", "-o", f"remount,size={40 * size}", disk], check=True)
+            job = submit(2, "scripts/train.sh", *DIGITS.split(), "--output-dir", str(disk / "run"))
+            assert wait_for_end(cluster, job, tmp_path) == "COMPLETED", log.read_text()
+            assert_ended_with_the_weights_of(trained, disk / "run")
 
     def test_the_setup_runs_on_both_nodes_ahead_of_the_training(self, cluster, tmp_path):
         paths = {"DATASET_PATH": "digits", "EXPERIMENT_PATH": str(tmp_path)}

@@ -385,7 +385,7 @@ def test_flags_with_an_effect_are_accepted():
 def test_presets_may_hold_values_without_effect(name):
     for preset in read_method(name).presets:
         options, _, _ = parse_train(["--method", name, "--preset", preset])
-        assert options.unused().keys() <= {"--patch-size", "--momentum"}
+        assert options.unused().keys() <= {"--patch-size", "--momentum", "--in-memory"}
 
 
 @pytest.mark.parametrize("words", [["--keep-decoded", "1"], ["--decode-on-gpu"]])

@@ -1,5 +1,6 @@
 """Flags, declared once as the fields of dataclasses, with the comment after the field as help. Nothing here imports torch."""
 
+from .command import parse_train
 from .evaluation import (
     SUPERCLASSES,
     ClsEvalOptions,
@@ -15,26 +16,32 @@ from .flags import (
     OneLineParser,
     as_plain,
     flag,
+    read_options,
     require_at_least,
     require_positive,
     require_sizes,
     require_views,
 )
 from .methods import MethodSource, method_names, read_method
+from .recipe import SMALL_SIDE, Survey
 from .training import (
     BUILT_IN_DATA,
+    EVAL_VIEW,
     FREE_TO_CHANGE,
     SUBSETS,
     DataOptions,
     DeviceOptions,
     TrainOptions,
     ViewSettings,
-    parse_train,
+    check_patches,
+    check_settings,
 )
 
 __all__ = [
     "BUILT_IN_DATA",
+    "EVAL_VIEW",
     "FREE_TO_CHANGE",
+    "SMALL_SIDE",
     "SUBSETS",
     "SUPERCLASSES",
     "ClsEvalOptions",
@@ -46,9 +53,12 @@ __all__ = [
     "LinclsEvalOptions",
     "MethodSource",
     "OneLineParser",
+    "Survey",
     "TrainOptions",
     "ViewSettings",
     "as_plain",
+    "check_patches",
+    "check_settings",
     "flag",
     "method_names",
     "parse_cls_eval",
@@ -56,6 +66,7 @@ __all__ = [
     "parse_lincls_eval",
     "parse_train",
     "read_method",
+    "read_options",
     "require_at_least",
     "require_positive",
     "require_sizes",

@@ -1,6 +1,7 @@
 """Options of cls_eval.py, lincls_eval.py and knn_eval.py."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -9,12 +10,13 @@ from typing import Any, Literal
 from ..errors import InputError
 from . import flags
 from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum, require_positive
-from .training import DataOptions, DeviceOptions
+from .training import DataOptions, DeviceOptions, EvalViewOptions
 
+DEFAULT_KS = (10, 20, 100, 200)  # numbers of neighbours in the published protocol
 SUPERCLASSES = ("2", "3", "4", "5", "6", "entity13", "entity30", "living17", "nonliving26")
 
 
-class EvaluationOptions(DeviceOptions, DataOptions):
+class EvaluationOptions(DeviceOptions, EvalViewOptions, DataOptions):
     """Options that all evaluations share. Each subclass declares the flags `checkpoint`, `arch` and `output_dir`."""
 
     checkpoint: str
@@ -41,6 +43,9 @@ class KMeansOptions(Options):
     fit_list: str = ""  # file that lists the images for the fit, one per line: CLASS/NAME, NAME or a position in memory
     init: Literal["k-means++", "random"] = "k-means++"  # choice of the initial centroids; random draws images
     restarts: int = 10  # number of starts; the fit with the smallest sum of squared distances is used
+    early_stop: bool = (
+        False  # end a start when an iteration lowers the sum of squared distances by less than 0.02 %; published: no
+    )
     seed: int = 0  # seed of all draws
 
 
@@ -179,9 +184,9 @@ class LinclsEvalOptions(EvaluationOptions):
                     raise InputError(f"{flag(name)} is for --finetune: give --finetune, or drop {flag(name)}")
         if self.backbone_lr is not None:
             require_positive(self, "backbone_lr")
-        if not self.fast_lrs or min(self.fast_lrs) <= 0:
+        if not self.fast_lrs or not all(0 < lr < math.inf for lr in self.fast_lrs):
             raise InputError(f"--fast-lrs is {' '.join(map(str, self.fast_lrs))}: expected numbers above 0")
-        if not self.fast_weight_decays or min(self.fast_weight_decays) < 0:
+        if not self.fast_weight_decays or not all(0 <= decay < math.inf for decay in self.fast_weight_decays):
             found = " ".join(map(str, self.fast_weight_decays))
             raise InputError(f"--fast-weight-decays is {found}: expected numbers of at least 0")
 
@@ -206,7 +211,9 @@ class KnnEvalOptions(EvaluationOptions):
     checkpoint: str = ""  # run folder or file of train.py, file of another project, or name in `python -m src.pretrained list` (required)
     arch: str = ""  # architecture of a released backbone if its file does not name it (default: resnet50)
     layer: Literal["backbone", "head"] = "backbone"  # layer whose output is compared; head is the embedding
-    k: tuple[int, ...] = (10, 20, 100, 200)  # numbers of neighbours to score; one search serves all of them
+    k: tuple[int, ...] = (
+        DEFAULT_KS  # numbers of neighbours to score (default: of 10 20 100 200 those that fit the bank)
+    )
     tau: float = 0.1  # temperature; the vote of a neighbour has the weight exp(similarity / tau); 0.07 is also common
     bank_share: float = (
         1.0  # fraction of the training images of each class that are searched, drawn with --seed; for example 0.1
@@ -322,7 +329,7 @@ def _parser(prog: str, description: str) -> flags.OneLineParser:
 
 
 def _add_groups(parser: argparse.ArgumentParser, groups: Sequence[type], defaults: dict[str, Any]) -> None:
-    for group in (*groups, DataOptions, DeviceOptions):
+    for group in (*groups, EvalViewOptions, DataOptions, DeviceOptions):
         comments = flags.comments_of(group)
         if group is DataOptions:
             comments["data"] += " (default: the data of the checkpoint)"

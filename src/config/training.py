@@ -1,17 +1,15 @@
 """Options of train.py: groups of flags, the checks of their values, and the command line."""
 
-import argparse
 import os
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ..errors import InputError
+from ..preprocessing import Preprocessing, of_training
 from . import flags
-from .flags import SAME_BATCH, Options, flag, require_at_least, require_momentum, require_positive
-from .methods import MethodSource, method_names, read_method
+from .flags import Options, flag, require_at_least, require_at_most, require_momentum, require_positive
 
 BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
 SUBSETS = ("imagenet-50", "imagenet-100", "imagenet-200")
@@ -35,10 +33,22 @@ class DataOptions(Options):
     subset_file: str = (
         ""  # file that lists the classes to keep, one per line; they are numbered in this order (default: all classes)
     )
+    unlabelled: bool = (
+        False  # ignore the class folders of a folder of images (default: they are labels, which only monitor)
+    )
+    val_share: float = 0.0  # share of the images of a folder without train/ and val/ that is held out for scores
     workers: int = -1  # number of processes per rank that decode image files (-1: one per available core)
 
     def check(self) -> None:
-        require_at_least(self, workers=-1)
+        require_at_least(self, workers=-1, val_share=0)
+        require_at_most(self, workers=1024)
+        if self.val_share >= 1:
+            raise InputError(f"--val-share is {self.val_share}: expected a fraction below 1")
+        for name in ("unlabelled", "val_share"):
+            if getattr(self, name) and (self.data in BUILT_IN_DATA or self.data.endswith(".npz")):
+                raise InputError(f"{flag(name)} is for folders of images, but --data is {self.data}: drop one")
+        if self.unlabelled and (self.subset or self.subset_file):
+            raise InputError("--unlabelled ignores the classes, but --subset chooses among them: drop one")
         if self.subset and self.subset not in SUBSETS:
             raise InputError(f"--subset {self.subset}: expected one of {', '.join(SUBSETS)}")
         if self.subset and self.subset_file:
@@ -84,6 +94,8 @@ class ViewSettings(Options):
 
     def check(self) -> None:
         require_at_least(self, global_crops_number=1, local_crops_number=0, global_crops_size=1, local_crops_size=1)
+        require_at_most(self, global_crops_number=1024, local_crops_number=1024)
+        require_at_most(self, global_crops_size=2**15, local_crops_size=2**15)
         for name in ("global_crops_scale", "local_crops_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -97,10 +109,25 @@ class ViewSettings(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalViewOptions(Options):
+    """evaluation view"""
+
+    eval_size: int = (
+        0  # side in pixels of the central view of photographs in evaluations (0: as published, see docs/data.md)
+    )
+    eval_resize: int = 0  # length in pixels to which the shorter side is resized first (0: in the published proportion)
+
+    def check(self) -> None:
+        require_at_least(self, eval_size=0, eval_resize=0)
+        if self.eval_size and self.eval_resize:
+            Preprocessing(size=self.eval_size, resize=self.eval_resize)  # raises if the view does not fit
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneOptions(Options):
     """backbone"""
 
-    arch: str = "resnet50"  # torchvision's with .fc, resnet50w2/4/5, cifar_resnet18/34, vit_tiny/small/base, small/cifar_convnet, identity
+    arch: str = "resnet50"  # torchvision's with .fc, resnet50w2/4/5, cifar_resnet18/34, stl_resnet18, vit_*, small/cifar_convnet, identity
     patch_size: int = 16  # side of the patches of a ViT in pixels
 
     def check(self) -> None:
@@ -204,7 +231,14 @@ class RunOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(
-    RunOptions, SpeedOptions, DeviceOptions, OptimizationOptions, BackboneOptions, ViewSettings, DataOptions
+    RunOptions,
+    SpeedOptions,
+    DeviceOptions,
+    OptimizationOptions,
+    BackboneOptions,
+    EvalViewOptions,
+    ViewSettings,
+    DataOptions,
 ):
     """The flags of train.py that all methods share. The defaults are those of Self-Classifier, 800 epochs on ImageNet."""
 
@@ -230,6 +264,14 @@ class TrainOptions(
             raise InputError(
                 f"--arch identity takes features, but --data {self.data} is not an .npz file: change one of them"
             )
+        if self.data == "digits" or has_features:
+            for name in ("eval_size", "eval_resize"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"{flag(name)} is for photographs, but --data {self.data} has its own views: drop one of them"
+                    )
+        elif self.eval_every or self.eval_size or self.eval_resize:
+            check_patches(self.arch, self.evaluation_view.size, patch_size=self.patch_size)
         if self.reference_views and (self.data == "digits" or has_features):
             raise InputError(
                 f"--reference-views is for photographs, but --data {self.data} has its own views: drop one of them"
@@ -257,8 +299,18 @@ class TrainOptions(
         return ViewSettings.of(vars(self))
 
     @property
+    def evaluation_view(self) -> Preprocessing:
+        """The evaluation view of photographs."""
+        view = of_training(self.data, crop_size=self.global_crops_size, augment=self.augment)
+        return view.changed(size=self.eval_size, resize=self.eval_resize)
+
+    @property
     def num_views(self) -> int:
         return self.global_crops_number + self.local_crops_number
+
+    def free_to_change(self) -> set[str]:
+        """Return the options that a run may change when it continues, beside `FREE_TO_CHANGE`."""
+        return EVAL_VIEW | ({"precision"} if self.precision == "auto" else set())
 
     def unused(self) -> dict[str, str]:
         """Return {flag that has no effect with the other options: the reason}."""
@@ -270,6 +322,47 @@ class TrainOptions(
         if self.data in BUILT_IN_DATA or self.data.endswith(".npz"):
             reasons["--in-memory"] = f"--data {self.data} is in memory anyway"
         return reasons
+
+
+def check_patches(arch: str, size: int, *, patch_size: int) -> None:
+    """Raise InputError if the patches of a ViT do not divide the evaluation view of `size` pixels."""
+    if arch.startswith("vit_") and size % patch_size:
+        raise InputError(
+            f"--eval-size {size} is no multiple of the {patch_size} pixels of a patch of {arch}: give --eval-size "
+            f"{size - size % patch_size or patch_size}"
+        )
+
+
+LARGEST_VIEW = 8192  # side in pixels, in the configuration of a file
+MOST_VIEWS = 1000
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the part of a file's configuration from which an evaluation builds the network and the views.
+
+    Raises:
+        InputError: naming the value that is missing, has a wrong type or is out of bounds.
+    """
+    flags.check_types(TrainOptions, settings, ("arch", "patch_size", "data", *(f.name for f in fields(ViewSettings))))
+    optional = [name for name in ("data_root", "subset", "subset_file") if name in settings or settings["data"]]
+    flags.check_types(TrainOptions, settings, optional)
+    if settings.get("subset", "") not in ("", *SUBSETS):
+        raise InputError(f"subset is {settings['subset'][:100]}, expected one of {', '.join(SUBSETS)}")
+    for name, most in (
+        ("channels", flags.LARGEST),
+        ("patch_size", LARGEST_VIEW),
+        ("global_crops_size", LARGEST_VIEW),
+        ("local_crops_size", LARGEST_VIEW),
+        ("global_crops_number", MOST_VIEWS),
+        ("local_crops_number", MOST_VIEWS),
+    ):
+        least = 0 if name == "local_crops_number" else 1
+        if type(settings.get(name)) is not int or not least <= settings[name] <= most:
+            found = str(settings.get(name))[:100]
+            raise InputError(f"{name} is {found}, expected {least} to {most}")
+    if type(settings.get("seed")) not in (int, type(None)):
+        raise InputError("seed is no whole number")
+    ViewSettings.of(settings)
 
 
 # These options do not change what a run learns. A run may continue with other values.
@@ -290,117 +383,4 @@ FREE_TO_CHANGE = {
     "eval_every",
     "log_every",
 }
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# the command line
-
-
-def parse_train(argv: Sequence[str] | None = None) -> tuple[TrainOptions, str, Any]:
-    """Parse the command line of train.py: shared options, the method's name, and the method's own config.
-
-    The function first reads `--method`, and then parses the flags of that method. So a flag of another method is an error.
-    A preset changes defaults. A flag on the command line overrides the preset.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    first = flags.OneLineParser(add_help=False, allow_abbrev=False, prog="train.py")
-    first.add_argument(
-        "--method", choices=method_names(), default=DEFAULT_METHOD, help=f"method to train (default: {DEFAULT_METHOD})"
-    )
-    first.add_argument(
-        "--preset",
-        help="named set of defaults, see docs/recipes.md (default: the preset with the name of --data, otherwise published)",
-    )
-    first.add_argument("--data", default=TrainOptions.data)
-    known, _ = first.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    method = read_method(known.method)
-    preset = known.preset or (known.data if known.data in method.presets else "published")
-    if preset not in method.presets:
-        raise InputError(f"--preset {preset}: {known.method} has {', '.join(method.presets)}; choose one of them")
-
-    changed = method.presets[preset]
-    parser = _parser(first, known.method, method=method, preset=preset)
-    values, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(_explain_unknown(unknown, known.method))
-    published = {**flags.as_plain(TrainOptions(data="somewhere")), **changed}
-    given = flags.flags_in(argv)
-    if values.base_lr is not None:
-        _apply_base_lr(values, published, given)
-    elif known.preset and "--lr" not in given:
-        _check_lr_fits(values.batch_size, published, known.preset)
-    if 0 < values.lr < values.warmup_start and "--warmup-start" not in given:
-        # the ratio that the preset has, but at most 1: a warm-up does not lower the rate
-        values.warmup_start = values.lr * min(published["warmup_start"] / published["lr"], 1.0)
-    options, knobs = flags.collect(TrainOptions, values), flags.collect(method.config, values)
-    flags.refuse_unused(given, options.unused())
-    flags.end_dry_run(values, {"method": known.method, **flags.as_plain(options), **flags.as_plain(knobs)})
-    return options, known.method, knobs
-
-
-def _parser(first: argparse.ArgumentParser, name: str, *, method: MethodSource, preset: str) -> flags.OneLineParser:
-    """Return the parser of all flags of train.py with one method. Its preset gives the defaults."""
-    parser = flags.OneLineParser(
-        prog="train.py",
-        allow_abbrev=False,
-        description=f"Train a network without labels. The flags below are those of method {name} with preset {preset}.",
-    )
-    for action in first._actions[:2]:
-        parser._add_action(action)
-    parser.add_argument(
-        "--base-lr",
-        type=float,
-        help="learning rate per 256 images. It sets --lr to BASE_LR × batch size / 256, --warmup-start to BASE_LR or to the "
-        "preset's share of it, and --final-lr to the preset's share of --lr (default: use --lr)",
-    )
-    flags.add_dry_run(parser)
-    for group in reversed(TrainOptions.__mro__[1:-2]):
-        flags.add_flags(parser, group, flags.comments_of(group), **method.presets[preset])
-    flags.add_flags(parser, method.config, method.comments, title=f"method {name}", **method.presets[preset])
-    return parser
-
-
-def _apply_base_lr(values: argparse.Namespace, published: dict, given: set[str]) -> None:
-    """Apply the rule of the published learning rates.
-
-    The peak rate is base × batch / 256. The warm-up starts at the base, and the final rate is a fixed share of the peak rate.
-    A preset whose warm-up starts at another share of its own base keeps that share.
-    """
-    if "--lr" in given:
-        raise InputError("--base-lr and --lr both name the learning rate: drop one")
-    require_positive(values, "base_lr")
-    values.lr = values.base_lr * values.batch_size / 256
-    if "--warmup-start" not in given:
-        share = published["warmup_start"] / (published["lr"] * 256 / published["batch_size"])
-        values.warmup_start = values.base_lr * (
-            1 if abs(share - 1) < SAME_BATCH else share
-        )  # published: 4092 or 4096 images
-    if "--final-lr" not in given:
-        values.final_lr = values.lr * published["final_lr"] / published["lr"]
-
-
-def _check_lr_fits(batch_size: int, published: dict, preset: str) -> None:
-    """Raise InputError if the batch size differs from that of the preset, whose learning rate is for its own batch size.
-
-    A difference of up to 1 % is accepted: the published rates are for 4096 images, and the authors' batch was
-    66 × 62 = 4092.
-    """
-    lr, batch = published["lr"], published["batch_size"]
-    if abs(batch_size / batch - 1) > SAME_BATCH:
-        base = f"{lr * 256 / batch:.2g}"
-        raise InputError(
-            f"--batch-size {batch_size}: the learning rate {lr} of --preset {preset} is for {batch} images; "
-            f"--base-lr {base} scales it with the batch size, --lr sets it"
-        )
-
-
-def _explain_unknown(words: list[str], method: str) -> str:
-    """Return the message about words that the parser did not take. It names the method that has such a flag."""
-    for word in words:
-        name = word.split("=")[0].replace("--no-", "--")
-        owners = [
-            other for other in method_names() if name in {flag(f.name) for f in fields(read_method(other).config)}
-        ]
-        if owners:
-            return f"{word} belongs to {' and '.join(owners)}, not to {method}"
-    return f"unknown flag or value: {' '.join(words)}"
+EVAL_VIEW = {"eval_size", "eval_resize"}  # free to change in a run of train.py, but not in a linear probe

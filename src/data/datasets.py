@@ -3,20 +3,25 @@
 Labels serve monitoring and scoring only. The label -1 means that the class is unknown.
 """
 
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+from urllib.error import URLError
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import BUILT_IN_DATA
-from ..errors import InputError
+from ..errors import InputError, printable
+from ..inspection import ROOM, read_lines
+from .arrays import Arrays, Damaged
 from .decoding import Kept, decode
-from .listing import IMAGE_SUFFIXES, list_images
+from .folders import find_images
 
+MOST_CLASSES = 1_000_000
 CIFAR100_COARSE = (
     # superclass (0 to 19) of each of the 100 classes
     "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 5 19 8 8 15 13 14 17 18 10 "
@@ -159,7 +164,15 @@ Images = MemoryImages | ImageFiles
 
 
 def open_data(
-    name: str, split: str, *, root: str = "", download: bool = False, subset: str = "", subset_file: str = ""
+    name: str,
+    split: str,
+    *,
+    root: str = "",
+    download: bool = False,
+    subset: str = "",
+    subset_file: str = "",
+    unlabelled: bool = False,
+    val_share: float = 0.0,
 ) -> Images:
     """Open one split of a data set.
 
@@ -172,6 +185,8 @@ def open_data(
         subset: name of a published subset of ImageNet's classes, one of `SUBSETS`; "": all classes.
         subset_file: text file with one class name per line; "": all classes. The data set keeps only the listed classes and
             numbers them in the order of the file (see `keep_classes`).
+        unlabelled: ignore the class folders of a folder of images.
+        val_share: share of the images that is held out for the test split, if a folder has no splits.
 
     Raises:
         InputError: if the data set cannot be opened, or does not have a class of the subset.
@@ -186,7 +201,7 @@ def open_data(
     elif name.endswith(".npz"):
         data = open_features(name, split)
     else:
-        data = open_folder(name, split)
+        data = open_folder(name, split, unlabelled=unlabelled, val_share=val_share)
     if subset:
         return keep_classes(data, published_classes(subset), f"--subset {subset}")
     if subset_file:
@@ -233,7 +248,7 @@ def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> Me
 
     try:
         if name == "stl10":
-            source = datasets.STL10(root, split="train+unlabeled" if split == "train" else "test", download=download)
+            source = _stl10(root, split="train+unlabeled" if split == "train" else "test", download=download)
             images, labels = torch.from_numpy(source.data), np.asarray(source.labels)  # -1: no label
         else:
             source = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(
@@ -252,6 +267,17 @@ def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> Me
     return MemoryImages(images, torch.from_numpy(labels).long(), classes)
 
 
+def _stl10(root: str, *, split: str, download: bool) -> Any:
+    """Return torchvision's STL-10. If it is downloaded, try https first, because torchvision's address begins with http."""
+    from torchvision import datasets  # slow to import
+
+    secure = type("STL10", (datasets.STL10,), {"url": datasets.STL10.url.replace("http://", "https://")})
+    try:
+        return secure(root, split=split, download=download)
+    except URLError:  # the host does not answer over https
+        return datasets.STL10(root, split=split, download=download)
+
+
 def open_features(file: str, split: str) -> FeatureRows:
     """Open a file of features that was written by `numpy.savez`.
 
@@ -266,110 +292,77 @@ def open_features(file: str, split: str) -> FeatureRows:
     if not os.path.isfile(file):
         raise InputError(f"--data {file}: no such file: pass the path of an .npz file")
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            found = {name: np.asarray(arrays[name]) for name in arrays.files}
-    except Exception as error:  # the reader can fail in any way on arbitrary bytes
-        detail = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise InputError(f"--data {file}: not an .npz file of numbers ({detail}): write it with numpy.savez") from None
-    features = found.get(f"{split}_features")
-    if features is None:
+        with open(file, "rb") as opened:
+            return _features(Arrays(opened), file, split)
+    except OSError as error:
+        raise InputError(f"--data {file}: {error.strerror}: pass the path of an .npz file") from None
+    except Damaged as error:
+        raise InputError(f"--data {file}: not an .npz file of numbers ({error}): write it with numpy.savez") from None
+
+
+def _features(arrays: Arrays, file: str, split: str) -> FeatureRows:
+    name, other = f"{split}_features", "test_features" if split == "train" else "train_features"
+    if name not in arrays.shapes:
+        held = ", ".join(map(printable, list(arrays.shapes)[:10]))
+        raise InputError(f"--data {file}: the file holds {held or 'no array'}, expected {name}: add this array")
+    shape, kind = arrays.shapes[name], arrays.kind(name)
+    if len(shape) != 2 or kind not in "fiu" or not math.prod(shape):
         raise InputError(
-            f"--data {file}: the file holds {', '.join(found) or 'no array'}, expected {split}_features: add this array"
+            f"--data {file}: {name} has shape {shape} and type {arrays.dtype(name)}, expected (N, F) numbers"
         )
-    if features.ndim != 2 or features.dtype.kind not in "fiu" or not features.size:
+    others = arrays.shapes.get(other, shape)
+    if len(others) == 2 and others[1] != shape[1]:
+        raise InputError(f"--data {file}: {name} is {shape}, the other split's {others}; expected one width F")
+    size = os.path.getsize(file)
+    memory = sum(
+        4 * math.prod(each) + 8 * each[0] for each in {name: shape, other: arrays.shapes.get(other, (0,))}.values()
+    )
+    if memory > 2 * (size + ROOM):
         raise InputError(
-            f"--data {file}: {split}_features has shape {features.shape} and type {features.dtype}, expected (N, F) numbers"
+            f"--data {file}: {size:,} bytes that take {memory:,} in memory: write float32 numbers with numpy.savez, without "
+            "compression"
         )
-    other = found.get("test_features" if split == "train" else "train_features")
-    if other is not None and other.ndim == 2 and other.shape[1] != features.shape[1]:
+    features = arrays.read(name, np.float32)  # a number that is too large for float32 becomes infinite
+    if not all(np.isfinite(features[row : row + 4096]).all() for row in range(0, len(features), 4096)):
+        raise InputError(f"--data {file}: {name} holds NaN or infinity, expected finite numbers")
+    labels, classes = _labels(arrays, file, split)
+    return FeatureRows(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)), classes)
+
+
+def _labels(arrays: Arrays, file: str, split: str) -> tuple[np.ndarray, list[str]]:
+    """Return the labels of a split of features, and the names of the classes."""
+    name, number = f"{split}_labels", arrays.shapes[f"{split}_features"][0]
+    known: dict[str, np.ndarray] = {}
+    for each in ("train_labels", "test_labels"):
+        size: int = math.prod(arrays.shapes.get(each, (0,)))
+        if size and arrays.kind(each) in "iu":
+            known[each] = arrays.read(each)
+    labels = known.get(name, np.full(number, -1))
+    if name in arrays.shapes and (name not in known or labels.shape != (number,)):
         raise InputError(
-            f"--data {file}: {split}_features is {features.shape}, the other split's {other.shape}; expected one width F"
-        )
-    with np.errstate(over="ignore"):  # too large for float32 is not finite, which is refused
-        features = features.astype(np.float32)
-    if not np.isfinite(features).all():
-        raise InputError(f"--data {file}: {split}_features holds NaN or infinity, expected finite numbers")
-    labels = found.get(f"{split}_labels", np.full(len(features), -1))
-    if labels.shape != (len(features),) or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"--data {file}: {split}_labels has shape {labels.shape} and type {labels.dtype}, "
-            f"expected {len(features)} integers"
+            f"--data {file}: {name} has shape {arrays.shapes[name]} and type {arrays.dtype(name)}, "
+            f"expected {number} integers"
         )
     if labels.min() < -1:
-        raise InputError(f"--data {file}: {split}_labels holds {labels.min()}, expected -1 (unknown class) or more")
-    both = [found[name] for name in ("train_labels", "test_labels") if name in found]
-    known = [each for each in both if each.size and each.dtype.kind in "iu"]
-    count = max((int(each.max()) + 1 for each in known), default=0)
-    classes = [str(name) for name in np.ravel(found.get("classes", range(count)))]
+        raise InputError(f"--data {file}: {name} holds {labels.min()}, expected -1 (unknown class) or more")
+    count = max((int(each.max()) + 1 for each in known.values()), default=0)
+    named = math.prod(arrays.shapes["classes"]) if "classes" in arrays.shapes else count
+    if max(count, named) > MOST_CLASSES:
+        raise InputError(
+            f"--data {file}: {max(count, named):,} classes, expected at most {MOST_CLASSES:,}: correct the labels or `classes`"
+        )
+    classes = [str(each) for each in np.ravel(arrays.read("classes") if "classes" in arrays.shapes else range(count))]
     if len(classes) < count:
         raise InputError(
             f"--data {file}: the largest label is {count - 1}, but `classes` has only {len(classes)} names: name all classes"
         )
-    return FeatureRows(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)), classes)
+    return labels, classes
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# folders of images
-
-
-def open_folder(folder: str, split: str) -> ImageFiles:
-    """Open a folder of images.
-
-    If the folder has a subfolder `train/`, `val/` or `test/`, the training split is `train/`, and the test split is `val/`
-    or, without it, `test/`. The subfolders of a split are the classes, as in ImageNet. A split without subfolders has no
-    labels. If the folder has none of the three, both splits consist of all images below it, at any depth, without labels.
-
-    Raises:
-        InputError: if the folder or the split is missing, or if it holds no image.
-    """
-    top = Path(folder)
-    if not folder:
-        raise InputError(f"--data is empty, expected a folder of images or one of {', '.join(BUILT_IN_DATA)}")
-    try:
-        is_folder = top.is_dir()
-    except OSError as error:  # a name that is too long
-        raise InputError(f"--data {folder}: {error.strerror}: pass the path of a folder") from None
-    if not is_folder:
-        raise InputError(
-            f"--data {folder}: no such folder, expected a folder of images or one of {', '.join(BUILT_IN_DATA)}"
-        )
-    splits = [name for name in ("train", "val", "test") if (top / name).is_dir()]
-    if not splits:
-        (paths,) = list_images(top, [""])
-        if not paths:
-            raise InputError(
-                f"--data {folder}: no image in this folder, expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        return ImageFiles(paths, torch.full((len(paths),), -1), [])
-    wanted = ["train"] if split == "train" else ["val", "test"]
-    found = [name for name in wanted if name in splits]
-    if not found:
-        raise InputError(
-            f"--data {folder}: the folder has {', '.join(splits)}, but the {split} split needs {' or '.join(wanted)}: add it"
-        )
-    top = top / found[0]
-    classes = _class_names(top)
-    if not classes:
-        (paths,) = list_images(top, [""])
-        if not paths:
-            raise InputError(
-                f"--data {folder}: no image in {found[0]}/, expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}"
-            )
-        return ImageFiles(paths, torch.full((len(paths),), -1), [])
-    by_class = list_images(top, classes)
-    if not any(by_class):
-        raise InputError(f"--data {folder}: the {len(classes)} class folders in {found[0]}/ hold no image: add images")
-    # The training split defines the labels: a class without a folder in the test split must not shift the other labels.
-    names = _class_names(Path(folder) / "train") if "train" in splits else classes
-    names = names + [name for name in classes if name not in names]
-    number = {name: i for i, name in enumerate(names)}
-    labels = [number[name] for name, paths in zip(classes, by_class, strict=True) for _ in paths]
-    return ImageFiles([path for paths in by_class for path in paths], torch.tensor(labels), names)
-
-
-def _class_names(folder: Path) -> list[str]:
-    """Return the names of the visible subfolders, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def open_folder(folder: str, split: str, *, unlabelled: bool = False, val_share: float = 0.0) -> ImageFiles:
+    """Open a folder of images; see `folders.find_images`."""
+    paths, labels, classes = find_images(folder, split, unlabelled=unlabelled, val_share=val_share)
+    return ImageFiles(paths, torch.from_numpy(labels), classes)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -395,12 +388,9 @@ def read_classes(file: str) -> list[str]:
     """
     expected = "expected a text file with one class name per line"
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"--subset-file {file}: {error.strerror}, {expected}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--subset-file {file}: not a text file, expected one class name per line") from None
-    lines = [line.strip() for line in lines if line.strip()]
+        lines = read_lines(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--subset-file {file}: {getattr(error, 'strerror', None) or error}, {expected}") from None
     if not lines:
         raise InputError(f"--subset-file {file}: lists no class, expected one class name per line")
     return lines

@@ -32,7 +32,7 @@ class DigitRecipe:
 class DigitViews(Views):
     """Make augmented views of (B, 1, H, W) uint8 digits.
 
-    The views are a list of (B, 1, size, size) floats. Ink is near 1 and paper is near -1.
+    The views are a list of (B, 1, size, size) tensors of torch's default dtype. Ink is near 1 and paper is near -1.
 
     Args:
         recipes: one for each view.
@@ -49,7 +49,7 @@ class DigitViews(Views):
 
     def single(self, images: Tensor) -> Tensor:
         """Return the digits without augmentation, resized to the size of the first view."""
-        ink = images.float() / 255
+        ink = images.to(torch.get_default_dtype()) / 255
         if images.shape[-1] != self.recipes[0].size:
             ink = F.interpolate(ink, size=self.recipes[0].size, mode="bilinear", align_corners=False)
         return 2 * ink - 1
@@ -58,8 +58,9 @@ class DigitViews(Views):
         self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int, view: int, recipe: DigitRecipe
     ) -> Tensor:
         """Make one view of a batch, (B, 1, size, size)."""
-        pixels = recipe.size**2
-        draws = torch.from_numpy(uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=6 + pixels)).float()
+        pixels, dtype = recipe.size**2, torch.get_default_dtype()
+        draws = torch.from_numpy(uniforms(seed=seed, epoch=epoch, indices=indices, view=view, count=6 + pixels))
+        draws = draws.to(dtype)
         signed = (2 * draws[:, :6] - 1).to(images.device, non_blocking=True)
         angle = signed[:, 0] * math.radians(recipe.rotation)
         height = 1 + recipe.stretch * signed[:, 1]
@@ -70,7 +71,7 @@ class DigitViews(Views):
         second = torch.stack([sin, (sin * shear + cos) * height, 2 * recipe.shift * signed[:, 4]], dim=1)
         affine = torch.stack([first, second], dim=1)  # (B, 2, 3)
         grid = F.affine_grid(affine, [len(images), 1, recipe.size, recipe.size], align_corners=False)
-        ink = F.grid_sample(images.float() / 255, grid, align_corners=False)  # pixels outside the image are paper
+        ink = F.grid_sample(images.to(dtype) / 255, grid, align_corners=False)  # pixels outside the image are paper
         ink = ink * (1 + recipe.brightness * signed[:, 5]).view(-1, 1, 1, 1)
         # Inverse distribution function of the normal. The clamp keeps the noise finite where a draw rounds to 0 or 1.
         normal = math.sqrt(2) * torch.erfinv((2 * draws[:, 6:] - 1).clamp(-0.999999, 0.999999))

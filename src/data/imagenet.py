@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .. import downloads
 from ..config import OneLineParser
-from ..errors import InputError, run_script
+from ..errors import InputError, printable, run_script
 
 SOURCE = "https://raw.githubusercontent.com/MadryLab/BREEDS-Benchmarks/master/imagenet_class_hierarchy/modified/"
 FILES = {  # file name: SHA-256
@@ -192,7 +192,7 @@ def main() -> None:
         "folder", nargs="?", default="", metavar="DIR", help=f"folder for the files (default: {default_folder()})"
     )
     for path in get(parser.parse_args().folder):
-        print(path)
+        print(printable(path))
 
 
 if __name__ == "__main__":

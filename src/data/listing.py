@@ -14,13 +14,15 @@ from typing import Any
 
 from .. import distributed
 from ..downloads import cache_folder
-from ..errors import InputError
+from ..errors import InputError, printable
+from ..inspection import read_json
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 WORTH_KEEPING = 20_000  # smallest number of images whose list is cached
 # A list is cached only if no folder has changed in this many seconds before the listing began. Otherwise a folder could
 # change once more without a new modification time.
 SETTLED = 2.0
+LONGEST = 1 << 28  # bytes of a cached list; a longer one is made again
 SECONDS_BETWEEN_LINES = 10.0  # of the progress report
 
 
@@ -42,7 +44,7 @@ def list_images(top: Path, names: list[str]) -> list[list[str]]:
     """
     key = hashlib.sha256(json.dumps([os.path.abspath(top), names]).encode()).hexdigest()[:20]
     file = cache_folder() / "listings" / f"{key}.json"
-    kept = _read(file)
+    kept = _read(file, top, names)
     if kept is None:
         began, count = time.time(), _Count(top)
         folders: dict[str, int] = {}  # path: modification time in nanoseconds
@@ -74,7 +76,7 @@ def _raise_unreadable(error: OSError) -> None:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return not os.path.basename(name).startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 class _Count:
@@ -89,19 +91,33 @@ class _Count:
             if self.images % 1000 == 0 and time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
                 self.printed = time.monotonic()
                 if distributed.is_main():
-                    print(f"listing {self.top}: {self.images:,} images so far", flush=True)
+                    print(f"listing {printable(self.top)}: {self.images:,} images so far", flush=True)
             yield path
 
 
-def _read(file: Path) -> list[list[str]] | None:
+def _read(file: Path, top: Path, names: list[str]) -> list[list[str]] | None:
     """Return the cached lists, or None if there are none or if a folder has changed."""
     try:
-        content = json.loads(file.read_text())
-        current = all(os.stat(folder).st_mtime_ns == changed for folder, changed in content["folders"].items())
-        return content["images"] if current else None
+        content = read_json(file, most=LONGEST)
+        folders, images = content["folders"], content["images"]
+        if len(images) != len(names) or not all(_is_list_below(paths) for paths in images):
+            return None
+        inside = os.path.abspath(top)
+        if not folders or any(os.path.commonpath([inside, folder]) != inside for folder in folders):
+            return None
+        current = all(os.stat(folder).st_mtime_ns == changed for folder, changed in folders.items())
+        return images if current else None
     # There is no file, or it is damaged, or a folder no longer exists.
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_list_below(paths: object) -> bool:
+    """Return whether a value is a list of relative paths of images that do not leave their folder."""
+    return isinstance(paths, list) and all(
+        isinstance(path, str) and not path.startswith("/") and ".." not in path.split("/") and _is_image(path)
+        for path in paths
+    )
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .. import distributed
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, printable
 from .base import Views
 from .datasets import ImageFiles, Images, MemoryImages
 from .decoding import Kept, decode_on, encoded, packed, unpacked
@@ -190,8 +190,10 @@ class TrainLoader:
         for part, (crops, read, damaged) in zip(parts, self._timed(batches), strict=True):
             for path, reason in damaged:
                 if path not in self.damaged:
-                    readable = os.fsencode(path).decode(errors="replace")
-                    print(f"damaged image {readable} ({reason}): replaced by the next readable image", flush=True)
+                    print(
+                        f"damaged image {printable(path)} ({printable(reason)}): replaced by the next readable image",
+                        flush=True,
+                    )
                 self.damaged[path] = reason
             if not crops:
                 raise RunError(
@@ -360,7 +362,10 @@ class _FileBatches:
             decoded, damaged = [image.to(device) for image in images], damaged + more
             if not more and not self.refused:
                 self.refused = str(error).partition("\n")[0]
-                print(f"the device cannot decode some images ({self.refused}): the host decodes them", flush=True)
+                print(
+                    f"the device cannot decode some images ({printable(self.refused)}): the host decodes them",
+                    flush=True,
+                )
         return (self.reader.cut(decoded, indices, epoch) if decoded else []), indices, damaged
 
     def close(self) -> None:

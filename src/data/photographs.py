@@ -17,9 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..config import ViewSettings
+from ..preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from .base import Views
 from .colour import (
     NONE,
@@ -36,8 +38,6 @@ from .colour import (
 from .randomness import beside, uniforms
 from .strong import OPERATIONS, cutout, holes, strengthen
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SWAV_STD = (0.228, 0.224, 0.225)  # the authors' code and all weights that they released use 0.228
 # arXiv:2006.09882v5, A.2: the colour jitter of SimCLR with strength 1
 SWAV: dict[str, Any] = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 PLAIN: dict[str, Any] = {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # only crop and flip
@@ -135,12 +135,14 @@ def scan_views(settings: ViewSettings, *, central: int = 0) -> list[PhotoRecipe]
 class PhotoViews(Views):
     """Make augmented views and evaluation views of photographs in memory or in files.
 
-    The evaluation view is the central crop of the resized image, with the size of the first recipe.
+    The evaluation view is the central crop of the resized image.
 
     Args:
         recipes: one for each view.
-        eval_resize: length in pixels to which evaluation resizes the shorter side before the central crop.
+        resize: length in pixels to which recipes with `resize_first` resize the shorter side.
         mean, std: normalisation of RGB values in [0, 1].
+        eval_size: side of the evaluation view in pixels (0: the size of the first recipe).
+        eval_resize: length in pixels to which evaluation resizes the shorter side before the central crop (0: `resize`).
         compiled: run the colour jitter as one compiled pass over the pixels. Compilation takes half a minute once and needs
             a C++ compiler.
 
@@ -151,15 +153,17 @@ class PhotoViews(Views):
     def __init__(
         self,
         recipes: list[PhotoRecipe],
-        eval_resize: int,
+        resize: int,
         *,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        eval_size: int = 0,
+        eval_resize: int = 0,
         compiled: bool = False,
     ):
-        self.recipes, self.eval_resize = recipes, eval_resize
+        self.recipes, self.resize = recipes, resize
         self.compiled = compiled
-        self.eval_size = recipes[0].size
+        self.eval_size, self.eval_resize = eval_size or recipes[0].size, eval_resize or resize
         self.mean, self.std = mean, std
         self.resize_first = recipes[0].resize_first
         if any(recipe.resize_first != self.resize_first for recipe in recipes):
@@ -167,7 +171,7 @@ class PhotoViews(Views):
 
     def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
         if self.resize_first:
-            images = self._resized(images.float()).round().clamp(0, 255)
+            images = _resized(images.float(), self.resize).round().clamp(0, 255)
         height, width = images.shape[-2:]
         crops = []
         for view, recipe in enumerate(self.recipes):
@@ -181,8 +185,7 @@ class PhotoViews(Views):
         The crops are uint8 on a CPU, and floats with whole numbers on a GPU.
         """
         if self.resize_first:
-            images = [_resize(image, self._resized_sides(*image.shape[1:]), "bilinear") for image in images]
-            images = [image.round().clamp(0, 255) if image.is_floating_point() else image for image in images]
+            images = [resize_whole(image, self.resize) for image in images]
         count, views = len(images), len(self.recipes)
         height, width = (np.repeat([image.shape[side] for image in images], views) for side in (1, 2))
         boxes = crop_boxes(
@@ -216,11 +219,11 @@ class PhotoViews(Views):
 
     def single(self, images: Tensor) -> Tensor:
         """Return the evaluation view of images in memory: resized, central crop, normalised."""
-        return normalise(self._centre(self._resized(rgb(images.float()))), self.mean, self.std)
+        return normalise(self._centre(_resized(rgb(images.float()), self.eval_resize)), self.mean, self.std)
 
     def single_cut(self, image: Tensor) -> Tensor:
         """Return the evaluation crop of one decoded image, (3, size, size) uint8."""
-        return self._centre(_resize(image, self._resized_sides(*image.shape[1:]), "bilinear"))
+        return self._centre(resize_whole(image, self.eval_resize))
 
     def single_finish(self, crops: Tensor) -> Tensor:
         """Normalise evaluation crops, (B, 3, size, size)."""
@@ -230,19 +233,42 @@ class PhotoViews(Views):
         top, left = (round((side - self.eval_size) / 2) for side in images.shape[-2:])  # rounded as in torchvision
         return images[..., top : top + self.eval_size, left : left + self.eval_size]
 
-    def _resized_sides(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width for a shorter side of `eval_resize`.
 
-        The longer side keeps the proportion and is rounded down, as in torchvision.
-        """
-        shorter = min(height, width)
-        return self.eval_resize * height // shorter, self.eval_resize * width // shorter
+def resized_sides(sides: Sequence[int], shorter: int) -> tuple[int, int]:
+    """Return height and width of an image after its shorter side is resized to a given length.
 
-    def _resized(self, images: Tensor) -> Tensor:
-        sides = self._resized_sides(*images.shape[-2:])
-        if sides == images.shape[-2:]:
-            return images
-        return F.interpolate(images, size=sides, mode="bilinear", antialias=True)
+    The longer side keeps the proportion and is rounded down, as in torchvision.
+
+    Args:
+        sides: height and width of the image in pixels.
+        shorter: length of the shorter side in pixels.
+    """
+    height, width = sides
+    return shorter * height // min(sides), shorter * width // min(sides)
+
+
+def resize_whole(image: Tensor, shorter: int) -> Tensor:
+    """Resize one decoded image, (3, H, W) uint8, so that its shorter side has a given length.
+
+    On a CPU Pillow resizes, as in the published evaluations. torch is faster, but its pixels differ from Pillow's by one grey
+    level in places, and then the outputs of a network differ in the fourth digit.
+    """
+    height, width = resized_sides(image.shape[1:], shorter)
+    if (height, width) == image.shape[1:]:
+        return image
+    if image.is_cuda:
+        return _resize(image, (height, width), "bilinear").round().clamp(0, 255)
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    resized = pixels.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def _resized(images: Tensor, shorter: int) -> Tensor:
+    """Resize images in memory, (B, C, H, W), so that their shorter side has a given length."""
+    sides = resized_sides(images.shape[-2:], shorter)
+    if sides == images.shape[-2:]:
+        return images
+    return F.interpolate(images, size=sides, mode="bilinear", antialias=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------

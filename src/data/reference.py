@@ -26,6 +26,7 @@ from .photographs import (
     PhotoRecipe,
     PhotoViews,
     crop_boxes,
+    resized_sides,
 )
 from .randomness import uniforms
 from .strong import draw, holes
@@ -51,7 +52,7 @@ class ReferenceViews(PhotoViews):
         """Make the views of one image, each (3, size, size) uint8."""
         image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
         if self.resize_first:
-            height, width = self._resized_sides(image.height, image.width)
+            height, width = resized_sides((image.height, image.width), self.resize)
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         numbers, indices = np.arange(len(self.recipes)), np.full(len(self.recipes), index)
         boxes = crop_boxes(

@@ -22,7 +22,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..config import OneLineParser
-from ..errors import InputError, RunError, run_script
+from ..errors import InputError, RunError, printable, run_script
+from ..inspection import read_json
 from .decoding import opened
 from .listing import list_images
 
@@ -82,7 +83,7 @@ def _record_settings(target: Path, settings: dict[str, int]) -> None:
         target.mkdir(parents=True, exist_ok=True)
         if not note.exists():
             note.write_text(json.dumps(settings))
-        before = json.loads(note.read_text())
+        before = read_json(note)
     except (OSError, ValueError) as error:
         raise InputError(f"{target}: the folder cannot be used ({error}): pass another folder") from None
     if before != settings:
@@ -134,7 +135,7 @@ def main() -> None:
             for wrong in tqdm(done, total=len(pairs), unit=" images", disable=not sys.stderr.isatty()):
                 if wrong:
                     damaged += 1
-                    print(f"left out: {os.fsencode(wrong).decode(errors='replace')}", flush=True)
+                    print(f"left out: {printable(wrong)}", flush=True)
         except OSError as error:
             raise RunError(
                 f"{options.target}: {error}: the files written so far are complete; run the same command again to continue"

@@ -2,11 +2,11 @@
 
 import os
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
+from ..inspection import read_lines
 from .datasets import ImageFiles, Images
 
 
@@ -55,12 +55,10 @@ def read_list(data: Images, file: str, flag: str) -> np.ndarray:
             if a line matches several images.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{flag} {file}: {getattr(error, 'strerror', None) or 'not a text file, expected one image per line'}"
-        ) from None
-    lines = [line.strip() for line in lines if line.strip()]
+        lines = read_lines(file)
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or f"{error}, expected one image per line"
+        raise InputError(f"{flag} {file}: {problem}") from None
     if not lines:
         raise InputError(f"{flag} {file}: the file lists no image, expected one image per line")
     rows = _by_name(data, lines) if isinstance(data, ImageFiles) else _by_position(data, lines)

@@ -2,22 +2,21 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ..config import ViewSettings
+from ..preprocessing import Preprocessing, of_training, resize_first
 from .base import Views
 from .datasets import FeatureRows, Images, MemoryImages
 from .digits import DigitRecipe, DigitViews
 from .photographs import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     PLAIN,
     SELA,
     SIMCLR,
     SWAV,
-    SWAV_STD,
     PhotoRecipe,
     PhotoViews,
     published_views,
@@ -25,11 +24,6 @@ from .photographs import (
     uniform_views,
 )
 from .reference import ReferenceViews
-
-CIFAR_STATISTICS = {  # mean and standard deviation of RGB, from the training images
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
-    "cifar100-20": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-}
 
 
 class IdentityViews(Views):
@@ -50,15 +44,22 @@ class IdentityViews(Views):
 
 
 def build_views(
-    name: str, data: Images, settings: ViewSettings, *, reference: bool = False, compiled: bool = False
+    name: str,
+    data: Images,
+    settings: ViewSettings,
+    *,
+    evaluation: Preprocessing | None = None,
+    reference: bool = False,
+    compiled: bool = False,
 ) -> Views:
     """Build the views of a data set.
 
-    The digits have a recipe of their own. For photographs, `--augment` names the recipe. The evaluation view of a large
-    image is the central 224 of 256 pixels, in proportion to the size of the views. For a small image it is the whole image.
+    The digits have a recipe of their own. For photographs, `--augment` names the recipe.
 
     Args:
         name: value of `--data`.
+        evaluation: the evaluation view of photographs, and the normalisation of all views; None: those of a network that is
+            trained with these settings, see `preprocessing.of_training`.
         reference: make the views one by one with Pillow, as published.
         compiled: compile the colour jitter.
     """
@@ -70,12 +71,17 @@ def build_views(
         return DigitViews([DigitRecipe(size=size) for size in sizes])
     size = settings.global_crops_size
     recipes = photo_recipes(settings)
-    is_small = isinstance(data, MemoryImages) or size <= 64
-    mean, std = CIFAR_STATISTICS.get(name, (IMAGENET_MEAN, SWAV_STD if settings.augment == "swav" else IMAGENET_STD))
-    eval_resize = size if is_small else round(size * 256 / 224)
+    evaluation = evaluation or of_training(name, crop_size=size, augment=settings.augment)
+    resize = size if isinstance(data, MemoryImages) else resize_first(name, size)
+    shown: dict[str, Any] = {
+        "eval_size": evaluation.size,
+        "eval_resize": evaluation.resize,
+        "mean": evaluation.mean,
+        "std": evaluation.std,
+    }
     if reference:
-        return ReferenceViews(recipes, eval_resize, mean=mean, std=std)
-    return PhotoViews(recipes, eval_resize, mean=mean, std=std, compiled=compiled)
+        return ReferenceViews(recipes, resize, **shown)
+    return PhotoViews(recipes, resize, compiled=compiled, **shown)
 
 
 def photo_recipes(settings: ViewSettings) -> list[PhotoRecipe]:

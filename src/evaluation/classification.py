@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from .. import distributed
 from ..config import ClsEvalOptions, KMeansOptions, ViewSettings, as_plain
 from ..data.base import Views
-from ..data.datasets import Images, MemoryImages
+from ..data.datasets import ImageFiles, Images, MemoryImages
 from ..data.imagenet import class_to_superclass
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..features import average_clusters, predict_clusters
 from ..loading import Unclassified, load_classifiers
 from ..methods import Method
@@ -32,7 +32,7 @@ from .clustering import SCORES, kmeans_on_pixels, score_classifiers, score_super
 from .knn import unit_rows
 from .maps import choose_images, name_directions, tsne, two_directions
 from .quality import agreement, align, rankme, silhouette
-from .session import Session, open_session
+from .session import Session, choose_view, open_session
 
 Other = tuple[Method | LinearClassifiers, dict[str, Any], Views]
 MAPPED = 10_000  # largest number of points in a map of principal components
@@ -154,6 +154,7 @@ def open_job(options: ClsEvalOptions) -> Job:
             batch_size=options.batch_size,
             features_cache=options.features_cache,
             below="kmeans" if by_features else "",
+            protocol="self_classifier" if by_features else "",
         )
     except Unclassified as error:
         hint = "drop --layer head" if by_features else "--kmeans K clusters the features of any backbone"
@@ -177,7 +178,7 @@ def open_job(options: ClsEvalOptions) -> Job:
     for choice, (of_class, _) in superclasses.items():
         if not np.isin(data.labels, list(of_class)).any():
             raise InputError(f"--superclass {choice}: no image of the {options.split} split belongs to one of them")
-    others = {other: _open_other(other, name, data) for other in options.compare}
+    others = {other: _open_other(other, options, data, data_name=name) for other in options.compare}
     return Job(session=session, split=options.split, data=data, superclasses=superclasses, others=others)
 
 
@@ -186,16 +187,17 @@ def _is_first(session: Session) -> bool:
     return session.trained["method"] == "self_classifier_v1"
 
 
-def _open_other(name: str, data_name: str, data: Images) -> Other:
+def _open_other(name: str, options: ClsEvalOptions, data: Images, *, data_name: str) -> Other:
     """Open a checkpoint to compare with, and the views of its training run."""
-    method, state = load_classifiers(name)
+    method, state = load_classifiers(name, options.arch, strict=False)
     trained = state["config"]
     if trained["channels"] != data.channels:
         raise InputError(
             f"--compare {name}: the network takes images with {trained['channels']} channels, but --data {data_name} has "
             f"{data.channels}: drop this checkpoint"
         )
-    return method, state, build_views(data_name, data, ViewSettings.of(trained))
+    view = choose_view(options, state, data, data=data_name)
+    return method, state, build_views(data_name, data, ViewSettings.of(trained), evaluation=view)
 
 
 # ---- cluster --------------------------------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def cluster_by_kmeans(job: Job, settings: KMeansOptions) -> Clustering:
     train = session.open("train")
     rows, which = _fitted_rows(settings, train)
     features = session.features(job.data, split=job.split, layer=settings.layer)
-    if job.split == "train":
+    if _same_files(train, job.data) or job.split == "train":
         fitted_on = features[rows]
     elif session.features_cache:  # a cache holds the whole split, because the next evaluation may use another share
         fitted_on = session.features(train, split="train", layer=settings.layer)[rows]
@@ -291,10 +293,12 @@ def cluster_by_kmeans(job: Job, settings: KMeansOptions) -> Clustering:
         init=settings.init,
         restarts=settings.restarts,
         seed=settings.seed,
+        least_gain=kmeans.EARLY if settings.early_stop else 0.0,
     )
     clusters, confidences = (
         each.cpu().numpy()[None] for each in kmeans.assign(to_cluster.to(session.device), fit.centroids)
     )
+    start = f"{settings.init}, early stop" if settings.early_stop else settings.init
     facts = as_plain(settings)
     facts = {"clusters": facts.pop("kmeans"), **facts, "fit_images": len(rows), "inertia": fit.inertia}
     facts |= {"iterations": fit.iterations, "best": fit.restart, "features": fitted_on.shape[1]}
@@ -307,11 +311,16 @@ def cluster_by_kmeans(job: Job, settings: KMeansOptions) -> Clustering:
         chosen=0,
         chosen_by="--kmeans",
         protocol=f"one central view per image, output of the {settings.layer}{' at unit length' if settings.normalize else ''}; "
-        f"k-means with {settings.kmeans} clusters, the best of {settings.restarts} starts ({settings.init}), fitted on "
+        f"k-means with {settings.kmeans} clusters, the best of {settings.restarts} starts ({start}), fitted on "
         f"{len(rows)} training images ({which})",
         settings=facts,
         features=features if settings.layer == "backbone" else None,
     )
+
+
+def _same_files(one: Images, other: Images) -> bool:
+    """Tell whether two splits consist of the same files, as those of a folder without `train/` do."""
+    return isinstance(one, ImageFiles) and isinstance(other, ImageFiles) and one.paths == other.paths
 
 
 def _fitted_rows(settings: KMeansOptions, train: Images) -> tuple[np.ndarray, str]:
@@ -428,7 +437,7 @@ def write(folder: Path, drawing: report.Drawing, result: dict[str, Any]) -> None
     make_folder(folder)
     files = report.write(folder, drawing, result)
     print("\n".join(report.as_text(result, len(drawing.data.classes))))
-    print(f"wrote {', '.join(files)} to {folder}")
+    print(f"wrote {', '.join(files)} to {printable(folder)}")
 
 
 def maps_of(
@@ -447,7 +456,7 @@ def maps_of(
         return []
     rows = features.numpy()
     if len(job.labelled):
-        groups, names = job.data.labels.numpy(), [report.printable(name) for name in job.data.classes]
+        groups, names = job.data.labels.numpy(), [printable(name) for name in job.data.classes]
     else:
         groups = found.clusters[found.chosen]
         names = [f"cluster {k}" for k in range(max(groups) + 1)]

@@ -15,7 +15,7 @@ from .. import distributed
 from ..config import KnnEvalOptions
 from ..data.datasets import Images
 from ..data.subsets import draw_share, keep_rows, read_list
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..logs import percent, table, write_json
 from ..neighbors import count_hits
 from ..run import make_folder
@@ -33,9 +33,11 @@ def run(options: KnnEvalOptions) -> None:
         labelled=True,
         batch_size=options.batch_size,
         features_cache=options.features_cache,
+        protocol="self_classifier",
     )
     bank, queries = session.splits["train"], session.splits["test"]
     rows, which = choose_bank(options, bank)
+    ks = choose_ks(options.k, len(rows), of=f"{len(bank)} training images ({which})")
     if not options.features_cache:  # a cache holds the whole split, because the next evaluation may use another share
         bank, rows = keep_rows(bank, rows), np.arange(len(rows))
 
@@ -48,7 +50,7 @@ def run(options: KnnEvalOptions) -> None:
         bank.labels[rows],
         queries=query_features,
         query_labels=queries.labels,
-        ks=options.k,
+        ks=ks,
         tau=options.tau,
         device=session.device,
     )
@@ -67,7 +69,7 @@ def run(options: KnnEvalOptions) -> None:
             "classes": len(queries.classes),
             "protocol": f"central view, output of the {options.layer} at unit length in {session.precision}; the k most similar of "
             f"{len(rows)} training images ({which}) by dot product, votes weighted exp(similarity / {options.tau:g})",
-            "k": {str(k): scores[k] for k in options.k},
+            "k": {str(k): scores[k] for k in ks},
         }
         write(session, result, which)
     distributed.stop()
@@ -77,19 +79,37 @@ def choose_bank(options: KnnEvalOptions, bank: Images) -> tuple[np.ndarray, str]
     """Return the positions of the labelled images to search, and a description of them.
 
     Raises:
-        InputError: if there are fewer images than neighbours to find, or the list is wrong.
+        InputError: if the list is wrong.
     """
     if options.bank_list:
         rows, which = read_list(bank, options.bank_list, "--bank-list"), f"listed in {options.bank_list}"
     else:
         rows = draw_share(bank.labels.numpy(), options.bank_share, options.seed)
         which = f"{100 * options.bank_share:g} % of each class"
-    if max(options.k) > len(rows):
-        raise InputError(
-            f"--k {max(options.k)} is larger than the bank, {len(rows)} of {len(bank)} training images ({which}): "
-            "give a smaller --k or search more images"
-        )
     return rows, which
+
+
+def choose_ks(wanted: Sequence[int], size: int, *, of: str) -> tuple[int, ...]:
+    """Return the numbers of neighbours to score. Of the default numbers, the function takes those that fit and says so.
+
+    If none fits, all images of the bank are the neighbours.
+
+    Args:
+        size: number of images in the bank.
+        of: description of the images from which the bank was chosen.
+
+    Raises:
+        InputError: if a number other than the default is larger than the bank.
+    """
+    ks = tuple(k for k in wanted if k <= size) or (size,)
+    if max(wanted) <= size:
+        return ks
+    larger = f"--k {max(wanted)} is larger than the bank, {size} of {of}"
+    if tuple(wanted) != KnnEvalOptions.k:
+        raise InputError(f"{larger}: give a smaller --k or search more images")
+    if distributed.is_main():
+        print(f"{larger}: scoring --k {' '.join(map(str, ks))} only")
+    return ks
 
 
 def unit_rows(features: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,9 +157,9 @@ def write(session: Session, result: dict[str, Any], which: str) -> None:
     make_folder(session.folder)
     write_json(session.folder / "knn_eval.json", result)
     print(
-        f"{result['data']}, test split, {result['test_images']:,} images, {result['classes']} classes; "
+        f"{printable(result['data'])}, test split, {result['test_images']:,} images, {result['classes']} classes; "
         f"{result['bank_images']:,} training images searched ({which}); {result['layer']}, tau {result['tau']:g}"
     )
     rows = [[k, percent(score["top1"]), percent(score["top5"])] for k, score in result["k"].items()]
     print(table(["neighbours", "TOP1", "TOP5"], rows))
-    print(f"wrote knn_eval.json to {session.folder}")
+    print(f"wrote knn_eval.json to {printable(session.folder)}")

@@ -23,11 +23,11 @@ from ..data.datasets import Images
 from ..data.loaders import TrainLoader
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..logs import Progress, percent, table, write_json
 from ..methods import feature_width
 from ..models.backbones import pool_windows
-from ..run import Run, find_checkpoint, make_folder
+from ..run import Run, continuing_command, find_checkpoint, make_folder
 from ..trainer import Trainer
 from .probe import LinearProbe, build_probe_optimizer, rate_factor
 from .search import search, top_hits
@@ -101,14 +101,16 @@ def open_job(options: LinclsEvalOptions) -> tuple[Job, LinclsEvalOptions]:
         labelled=True,
         batch_size=options.val_batch_size,
         features_cache=options.features_cache,
+        protocol="swav" if options.preset.startswith("swav") else "self_classifier",
     )
     options = parse_lincls_eval(trained=session.trained)  # the default of --preset depends on the data
     options = replace(options, precision=cast(Any, session.precision))
     data, backbone = session.splits["train"], session.network.get_submodule("backbone")
     num_features = feature_width(backbone)
     if options.pool_window:
-        size = session.trained["global_crops_size"]
-        num_features = pool_windows(backbone, options.pool_window, in_channels=data.channels, image_size=size)
+        num_features = pool_windows(
+            backbone, options.pool_window, in_channels=data.channels, image_size=session.view_size
+        )
     if options.train_list:
         data = keep_rows(data, read_list(data, options.train_list, "--train-list"))
     elif options.train_share < 1:
@@ -195,6 +197,8 @@ def train(
     settings = settings | {
         **{name: session.trained[name] for name in ("arch", "patch_size", "channels", "global_crops_size")},
         "method": "linear",
+        "eval_size": session.view and session.view.size,
+        "eval_resize": session.view and session.view.resize,
         "backbone": probe.before,
         "train_images": len(job.train),
     }
@@ -203,16 +207,17 @@ def train(
         found = find_checkpoint(session.folder, settings, name=NAME, irrelevant=IRRELEVANT, replace_finished=True)
     if found:
         trainer.load_state_dict(_migrated(found))
-    run = Run(session.folder, settings, found, name=NAME, log=False)
+    again = continuing_command(session.folder, output_dir=str(session.folder), fresh=fresh)
+    run = Run(session.folder, settings, found, name=NAME, log=False, continuation=again)
     if run.history and not trainer.done and best_epoch(run.history) is run.history[-1]:
         run.save(trainer, extra=BEST)  # the process may have ended after the last checkpoint and before this one
 
     total = epochs * trainer.loader.images
     progress = Progress(total, trainer.images, enabled=distributed.is_main())
-    progress.say(f"command: {shlex.join(sys.argv)}\nrevision: {run.revision}\n{protocol}")
+    progress.say(f"command: {printable(shlex.join(sys.argv))}\nrevision: {run.revision}\n{protocol}")
     progress.say(
         f"{len(job.train):,} training images of {len(job.train.classes)} classes, {len(job.test):,} test images; "
-        f"{len(trainer.loader)} steps per epoch on {distributed.world_size()} x {session.device.type}; writing to {run.folder}"
+        f"{len(trainer.loader)} steps per epoch on {distributed.world_size()} x {session.device.type}; writing to {printable(run.folder)}"
     )
     if found:
         where = f"resuming from epoch {trainer.epoch + 1}, step {trainer.done + 1}"
@@ -298,12 +303,14 @@ def build_trainer(
 def training_views(job: Job, *, augment: bool = True) -> Views:
     """Return the training views: a random resized crop with a flip, as in both protocols, or the evaluation view.
 
+    The crops have the size and the normalisation of the evaluation view.
+
     The protocols do not cover digits, which have their own augmented views.
     """
     session = job.session
     if not augment:
         return Unaugmented(session.views)
-    size = session.trained["global_crops_size"]
+    size = session.view_size
     settings = ViewSettings(
         global_crops_number=1,
         local_crops_number=0,
@@ -313,7 +320,7 @@ def training_views(job: Job, *, augment: bool = True) -> Views:
         local_crops_scale=CROP_SHARE,
         augment="crop_flip",
     )
-    return build_views(session.source.data, job.train, settings)
+    return build_views(session.source.data, job.train, settings, evaluation=session.view)
 
 
 class Unaugmented(Views):
@@ -395,18 +402,18 @@ def write(job: Job, found: dict[str, Any], *, protocol: str, options: dict[str, 
             + [percent(row["top1"]), percent(row["top5"])]
             for row in found["settings"]
         ]
-        print(f"{data}, {len(job.train):,} training images, {found['held_out_images']:,} of them held out")
+        print(f"{printable(data)}, {len(job.train):,} training images, {found['held_out_images']:,} of them held out")
         print(table(["held out", "TOP1", "TOP5"], rows))
         print(table(["test", "TOP1", "TOP5"], [["chosen", percent(found["top1"]), percent(found["top5"])]]))
-        print(f"wrote lincls_eval.json to {session.folder}")
+        print(f"wrote lincls_eval.json to {printable(session.folder)}")
         return
     rows = [
         [f"best epoch, {found['best_epoch']}", percent(found["top1"]), percent(found["top5"])],
         [f"last epoch, {found['history'][-1]['epoch']}", percent(found["last_top1"]), percent(found["last_top5"])],
     ]
-    print(f"{data}, test split, {len(job.test):,} images, {len(job.test.classes)} classes")
+    print(f"{printable(data)}, test split, {len(job.test):,} images, {len(job.test.classes)} classes")
     print(table(["", "TOP1", "TOP5"], rows))
-    print(f"wrote lincls_eval.json, {NAME}.pt and {BEST} to {session.folder}")
+    print(f"wrote lincls_eval.json, {NAME}.pt and {BEST} to {printable(session.folder)}")
 
 
 def describe(options: LinclsEvalOptions) -> str:

@@ -3,25 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..config import DataOptions, EvaluationOptions, ViewSettings
+from ..config import DataOptions, EvaluationOptions, ViewSettings, as_plain, check_patches, flag
 from ..data.base import Views
-from ..data.datasets import FeatureRows, Images, check_channels, open_data
+from ..data.datasets import FeatureRows, ImageFiles, Images, MemoryImages, check_channels, open_data
 from ..data.loaders import single_views
 from ..data.subsets import keep_rows
 from ..data.views import build_views
 from ..errors import InputError
 from ..features import extract
-from ..loading import Unclassified, load_backbone, load_classifiers, load_method
+from ..loading import Unclassified, evaluation_view, load_backbone, load_classifiers, load_method
 from ..machine import resolve_precision
 from ..methods import Method
 from ..models.heads import LinearClassifiers
+from ..preprocessing import Preprocessing
 from ..run import results_folder
 
 Part = Literal["backbone", "head", "classifiers"]
@@ -40,6 +41,7 @@ class Session:
         source: the data set.
         splits: {name of a split: its images}.
         views: the views of the training run; evaluations use the view `single`.
+        view: the evaluation view of photographs; None for digits and features, which have their own views.
         folder: folder for the results, which may not exist yet.
         batch_size: number of images per forward pass and rank.
         workers: number of processes per rank that decode files; -1: one per available core.
@@ -53,6 +55,7 @@ class Session:
     source: DataOptions
     splits: dict[str, Images]
     views: Views
+    view: Preprocessing | None
     device: torch.device
     precision: str
     channels_last: bool
@@ -60,6 +63,11 @@ class Session:
     batch_size: int
     workers: int
     features_cache: str
+
+    @property
+    def view_size(self) -> int:
+        """Side of the evaluation view in pixels."""
+        return self.view.size if self.view else self.trained["global_crops_size"]
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -99,8 +107,11 @@ class Session:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return the entries about the checkpoint and the data that every result file has."""
-        return {
+        """Return the entries about the checkpoint, the data and the evaluation view that every result file has.
+
+        Digits and features have no entries about the view.
+        """
+        facts = {
             "checkpoint": self.checkpoint,
             "method": self.trained["method"],
             "arch": self.trained["arch"],
@@ -110,6 +121,9 @@ class Session:
             "subset": self.source.subset,
             "subset_file": self.source.subset_file,
         }
+        if self.view:
+            facts |= {f"eval_{name}": value for name, value in as_plain(self.view).items()}
+        return facts
 
 
 def open_session(
@@ -121,6 +135,7 @@ def open_session(
     batch_size: int,
     features_cache: str = "",
     below: str = "",
+    protocol: Literal["", "self_classifier", "swav"] = "",
 ) -> Session:
     """Open a checkpoint of this project or of another one, together with its data.
 
@@ -131,6 +146,7 @@ def open_session(
         splits: names of the splits to open.
         labelled: keep only images with a label, and require the same classes in all splits.
         below: subfolder of the folder of the checkpoint for the results, unless `--output-dir` is given.
+        protocol: published evaluation that is followed; see `Preprocessing.in_protocol`.
 
     Raises:
         InputError: if something is missing or does not fit together. It is an `Unclassified` if the checkpoint lacks `part`.
@@ -148,7 +164,8 @@ def open_session(
     if isinstance(first, FeatureRows) != (trained["arch"] == "identity"):
         takes = "features" if trained["arch"] == "identity" else "images"
         raise InputError(f"--data {source.data}: checkpoint {options.checkpoint} takes {takes}: give others")
-    views = build_views(source.data, first, ViewSettings.of(trained))
+    view = choose_view(options, state, first, data=source.data, protocol=protocol)
+    views = build_views(source.data, first, ViewSettings.of(trained), evaluation=view)
     folder = results_folder(options.checkpoint, output_dir=options.output_dir, below=below)
     device = distributed.start(options.device)
     session = Session(
@@ -159,6 +176,7 @@ def open_session(
         source=source,
         splits=images,
         views=views,
+        view=view,
         device=device,
         precision=resolve_precision(options.precision, device),
         channels_last=options.channels_last,
@@ -169,6 +187,38 @@ def open_session(
     )
     network.to(device).to(memory_format=session.layout)
     return session
+
+
+def choose_view(
+    options: EvaluationOptions, state: dict[str, Any], images: Images, *, data: str, protocol: str = ""
+) -> Preprocessing | None:
+    """Return the evaluation view of photographs for a network; None for digits and features, which have their own views.
+
+    Images in memory are small. They are resized to the size of the view and stay whole, unless --eval-resize is given.
+
+    Args:
+        state: the checkpoint without the weights.
+        images: images that are evaluated.
+        data: their --data.
+        protocol: see `Preprocessing.in_protocol`.
+
+    Raises:
+        InputError: if --eval-size or --eval-resize does not fit the data or the network.
+    """
+    if data == "digits" or isinstance(images, FeatureRows):
+        for name in ("eval_size", "eval_resize"):
+            if getattr(options, name):
+                raise InputError(
+                    f"{flag(name)} is for photographs, but --data {data} has its own views: drop {flag(name)}"
+                )
+        return None
+    view = evaluation_view(state, data).in_protocol(protocol)
+    if isinstance(images, MemoryImages):
+        view = view.whole()
+    view = view.changed(size=options.eval_size, resize=options.eval_resize)
+    trained = state["config"]
+    check_patches(trained["arch"], view.size, patch_size=trained["patch_size"])
+    return view
 
 
 def _load(options: EvaluationOptions, part: Part) -> tuple[Network, dict[str, Any]]:
@@ -191,6 +241,8 @@ def _source(options: EvaluationOptions, trained: dict[str, Any]) -> DataOptions:
         download=options.download,
         subset=options.subset if given else trained["subset"],
         subset_file=options.subset_file if given else trained["subset_file"],
+        unlabelled=options.unlabelled or trained["unlabelled"],
+        val_share=options.val_share or trained["val_share"],
     )
 
 
@@ -202,6 +254,8 @@ def _open(source: DataOptions, split: str) -> Images:
         download=source.download,
         subset=source.subset,
         subset_file=source.subset_file,
+        unlabelled=source.unlabelled,
+        val_share=source.val_share,
     )
 
 
@@ -219,6 +273,11 @@ def _labelled(source: DataOptions, splits: tuple[str, ...]) -> dict[str, Images]
                 "give another --data"
             )
     first = images[splits[0]]
+    if len(splits) > 1 and isinstance(first, ImageFiles) and first.paths == cast(ImageFiles, images[splits[1]]).paths:
+        raise InputError(
+            f"--data {source.data}: the folder has no train/ and val/, so both splits are the same images: "
+            "hold out a part with --val-share 0.2"
+        )
     for split, data in images.items():
         if data.classes != first.classes:
             only = sorted(set(first.classes) ^ set(data.classes))

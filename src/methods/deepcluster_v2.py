@@ -83,7 +83,13 @@ class MemoryBankMethod(PrototypeMethod):
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         if "bank.written" in state:
-            self.bank.make_room(len(state["bank.written"]))
+            number, (banks, _, dim) = len(state["bank.written"]), self.bank.embeddings.shape
+            found = tuple(state["bank.embeddings"].shape) if "bank.embeddings" in state else None
+            if found != (banks, number, dim):  # before memory is allocated for them
+                raise InputError(
+                    f"the memory bank has embeddings of the shape {found}, expected {(banks, number, dim)}: use another file"
+                )
+            self.bank.make_room(number)
 
     def prepare_run(self, data: TrainingData) -> None:
         """Fill the bank with the embeddings of the views of the first epoch."""
@@ -206,6 +212,41 @@ PRESETS = {
         "warmup_start": 0.0002,
         "final_lr": 0.000002,
         "weight_decay": 1e-6,
+    },
+    # For own images. `train.py --data FOLDER` chooses one of the two and adapts it to the number of images and the device.
+    "small_images": {
+        "arch": "cifar_convnet",
+        "global_crops_size": 32,
+        "global_crops_scale": (0.2, 1.0),
+        "local_crops_number": 0,
+        "augment": "simclr",
+        "hidden_dim": 512,
+        "epochs": 13,
+        "batch_size": 512,
+        "optimizer": "adamw",
+        "lr": 0.003,
+        "warmup_epochs": 1,
+        "warmup_start": 0.0003,
+        "final_lr": 0.000003,
+        "weight_decay": 0.0001,
+        "prototypes": (10, 10, 10, 10, 10, 10, 10, 10),
+        "temperature": 0.05,
+        "precision": "auto",
+        "channels_last": True,
+        "in_memory": True,
+    },
+    "photographs": {
+        "base": "small_images",
+        "arch": "resnet18",
+        "global_crops_size": 96,
+        "epochs": 20,
+        "batch_size": 128,
+        "lr": 0.0015,
+        "warmup_start": 0.00015,
+        "final_lr": 0.0000015,
+        "in_memory": False,
+        "eval_size": 96,
+        "eval_resize": 112,
     },
     "digits": {
         "arch": "small_convnet",

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
+STL_RESNETS = {"stl_resnet18": (2, 2, 2, 2)}  # as for CIFAR, with max-pooling in the stem
 VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; the depth is 12
 OWN_NAMES = (
     "small_convnet",
     "cifar_convnet",
     "identity",
     *CIFAR_RESNETS,
+    *STL_RESNETS,
     *VITS,
 )  # parameter names differ from torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
@@ -36,9 +38,9 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
     """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F). Its attribute `width` is F.
 
     Args:
-        arch: "small_convnet", "cifar_convnet", "cifar_resnet18", "cifar_resnet34", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny",
-            "vit_small", "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity"
-            for data that are features of width `in_channels`.
+        arch: "small_convnet", "cifar_convnet", "cifar_resnet18", "cifar_resnet34", "stl_resnet18", "resnet50w2",
+            "resnet50w4", "resnet50w5", "vit_tiny", "vit_small", "vit_base", the name of a torchvision network whose
+            classifier is called `fc`, or "identity" for data that are features of width `in_channels`.
         image_size: side of the global views in pixels. The position embedding of a ViT has this size; for images of other
             sizes it is interpolated.
         patch_size: side of a ViT's patches in pixels.
@@ -54,6 +56,8 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
         return CifarConvNet(in_channels)
     if arch in CIFAR_RESNETS:
         return CifarResNet(CIFAR_RESNETS[arch], in_channels)
+    if arch in STL_RESNETS:
+        return CifarResNet(STL_RESNETS[arch], in_channels, max_pool=True)
     if arch in VITS:
         return _vit(arch, in_channels, image_size=image_size, patch_size=patch_size)
     return _torchvision(arch, in_channels)
@@ -90,28 +94,18 @@ def _torchvision(arch: str, in_channels: int) -> Backbone:
 
 
 def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> Backbone:
-    """Build a vision transformer of timm with depth 12 whose features are the class token."""
-    from timm.models.vision_transformer import VisionTransformer  # slow to import
+    """Build a vision transformer of depth 12 whose features are the class token."""
+    from .vit import SelfClassifierViT  # timm is slow to import
 
     if image_size % patch_size:
         raise InputError(
             f"--patch-size {patch_size} does not divide --global-crops-size {image_size}: change one of them"
         )
     width, heads = VITS[arch]
-    network = VisionTransformer(
-        img_size=image_size,
-        patch_size=patch_size,
-        in_chans=in_channels,
-        num_classes=0,
-        global_pool="token",
-        embed_dim=width,
-        depth=12,
-        num_heads=heads,
-        dynamic_img_size=True,
+    network = SelfClassifierViT(
+        width, heads=heads, image_size=image_size, patch_size=patch_size, in_channels=in_channels
     )
-    backbone = cast(Backbone, network)
-    backbone.width = width
-    return backbone
+    return cast(Backbone, network)
 
 
 class WideResNet(Backbone):
@@ -241,18 +235,21 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(Backbone):
-    """ResNet for images of 32×32 pixels, (B, in_channels, H, W) → (B, 512).
+    """ResNet for images of 32×32 pixels, or of 96×96 with `max_pool`, (B, in_channels, H, W) → (B, 512).
 
-    The stem is a 3×3 convolution of stride 1 without pooling, as is common for CIFAR. Four stages of basic blocks follow.
-    Source: He et al., arXiv:1512.03385v1.
+    The stem is a 3×3 convolution of stride 1, as is common for CIFAR. Four stages of basic blocks follow.
+    Sources: He et al., arXiv:1512.03385v1; for `max_pool` SCAN's network for STL-10, arXiv:2005.12320, which ends in an
+    average over 7×7 positions. Those are all positions for images of 96 pixels, so a global average equals it.
 
     Args:
         blocks: number of basic blocks in each stage.
+        max_pool: let the stem end in max-pooling over 2×2 positions with stride 2 and padding 1. It has no parameters.
     """
 
-    def __init__(self, blocks: Sequence[int], in_channels: int = 3):
+    def __init__(self, blocks: Sequence[int], in_channels: int = 3, *, max_pool: bool = False):
         super().__init__()
-        self.stem = nn.Sequential(conv_bn(in_channels, 64, 3), nn.ReLU())
+        pooling = [nn.MaxPool2d(2, stride=2, padding=1)] if max_pool else []
+        self.stem = nn.Sequential(conv_bn(in_channels, 64, 3), nn.ReLU(), *pooling)
         stages, inputs = [], 64
         for i, number in enumerate(blocks):
             outputs = 64 * 2**i

@@ -7,7 +7,6 @@ No function needs a display: matplotlib's Agg canvas draws, never pyplot. matplo
 importing this module is cheap.
 """
 
-import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,6 +146,5 @@ def one_line(name: str, length: int) -> str:
     Line breaks and other control characters become escapes such as `\\n`: they are no text, and an SVG file with them
     is not valid.
     """
-    unprintable = {"Cc", "Cn", "Cs", "Zl", "Zp"}
-    line = "".join(ascii(c)[1:-1] if unicodedata.category(c) in unprintable else c for c in name)
+    line = printable(name)
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"

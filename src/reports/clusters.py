@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import files
 from ..data.datasets import ImageFiles, Images
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..logs import percent, table, write_json
 from . import figures
 
@@ -78,19 +79,19 @@ def write(folder: Path, drawing: Drawing, result: dict[str, Any]) -> list[str]:
     aside = folder / f".cls_eval.{os.getpid()}.part"
     try:
         aside.mkdir()
-        files = [*draw(aside, drawing, result), "clusters.csv", "cls_eval.json"]
+        names = [*draw(aside, drawing, result), "clusters.csv", "cls_eval.json"]
         write_clusters(aside / "clusters.csv", drawing, result)
         write_json(aside / "cls_eval.json", result)
         for earlier in folder.iterdir():
-            if re.fullmatch(FIGURES, earlier.name) and earlier.name not in files:
+            if re.fullmatch(FIGURES, earlier.name) and earlier.name not in names:
                 earlier.unlink()
-        for name in files:
-            os.replace(aside / name, folder / name)
+        for name in names:
+            files.move(aside / name, folder / name)
     except OSError as error:
         raise InputError(f"--output-dir {folder}: {error.filename or ''}: {error.strerror}; give another") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return files[::-1]
+    return names[::-1]
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -219,27 +220,24 @@ def clusters_by_log_sum(clusters: np.ndarray, log_sums: np.ndarray) -> list[dict
 def write_clusters(path: Path, drawing: Drawing, result: dict[str, Any]) -> None:
     """Write one line per image: file or position, cluster and confidence.
 
-    With labels, the line also has the class that the cluster stands for and the class of the image.
+    With labels, the line also has the class that the cluster stands for and the class of the image. In names, backslashes
+    are doubled and what cannot be printed is escaped as in Python; the codec `unicode_escape` restores them.
     """
     data = drawing.data
     known = bool((data.labels >= 0).any())
-    # file names are bytes and not always text
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    names = [printable(name, reversible=True) for name in data.classes]
+    with open(path, "w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
         lines.writerow(["image", "cluster", "confidence", *(["class_of_cluster", "class"] if known else [])])
         rows = zip(drawing.clusters.tolist(), drawing.confidences.tolist(), strict=True)
         for index, (cluster, confidence) in enumerate(rows):
-            line = [data.paths[index] if isinstance(data, ImageFiles) else index, cluster, f"{confidence:.4g}"]
+            image = printable(data.paths[index], reversible=True) if isinstance(data, ImageFiles) else index
+            line = [image, cluster, f"{confidence:.4g}"]
             if known:
                 label = int(data.labels[index])
                 stands_for = result["mapping"].get(str(cluster))
-                line += [data.classes[each] if each is not None and each >= 0 else "" for each in (stands_for, label)]
+                line += [names[each] if each is not None and each >= 0 else "" for each in (stands_for, label)]
             lines.writerow(line)
-
-
-def printable(name: str) -> str:
-    """Return the name of a file or folder as text, although its bytes may not be text."""
-    return os.fsencode(name).decode(errors="replace")
 
 
 def as_text(result: dict[str, Any], num_classes: int) -> list[str]:
