@@ -1,5 +1,7 @@
 """Measure whole training steps on images of 32 pixels, against the rate of matrix products: `benchmarks/step.py --cifar`."""
 
+import time
+from collections.abc import Callable
 from statistics import median
 
 import numpy as np
@@ -17,7 +19,7 @@ from src.models.backbones import build_backbone
 from src.optim import build_optimizer, parameter_groups
 from src.trainer import TrainingStep
 
-BATCHES = {"cifar_convnet": 512, "cifar_resnet18": 128}  # images per step
+BATCHES = {"cifar_convnet": 512, "cifar_resnet18": 64}  # images per step
 CLASSES = (10,) * 8 + (20, 20, 100, 100)
 SIDE = 2048  # rows and columns of the matrices in the products
 PRODUCTS = 10  # products per timed turn
@@ -53,7 +55,7 @@ class WholeStep:
         assert loss.item() > 0  # reading the loss waits for a GPU, as the log of a run does
 
 
-def measure(arch: str, turns: int, device: torch.device) -> dict:
+def measure(arch: str, turns: int, device: torch.device, clock: Callable[[], float]) -> dict:
     """Measure the step and the products in float32 and in bfloat16 in turns."""
     sides, operations, a_and_b = {}, 0, torch.randn(2, SIDE, SIDE).to(device)
     for precision in ("float32", "bfloat16"):
@@ -65,7 +67,7 @@ def measure(arch: str, turns: int, device: torch.device) -> dict:
         sides[f"{precision} step"] = step
         sides[f"{precision} products"] = lambda a=a, b=b: [a @ b for _ in range(PRODUCTS)][-1]
     finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds = seconds_in_turns(sides, turns, finish)
+    seconds = seconds_in_turns(sides, turns, finish, clock)
     row = {"arch": arch, "batch_size": BATCHES[arch], "operations": operations, "seconds": seconds}
     for precision in ("float32", "bfloat16"):
         rate = operations / median(seconds[f"{precision} step"])
@@ -74,17 +76,22 @@ def measure(arch: str, turns: int, device: torch.device) -> dict:
     return row
 
 
-def report(turns: int, device: torch.device) -> list[dict]:
-    """Measure all networks and print a table. Return the numbers."""
+def report(turns: int, device: torch.device, *, cpu_time: bool) -> list[dict]:
+    """Measure all networks and print a table. Return the numbers.
+
+    Args:
+        cpu_time: count processor time instead of the time that passes.
+    """
     keep_freed_memory()  # as in train.py
     fastest = fastest_precision(device)
     print(f"two views of 32², {len(CLASSES)} classifiers, AdamW, channels_last, {device}, ", end="")
-    print(f"{torch.get_num_threads()} thread(s); {turns} steps each; --precision auto is {fastest}\n")
+    clock = "processor time" if cpu_time else "time"
+    print(f"{torch.get_num_threads()} thread(s); {turns} steps each, {clock}; --precision auto is {fastest}\n")
     print(f"{'':16}{'precision':11}{'GFLOP/view':>10}{'seconds per step':>28}{'views/s':>9}", end="")
     print(f"{'GFLOP/s':>9}{'products':>10}{'share':>7}")
     rows = []
     for arch, batch_size in BATCHES.items():
-        row = measure(arch, turns, device)
+        row = measure(arch, turns, device, time.process_time if cpu_time else time.perf_counter)
         for precision in ("float32", "bfloat16"):
             values, found = row["seconds"][f"{precision} step"], row[precision]
             print(

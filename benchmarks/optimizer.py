@@ -8,6 +8,7 @@ sides get the same gradients and end with the same weights.
 """
 
 import sys
+import time
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +16,7 @@ import torch
 from torchvision.models import resnet50
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.common import in_words, machine, parse, parser, seconds_in_turns, spread, write
+from benchmarks.common import add_threads, in_words, machine, parse, parser, seconds_in_turns, spread, write
 from src.optim import LARS
 
 LR, MOMENTUM, DECAY, TRUST, EPS = 3.2, 0.9, 1e-6, 0.001, 1e-8
@@ -49,7 +50,10 @@ class PerTensor:
 
 
 def main():
-    arguments = parse(parser(__doc__))
+    made = parser(__doc__)
+    add_threads(made)
+    arguments = parse(made)
+    torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = machine("torch")
     print(in_words(where), flush=True)
@@ -65,9 +69,10 @@ def main():
         "simple": PerTensor(params[1]).step,
         "together": Together(params[2], LR, MOMENTUM, DECAY, TRUST, EPS).step,
     }
-    turns = 5 if arguments.quick else 30
+    turns = 5 if arguments.quick else arguments.turns
     finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds = seconds_in_turns(sides, turns, finish)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    seconds = seconds_in_turns(sides, turns, finish, clock)
     difference = max(
         ((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in zip(*params[:2], strict=True)
     )

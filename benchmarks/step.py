@@ -109,6 +109,9 @@ def main():
         action="store_true",
         help="measure whole steps on images of 32 pixels, as a share of the rate of matrix products",
     )
+    made.add_argument(
+        "--cpu-time", action="store_true", help="with --cifar: count processor time; for one thread on a busy machine"
+    )
     arguments = parse(made)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -116,7 +119,8 @@ def main():
     where = machine("torch")
     print(in_words(where), flush=True)
     if arguments.cifar:
-        write(arguments.json, where, cifar_step.report(1 if arguments.quick else arguments.turns, device))
+        turns = 1 if arguments.quick else arguments.turns
+        write(arguments.json, where, cifar_step.report(turns, device, cpu_time=arguments.cpu_time))
         return
 
     arch, sides, length = ("resnet18", (64, 32), 4096) if arguments.quick else ("resnet50", (224, 96), 65536)

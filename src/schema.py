@@ -61,7 +61,7 @@ def state_dict(entry: str, value: Any, *, scalars: tuple[str, ...] | None = SCAL
                 continue
             raise InputError(f"the entry {_path(entry, name)} has no dimension, expected weights: use another file")
         dense_tensor(_path(entry, name), tensor)
-    return {name: tensor.detach() for name, tensor in value.items()}
+    return {name: tensor.detach() if tensor.requires_grad else tensor for name, tensor in value.items()}
 
 
 def _path(entry: str, name: str) -> str:

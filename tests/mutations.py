@@ -469,8 +469,8 @@ MUTATIONS = [
         ),
         (
             "head's batch statistics of each size alone",
-            "return list(self.projection_head(torch.cat(features)).chunk(len(views)))",
-            "return list(torch.cat([self.projection_head(part) for part in features]).chunk(len(views)))",
+            "return list(self.project(torch.cat(features)).chunk(len(views)))",
+            "return list(torch.cat([self.project(part) for part in features]).chunk(len(views)))",
         ),
     ),
     *mistakes(

@@ -14,6 +14,7 @@ from src.losses import self_classifier_v1_terms
 DOCUMENT = ROOT / "docs" / "fidelity.md"
 TITLES = {
     "self_classifier": "Self-Classifier, second generation",
+    "self_classifier_simclr": "Self-Classifier with SimCLR",
     "self_classifier_v1": "Self-Classifier, first generation",
     "swav": "SwAV",
     "deepcluster_v2": "DeepCluster-v2",
