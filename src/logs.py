@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ class Progress:
     def __init__(self, total: int, done: int, *, enabled: bool, seconds_between_lines: float = 10.0):
         self.total, self.done, self.enabled = total, done, enabled
         self.first, self.began = done, time.monotonic()
-        self.seconds, self.printed = seconds_between_lines, time.monotonic()
+        self.seconds, self.printed = seconds_between_lines, -math.inf  # the first line appears after the first step
         self.when_closed: Callable[[], None] | None = None
         self.bar = None
         if enabled and sys.stderr.isatty():
@@ -63,7 +64,7 @@ class Progress:
         if not self.enabled or time.monotonic() - self.printed < self.seconds:
             return None
         self.printed = time.monotonic()
-        rate = (self.done - self.first) / (self.printed - self.began)
+        rate = (self.done - self.first) / max(self.printed - self.began, 1e-9)
         left = (self.total - self.done) / rate
         return f"{self.done / self.total:4.0%}", f"{rate:,.0f} images/s  {clock(left)} left"
 
