@@ -47,7 +47,7 @@ lint: .venv/installed  ## run the linter, the formatter's check and the type che
 mutations: .venv/installed  ## break the code on purpose in many places and see that a test notices
 	$(BIN)/python -m tests.mutations
 
-campaign: .venv/installed  ## break runs and files in many ways and see that nothing is lost, a few hours
+campaign: .venv/installed  ## break runs and files in many ways and see that nothing is lost, several hours
 	$(BIN)/python -m tests.campaign
 
 clean:                 ## remove the environment and the runs

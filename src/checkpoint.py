@@ -92,12 +92,12 @@ def _checked(state: object, path: str | Path, *, needed: tuple[str, ...] = ()) -
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = ", ".join(map(schema.shown, list(state)[:4])) if isinstance(state, dict) else type(state).__name__
         raise InputError(f"checkpoint {path}: not written by train.py, it holds {found}, ...: name a file of train.py")
-    for version, migrate in sorted(MIGRATIONS.items()):
-        if state.get("version") == version:
-            state = {**migrate(state), "version": version + 1}
-    if state.get("version") != VERSION:
+    for number, migrate in sorted(MIGRATIONS.items()):
+        if state.get("version") == number:
+            state = {**migrate(state), "version": number + 1}
+    if type(version := state.get("version")) is not int or version != VERSION:
         raise InputError(
-            f"checkpoint {path}: format version {schema.shown(state.get('version'))}, expected {VERSION}: use the code that "
+            f"checkpoint {path}: format version {schema.shown(version)}, expected {VERSION}: use the code that "
             "wrote the file"
         )
     try:

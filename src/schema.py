@@ -61,7 +61,7 @@ def state_dict(entry: str, value: Any, *, scalars: tuple[str, ...] | None = SCAL
                 continue
             raise InputError(f"the entry {_path(entry, name)} has no dimension, expected weights: use another file")
         dense_tensor(_path(entry, name), tensor)
-    return {name: tensor.detach() for name, tensor in value.items()}
+    return {name: tensor.detach() if tensor.requires_grad else tensor for name, tensor in value.items()}
 
 
 def _path(entry: str, name: str) -> str:
@@ -104,8 +104,9 @@ def _named(entry: str, value: Any) -> None:
     """Raise InputError unless the value is a dictionary whose keys are texts."""
     if not isinstance(value, dict):
         raise refuse(entry, value, "a dictionary")
-    if wrong := next((key for key in value if type(key) is not str), None):
-        raise refuse(entry, value, f"texts as its keys, not {shown(wrong)}")
+    for key in value:
+        if type(key) is not str:
+            raise refuse(entry, value, f"texts as its keys, not {shown(key)}")
 
 
 def _count(entry: str, value: Any) -> None:
@@ -131,7 +132,10 @@ def _history(entry: str, value: Any) -> None:
         raise refuse(entry, value, "a list with one dictionary per epoch")
     for number, epoch in enumerate(value):
         _named(f"{entry}[{number}]", epoch)
-        _plain(f"{entry}[{number}]", epoch)
+        for name, each in epoch.items():
+            _plain(f"{entry}[{number}].{shown(name)}", each)
+            if not isinstance(each, int | float):
+                raise refuse(f"{entry}[{number}].{shown(name)}", each, "a number")
 
 
 def _optimizer(entry: str, value: Any) -> None:

@@ -37,8 +37,14 @@ def end_with_one_line() -> dict:
 
 
 def main_has_ended() -> None:
-    """Let signals end the process at once from now on, because only the interpreter is left to end."""
+    """Let signals not change the status any more, because only the interpreter is left to end.
+
+    A job script takes the status 143 as "stopped and saved". A failed program that gets SIGTERM while its interpreter ends must
+    not end with it. The interpreter replaces Python's handlers by the system's while it ends, but not an ignored signal.
+    """
     _ended.append(True)
+    for number in NAMES:
+        _signal.signal(number, _signal.SIG_IGN)
 
 
 def launched_as() -> tuple[str, str]:

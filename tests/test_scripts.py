@@ -720,8 +720,8 @@ class TestOnSlurm:
         self, cluster, trained, submit, tmp_path, signalled
     ):
         size, log = (trained / "sc_800ep_train" / "checkpoint.pt").stat().st_size, tmp_path / "log.txt"
-        # Without a signal, the third checkpoint does not fit. With one, not even the first does.
-        with small_disk(tmp_path / "disk", size // 2 if signalled else 5 * size // 2) as disk:
+        # Without a signal, the second checkpoint does not fit. With one, not even the first does.
+        with small_disk(tmp_path / "disk", size // 2 if signalled else 3 * size // 2) as disk:
             job = submit(2, "scripts/train.sh", *DIGITS.split(), "--output-dir", str(disk / "run"))
             if signalled:
                 wait_until(lambda: log.exists() and "parameters; writing to" in log.read_text(), lambda: "no log")
@@ -733,7 +733,7 @@ class TestOnSlurm:
             errors = [line for line in said.splitlines() if "train.py: error" in line]
             assert len(errors) == 1, said
             assert "checkpoint.pt cannot be written (No space left on device)" in errors[0]
-            assert ("no checkpoint has been saved yet" if signalled else "(epoch 2, step 0), is kept") in errors[0]
+            assert ("no checkpoint has been saved yet" if signalled else "(epoch 1, step 0), is kept") in errors[0]
             subprocess.run(["mount", "-o", f"remount,size={40 * size}", disk], check=True)
             job = submit(2, "scripts/train.sh", *DIGITS.split(), "--output-dir", str(disk / "run"))
             assert wait_for_end(cluster, job, tmp_path) == "COMPLETED", log.read_text()

@@ -60,15 +60,12 @@ def choose_preset(survey: Survey, presets: dict[str, dict[str, Any]]) -> tuple[s
         if size < SMALLEST_FOR_CIFAR:
             changes["arch"] = "small_convnet"
         return "small_images", changes, f"images of at most {SMALL_SIDE} pixels"
+    size = presets["photographs"]["global_crops_size"]
     changes = {}
     if survey.gpu:
         size = min(survey.side // 32 * 32, 224)
-        changes = {
-            "arch": "resnet50" if size > 128 else "resnet18",
-            "global_crops_size": size,
-            "eval_size": size,
-            "eval_resize": size * 256 // 224,
-        }
+        changes = {"arch": "resnet50" if size > 128 else "resnet18", "global_crops_size": size}
+    changes |= {"eval_size": size, "eval_resize": size * 256 // 224}
     return "photographs", changes, f"photographs on {device}"
 
 

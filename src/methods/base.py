@@ -4,7 +4,7 @@ Legend: B images on this rank, V views, K classifiers, C_k classes of classifier
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -275,18 +275,20 @@ class ClassifierMethod(Method):
         """Return a table with one row per classifier. `metrics.balance` explains the two balances, which are in percent."""
         rows = []
         for k, size in enumerate(self.classes):
-            name = f"classifier {k} (chosen)" if k == summary["classifier"] else f"classifier {k}"
-            balances = [
-                percent(summary[key]) if key in summary else "" for key in (f"balance_hard_{k}", f"balance_soft_{k}")
-            ]
-            rows.append([name, str(size), f"{summary[f'loss_{k}']:.3f}", str(summary[f"used_{k}"]), *balances])
+            # The summary may come from a checkpoint of an earlier version, or from a damaged one.
+            name = f"classifier {k} (chosen)" if k == summary.get("classifier") else f"classifier {k}"
+            shown: dict[str, Callable[[Any], str]] = {f"loss_{k}": "{:.3f}".format, f"used_{k}": str}
+            shown |= {f"balance_hard_{k}": percent, f"balance_soft_{k}": percent}
+            rows.append(
+                [name, str(size), *(form(summary[key]) if key in summary else "" for key, form in shown.items())]
+            )
         return table(["last epoch", "clusters", "loss", "used", "balance (hard)", "balance (soft)"], rows)
 
     def diagnose(self, history: list[dict[str, Any]]) -> str | None:
-        recent = history[-5:]
+        chosen = history[-1]["classifier"]
+        recent = [epoch for epoch in history[-5:] if {f"loss_{chosen}", f"used_{chosen}"} <= epoch.keys()]
         if len(recent) < 5:
             return None
-        chosen = recent[-1]["classifier"]
         size, collapsed = self.classes[chosen], self.collapsed_loss(chosen)
         if all(abs(epoch[f"loss_{chosen}"] / collapsed - 1) < 0.01 for epoch in recent):
             return (

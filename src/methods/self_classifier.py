@@ -232,8 +232,6 @@ PRESETS = {
         "warmup_start": 0.00015,
         "final_lr": 0.0000015,
         "in_memory": False,
-        "eval_size": 96,
-        "eval_resize": 112,
     },
     "digits": {
         # Two views and no neighbours: with ten classes, the nearest image often shows another digit in the first epochs.

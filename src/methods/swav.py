@@ -237,8 +237,6 @@ PRESETS = {
         "warmup_start": 0.00015,
         "final_lr": 0.0000015,
         "in_memory": False,
-        "eval_size": 96,
-        "eval_resize": 112,
     },
     "digits": {
         "arch": "small_convnet",

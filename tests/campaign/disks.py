@@ -32,7 +32,7 @@ def size_of_checkpoint() -> int:
         return (Path(folder) / "checkpoint.pt").stat().st_size
 
 
-@row("disk full after each kilobyte from 0 to twice the size of a checkpoint, in each epoch", count=600, short=2)
+@row("disk full after each kilobyte from 0 to twice the size of a checkpoint, in each epoch", count=600, short=1)
 def disk_full_at_a_kilobyte(folder: Path, rng: random.Random, number: int) -> str:
     within = number * KILOBYTE % (2 * size_of_checkpoint())  # a checkpoint, and the one that is kept
     room = within + number * KILOBYTE // (2 * size_of_checkpoint()) % EPOCHS * 2 * size_of_checkpoint()
@@ -62,7 +62,7 @@ def full_tmpfs(folder: Path, rng: random.Random, number: int) -> str:
         subprocess.run(["umount", str(target)], check=True, capture_output=True)
 
 
-@row("each file call of a run fails, once or from then on, with one of 11 errors", count=450, short=2)
+@row("each file call of a run fails, once or from then on, with one of 11 errors", count=450, short=1)
 def failing_call(folder: Path, rng: random.Random, number: int) -> str:
     name, on = rng.choice(ERRORS), rng.random() < 0.5
     call, when = number % len(calls()), rng.choice(["before", "within"])

@@ -96,7 +96,7 @@ KINDS = (
 )
 
 
-@row("a folder, pipe, socket or link under the name of each file of a run, new or stopped", count=260, short=2)
+@row("a folder, pipe, socket or link under the name of each file of a run, new or stopped", count=260, short=1)
 def occupied_name(folder: Path, rng: random.Random, number: int) -> str:
     pairs = len(NAMES) * len(KINDS)
     name, kind = NAMES[number % len(NAMES)], KINDS[number // len(NAMES) % len(KINDS)]

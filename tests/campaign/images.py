@@ -106,7 +106,7 @@ def _flipped(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-@row("one bad image among 120, of 34 kinds and with 5 suffixes", count=136, short=2)
+@row("one bad image among 120, of 34 kinds and with 5 suffixes", count=136, short=1)
 def bad_image(folder: Path, rng: random.Random, number: int) -> str:
     data = Path(shutil.copytree(pictures(), folder / "data"))
     kind = [*BAD][number % len(BAD)]
@@ -148,7 +148,7 @@ def _deep(top: Path, depth: int) -> None:
     shutil.copyfile(next(top.glob("class 0/*.png")), here / "x.png")
 
 
-@row("folders of images with links in a circle and other traps", count=16, short=1)
+@row("folders of images with links in a circle and other traps", count=16, short=0)
 def circles(folder: Path, rng: random.Random, number: int) -> str:
     data = Path(shutil.copytree(pictures(), folder / "data"))
     kind = [*CIRCLES][number % len(CIRCLES)]

@@ -44,7 +44,7 @@ def seconds() -> float:
 MOMENTS = ("before", "within", "after")
 
 
-@row("kill -9 before, within and after each file call of a run", count=450, short=2)
+@row("kill -9 before, within and after each file call of a run", count=450, short=1)
 def kill_at_a_call(folder: Path, rng: random.Random, number: int) -> str:
     call = (
         number // len(MOMENTS) % len(calls()) if number < len(MOMENTS) * len(calls()) else rng.randrange(len(calls()))
@@ -56,7 +56,7 @@ def kill_at_a_call(folder: Path, rng: random.Random, number: int) -> str:
     return f"killed {when} call {call} ({calls()[call]}): {problem}" if problem else ""
 
 
-@row("kill -9 at a random moment, up to three times in one run", count=150, short=1)
+@row("kill -9 at a random moment, up to three times in one run", count=150, short=0)
 def kill_at_random(folder: Path, rng: random.Random, number: int) -> str:
     for _ in range(rng.randint(1, 3)):
         wait = rng.uniform(0, 1.1 * seconds())
@@ -78,7 +78,7 @@ def stopped(done: subprocess.CompletedProcess, number: int) -> str:
     return problem
 
 
-@row("SIGTERM and SIGINT before and after each file call of a run", count=300, short=2)
+@row("SIGTERM and SIGINT before and after each file call of a run", count=300, short=1)
 def signal_at_a_call(folder: Path, rng: random.Random, number: int) -> str:
     sent, when = rng.choice([*NAMES]), rng.choice(["before", "after"])
     call = number % len(calls())
@@ -97,7 +97,7 @@ def handles(pid: int, number: int) -> bool:
     return bool(caught and int(caught[1], 16) >> (number - 1) & 1)
 
 
-@row("SIGTERM and SIGINT at a random moment after the handlers are set", count=150, short=1)
+@row("SIGTERM and SIGINT at a random moment after the handlers are set", count=150, short=0)
 def signal_at_random(folder: Path, rng: random.Random, number: int) -> str:
     sent, wait = rng.choice([*NAMES]), rng.uniform(0, 1.1 * seconds())
     process = start(command(folder / "run"))

@@ -19,13 +19,13 @@ def resident(pid: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
 
 
-def watch(folder: Path, samples: int, *, seconds: float = SECONDS) -> tuple[list[float], str]:
+def watch(folder: Path, samples: int) -> tuple[list[float], str]:
     """Train and sample the memory; return the samples in MiB and what went wrong."""
     process = start(["train.py", *FLAGS.split(), "--output-dir", str(folder / "run")])
     found: list[float] = []
     try:
         while len(found) < samples and process.poll() is None:
-            time.sleep(seconds)
+            time.sleep(SECONDS)
             found.append(resident(process.pid))
         process.send_signal(signal.SIGTERM)
         problem = judge(process.finish(LIMIT), allowed=[128 + signal.SIGTERM])

@@ -75,7 +75,7 @@ def control_in_files(folder: Path) -> str:
         text = path.read_text(encoding="utf-8")
         if found := CONTROL.search(text):
             return f"{path.name} holds the control character {found[0]!r}"
-        if path.suffix == ".csv" and len({len(line) for line in csv.reader(path.open(newline=""))}) > 1:
+        if path.suffix == ".csv" and len({len(line) for line in csv.reader(text.splitlines(keepends=True))}) > 1:
             return f"{path.name} has lines of different lengths"
     return ""
 
@@ -93,7 +93,7 @@ PLACES = (
 )
 
 
-@row("30 hostile names of images, classes, folders, checkpoints and listed classes", count=270, short=2)
+@row("30 hostile names of images, classes, folders, checkpoints and listed classes", count=270, short=0)
 def hostile_name(folder: Path, rng: random.Random, number: int) -> str:
     place, name = PLACES[number % len(PLACES)], NAMES[number // len(PLACES) % len(NAMES)]
     data = Path(shutil.copytree(pictures(), folder / "data"))
@@ -226,7 +226,7 @@ VALUES = (
 )
 
 
-@row("38 flags of train.py with 31 hostile values", count=620, short=2)
+@row("38 flags of train.py with 31 hostile values", count=620, short=0)
 def hostile_flag(folder: Path, rng: random.Random, number: int) -> str:
     flag = FLAGS[number % len(FLAGS)]
     value = VALUES[(number // len(FLAGS) * 7 + number) % len(VALUES)]
@@ -271,7 +271,7 @@ PAYLOADS = (
 SCRIPTS = ("train.sh", "lincls_eval.sh", "knn_eval.sh", "cls_eval.sh")
 
 
-@row("variables of Slurm and paths that hold commands, read by the scripts", count=192, short=2)
+@row("variables of Slurm and paths that hold commands, read by the scripts", count=192, short=1)
 def hostile_variable(folder: Path, rng: random.Random, number: int) -> str:
     variable, payload = VARIABLES[number % len(VARIABLES)], PAYLOADS[number // len(VARIABLES) % len(PAYLOADS)]
     stubs = folder / "bin"

@@ -34,7 +34,7 @@ def start_both(folder: Path, words: list[list[str]], offset: float) -> list[subp
     return [processes[number].finish(2 * LIMIT) for number in (0, 1)]
 
 
-@row("two starts on one new, stopped or finished folder, with equal or other options", count=120, short=2)
+@row("two starts on one new, stopped or finished folder, with equal or other options", count=120, short=0)
 def two_starts(folder: Path, rng: random.Random, number: int) -> str:
     state, other = ("new", "stopped", "finished")[number % 3], number // 3 % 2 == 1
     words: list[list[str]] = [[], ["--weight-decay", "0.001"] if other else []]

@@ -75,7 +75,7 @@ def load() -> dict[str, dict[str, Any]]:
 
 
 def write(found: Results, order: list[str]) -> None:
-    """Add rows to the results, replacing earlier results of the same rows, and renew the table in the page.
+    """Add rows to the results, replacing earlier results of the same rows, and renew the page and the totals in README.
 
     Args:
         order: names of all rows in the order of the table.
@@ -91,3 +91,5 @@ def write(found: Results, order: list[str]) -> None:
         page.seek(0)
         page.write(f"{before}{START}{where(results)}\n{render(results)}{END}{after}")
         page.truncate()
+        readme = ROOT / "README.md"
+        readme.write_text(re.sub(r"[\d,]+ faults tried, [\d,]+ survived", sentence(results), readme.read_text()))
