@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import sys
 import threading
 import time
@@ -31,7 +30,8 @@ class Progress:
     def __init__(self, total: int, done: int, *, enabled: bool, seconds_between_lines: float = 10.0):
         self.total, self.done, self.enabled = total, done, enabled
         self.first, self.began = done, time.monotonic()
-        self.seconds, self.printed = seconds_between_lines, -math.inf  # the first line appears after the first step
+        self.seconds, self.printed = seconds_between_lines, time.monotonic()
+        self.has_stepped = False
         self.when_closed: Callable[[], None] | None = None
         self.bar = None
         if enabled and sys.stderr.isatty():
@@ -46,7 +46,8 @@ class Progress:
             self.bar.update(images)
             if loss is not None:
                 self.bar.set_postfix_str(f"epoch {epoch}, loss {loss:.3f}", refresh=False)
-        elif loss is not None and (pace := self._pace()):
+        elif loss is not None and (pace := self._pace(at_once=not self.has_stepped)):
+            self.has_stepped = True
             self.say(f"epoch {epoch}  {pace[0]}  loss {loss:.3f}  {pace[1]}")
 
     def count(self, images: int, what: str) -> None:
@@ -59,9 +60,9 @@ class Progress:
         elif pace := self._pace():
             self.say(f"{what}  {'  '.join(pace)}")
 
-    def _pace(self) -> tuple[str, str] | None:
+    def _pace(self, *, at_once: bool = False) -> tuple[str, str] | None:
         """Return the share of the images that is done, and the speed, or None if it is too early for another line."""
-        if not self.enabled or time.monotonic() - self.printed < self.seconds:
+        if not self.enabled or (time.monotonic() - self.printed < self.seconds and not at_once):
             return None
         self.printed = time.monotonic()
         rate = (self.done - self.first) / max(self.printed - self.began, 1e-9)

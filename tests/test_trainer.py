@@ -1,6 +1,7 @@
 """Stop and go on, bit for bit; damaged images; losses that are not finite."""
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -334,3 +335,12 @@ def test_workers_are_as_many_as_the_job_has_cores(environ, quota, expected, monk
     if quota:
         (tmp_path / "cpu.max").write_text(quota)
     assert available_workers(str(tmp_path / "cpu.max")) == expected
+
+
+def test_the_first_step_has_a_line_at_once_and_the_others_wait(capsys):
+    progress = Progress(100, 0, enabled=True)
+    progress.count(10, "features")
+    assert capsys.readouterr().out == ""
+    progress.advance(10, epoch=1, loss=2.5)
+    progress.advance(10, epoch=1, loss=2.4)
+    assert re.fullmatch(r"epoch 1 +20%  loss 2\.500  [\d,]+ images/s  \d:\d\d left\n", capsys.readouterr().out)
