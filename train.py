@@ -1,8 +1,9 @@
 """Train a network without labels.
 
     python train.py                                                  # handwritten digits on a CPU, about a minute
-    torchrun --standalone --nproc_per_node=8 train.py --data "$IMAGENET"       # the published recipe on one machine
-    srun python train.py --data "$IMAGENET"                          # on a Slurm cluster, one task per GPU
+    python train.py --data ~/pictures                                # any folder of images; the recipe follows the images
+    torchrun --standalone --nproc_per_node=8 train.py --data "$IMAGENET" --preset published     # on one machine
+    srun python train.py --data "$IMAGENET" --preset published       # on a Slurm cluster, one task per GPU
 
 `python train.py --method NAME --help` lists all flags. A run that is stopped (Ctrl-C, SIGTERM) saves a checkpoint first.
 The same command with the same --output-dir continues from that step. --epochs may be raised when a run is finished.
