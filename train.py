@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src import config
-from src.errors import printable, run_script
+from src.errors import InputError, printable, run_script
 
 if TYPE_CHECKING:  # these modules import torch
     from torch.optim import Optimizer
@@ -173,6 +173,7 @@ def look_at(folder: str) -> config.Survey:
 
 def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     """Return the training images, and with --eval-every also the images of the test split."""
+    from src import distributed
     from src.data.datasets import ImageFiles, open_data
 
     def open_split(split: str) -> "Images":
@@ -192,8 +193,11 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     if options.keep_decoded and isinstance(data, ImageFiles):  # the flag is refused for other data
         data = data.keeping(int(options.keep_decoded * 2**30))
     if options.in_memory and isinstance(data, ImageFiles):
-        data = data.in_memory()
-        held_out = held_out.in_memory() if isinstance(held_out, ImageFiles) else held_out
+        try:
+            return data.in_memory(), held_out.in_memory() if isinstance(held_out, ImageFiles) else held_out
+        except InputError as error:  # training from files replaces damaged ones
+            if distributed.is_main():
+                print(f"{printable(error)}; until then the files are decoded in every epoch", flush=True)
     return data, held_out
 
 

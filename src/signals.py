@@ -27,6 +27,7 @@ def end_with_one_line() -> dict:
             os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted by {NAMES[number]}\n".encode())
         if _ended or _is_importing(frame):
             os._exit(128 + number)  # nothing has begun, or all is done, and C code may swallow an exception
+        sys.unraisablehook = lambda _: None  # an object that was half built may fail while it is deleted
         raise SystemExit(128 + number)
 
     replaced = {}

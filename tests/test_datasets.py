@@ -489,6 +489,19 @@ def test_in_memory_with_other_flags_that_hold_images_is_refused(words, message):
         parse_train(["--data", "pictures", "--in-memory", *words])
 
 
+def test_a_damaged_file_does_not_end_a_run_in_memory(run_program, tmp_path):
+    folder = make_pictures(tmp_path / "pictures", {"red": (200, 0, 0)}, splits=[("train", 150)])
+    damaged = next((folder / "train").rglob("*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    words = ("train.py", "--preset", "published", "--data", folder, *SMALL, "--batch-size", "8", "--base-lr", "0.1")
+    words += ("--epochs", "1", "--workers", "1", "--in-memory", "--output-dir", tmp_path / "run")
+    done = run_program(*words)
+    assert done.returncode == 0, done.stderr
+    assert f"--in-memory: {damaged} cannot be decoded" in done.stdout
+    assert "until then the files are decoded in every epoch" in done.stdout
+    assert "damaged image" in done.stdout
+
+
 def test_a_run_in_memory_learns_from_the_same_images(run_program, tmp_path):
     folder = make_pictures(
         tmp_path / "pictures", {"red": (200, 0, 0), "blue": (0, 0, 200)}, splits=[("train", 8), ("val", 4)]

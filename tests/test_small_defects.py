@@ -230,6 +230,20 @@ def test_a_signal_after_the_imports_lets_the_program_clean_up(tmp_path, number):
     assert (tmp_path / "clean").exists()
 
 
+def test_a_half_built_object_that_fails_while_it_is_deleted_adds_no_line(tmp_path):
+    body = f"""
+    class Half:
+        def __init__(self):
+            print("ready", file=sys.stderr, flush=True)
+            {WAIT}
+        def __del__(self):
+            self.missing
+    Half()
+    """
+    line = "program.py: interrupted by SIGTERM\n"
+    assert end_by(start(script(tmp_path, body)), signal.SIGTERM, ready="ready") == (128 + signal.SIGTERM, line)
+
+
 def test_a_forked_process_ends_without_a_line(tmp_path):
     body = f"""
     reader, writer = os.pipe()

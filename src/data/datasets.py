@@ -146,7 +146,7 @@ class ImageFiles:
                 image = self.decode(i)
             except Exception as error:  # Pillow raises errors of many kinds on damaged files
                 raise InputError(
-                    f"--in-memory: {path} cannot be decoded ({error}): repair or remove the file"
+                    f"--in-memory: {path} cannot be decoded ({error}): repair or remove the file, or give --no-in-memory"
                 ) from None
             if i == 0:
                 images = torch.empty(len(self), *image.shape, dtype=torch.uint8)
@@ -154,7 +154,7 @@ class ImageFiles:
                 sizes = [" x ".join(str(side) for side in shape[-2:]) for shape in (images.shape, image.shape)]
                 raise InputError(
                     f"--in-memory needs images of one size, but {self.paths[0]} has {sizes[0]} pixels and {path} has "
-                    f"{sizes[1]}: resize the images, or drop the flag"
+                    f"{sizes[1]}: resize the images, or give --no-in-memory"
                 )
             images[i] = image
         return MemoryImages(images, self.labels, self.classes)

@@ -10,6 +10,7 @@ import math
 import mmap
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +29,9 @@ except (ImportError, OSError, RuntimeError):  # not installed, or built for anot
     pass
 else:
     decode_jpeg = getattr(decoders, "decode_jpeg", None)  # older versions do not have it
+
+# Pillow warns about unusual headers, in every worker and every epoch. Files that it cannot decode raise errors.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 ORIENTATION = 0x0112  # EXIF tag; the value 1 means upright
 END_OF_IMAGE = b"\xff\xd9"  # JPEG marker; these two bytes cannot occur in the code of the pixels
