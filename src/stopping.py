@@ -10,6 +10,8 @@ from typing import Any
 
 from .signals import NAMES
 
+END = b"\0"  # no signal has this number
+
 
 class Interrupted(Exception):
     """A request to stop the run. All ranks have finished the same step when it is raised.
@@ -64,7 +66,7 @@ class StopRequest:
 
         def watch() -> None:
             asked = False
-            while numbers := os.read(reader, 1):
+            while (numbers := os.read(reader, 1)) != END:
                 if asked and numbers[0] == signal.SIGINT:
                     with contextlib.suppress(Exception):
                         give_up()
@@ -83,8 +85,10 @@ class StopRequest:
         finally:
             StopRequest._watching = False
             signal.set_wakeup_fd(before)
-            os.close(writer)  # ends the thread
+            os.set_blocking(writer, True)
+            os.write(writer, END)  # closing it would not end the thread while a data-loading worker holds a copy
             thread.join()
+            os.close(writer)
             os.close(reader)
 
     def ask(self, number: int) -> None:

@@ -416,3 +416,17 @@ def test_the_help_states_one_default_for_each_flag(parse, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: )" not in text
     assert "(default: None)" not in text
+
+
+def test_a_run_ends_although_a_worker_holds_a_copy_of_the_pipe_of_signals(tmp_path):
+    body = """
+    from src.stopping import StopRequest
+    with StopRequest().announced(print, print):
+        child = os.fork()
+        if not child:
+            time.sleep(600)
+            os._exit(0)
+    os.kill(child, signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, script(tmp_path, body)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
