@@ -21,6 +21,10 @@ class SaveError(RunError):
     """A file of a run cannot be written. The message names the last checkpoint."""
 
 
+# Options of the first steps. A recipe derives them from the number of epochs, and a finished run is past them.
+OVER_AT_THE_END = {"warmup_epochs", "warmup_start", "freeze_prototypes"}
+
+
 def choose_folder(output_dir: str, *, fresh: bool, name: str) -> Path:
     """Return the folder of a run. A new one is created, so that no other run chooses it too.
 
@@ -140,7 +144,8 @@ def find_checkpoint(
         if differing and replace_finished and finished:
             found = None
             return "replaced"
-        if differing == ["epochs"] and finished and config["epochs"] > before["epochs"]:
+        longer = finished and config.get("epochs", 0) > before.get("epochs", 0)
+        if differing and longer and set(differing) <= {"epochs", *OVER_AT_THE_END}:
             found["extended"] = [*found.get("extended", []), before["epochs"]]
         elif differing:
             _refuse(folder, name, before=before, now=config, differing=differing)

@@ -83,12 +83,13 @@ def test_small_data_sets_get_more_epochs_and_fewer_clusters(tmp_path):
     assert parsed(tmp_path, images=50_000)[0].epochs == preset["epochs"]
     assert parsed(tmp_path, images=25_000)[0].epochs == 2 * preset["epochs"]
     assert parsed(tmp_path, images=100)[0].epochs == 60
+    assert parsed(tmp_path, images=100, side=300)[0].epochs == 30
     assert max(parsed(tmp_path, images=100)[1].classes) == 12
     assert parsed(tmp_path, "--classes", "40", images=100)[1].classes == (40,)
 
 
 def test_too_few_images_are_refused(tmp_path):
-    with pytest.raises(InputError, match="the data set has 7 images, expected at least 8"):
+    with pytest.raises(InputError, match=r"--data .*: 7 images, expected at least 8"):
         parsed(tmp_path, images=7)
 
 
@@ -153,3 +154,14 @@ def test_a_misspelt_word_gets_a_suggestion(words, message, capsys):
         parse_train(words)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_finished_run_of_a_recipe_gets_more_epochs(run_program, tmp_path):
+    """The recipe derives the warm-up from the number of epochs, and a finished run is past it."""
+    for i in range(12):
+        Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    words = ("train.py", "--data", tmp_path, "--workers", "1", "--no-in-memory", "--output-dir", tmp_path / "run")
+    assert run_program(*words, "--epochs", "1").returncode == 0
+    done = run_program(*words, "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert "The result is not that of a run that began with --epochs 2" in done.stdout

@@ -17,7 +17,7 @@ SMALLEST_FOR_CIFAR = 16  # pixels; cifar_convnet halves its maps three times
 LARGE = 200_000  # number of images from which on the published recipe is used on a GPU
 SMALL_SIDE = 64  # largest shorter side in pixels of small images
 REFERENCE = 50_000  # number of training images for which the presets for own pictures state their epochs
-MOST_EPOCHS = 60  # for small data sets
+MOST_EPOCHS = {"small_images": 60, "photographs": 30}  # for few images
 RATES = ("lr", "warmup_start", "final_lr")
 FEWEST = 8  # images; fewer cannot be clustered
 
@@ -91,7 +91,7 @@ def adapt(
     """
     settings = _Settings(values, given)
     if survey is not None:
-        _fit_images(settings, preset, survey.images)
+        _fit_images(settings, preset, images=survey.images, side=survey.side)
     _fit_learning_rate(settings, preset)
     if values.warmup_epochs >= values.epochs:
         settings.set("warmup_epochs", max(values.epochs // 10, min(values.epochs - 1, 1)), "a tenth of the epochs")
@@ -122,15 +122,15 @@ class _Settings:
             self.set(name, min(getattr(self.values, name), largest), reason)
 
 
-def _fit_images(settings: _Settings, preset: dict[str, Any], images: int) -> None:
+def _fit_images(settings: _Settings, preset: dict[str, Any], *, images: int, side: int) -> None:
     """Fit batch size, epochs, numbers of clusters and the queue to the number of images."""
-    if images < FEWEST:
-        raise InputError(f"the data set has {images} images, expected at least {FEWEST}: add images")
     values = settings.values
+    if images < FEWEST:
+        found = "1 image" if images == 1 else f"{images} images"
+        raise InputError(f"--data {values.data}: {found}, expected at least {FEWEST}: add images")
     settings.limit("batch_size", max(2 ** int(math.log2(images / 4)), 2), f"at most a quarter of {images:,} images")
-    epochs = min(
-        max(round(preset["epochs"] * REFERENCE / images), preset["epochs"]), max(preset["epochs"], MOST_EPOCHS)
-    )
+    most_epochs = max(preset["epochs"], MOST_EPOCHS["small_images" if side <= SMALL_SIDE else "photographs"])
+    epochs = min(max(round(preset["epochs"] * REFERENCE / images), preset["epochs"]), most_epochs)
     settings.set("epochs", epochs, f"{images:,} images need more epochs than {REFERENCE:,}")
     steps = values.epochs * (images // values.batch_size)
     for name in ("classes", "prototypes", "num_classes"):

@@ -6,6 +6,7 @@ all other files, and the JPEG files that torchcodec refuses. Pillow's error mess
 
 import contextlib
 import io
+import logging
 import math
 import mmap
 import multiprocessing
@@ -32,6 +33,7 @@ else:
 
 # Pillow warns about unusual headers, in every worker and every epoch. Files that it cannot decode raise errors.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 ORIENTATION = 0x0112  # EXIF tag; the value 1 means upright
 END_OF_IMAGE = b"\xff\xd9"  # JPEG marker; these two bytes cannot occur in the code of the pixels
