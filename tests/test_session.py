@@ -20,6 +20,7 @@ from evaluating import (
     torchvision_trunk,
 )
 
+from src import checkpoint
 from src.config import parse_knn_eval
 from src.data.datasets import open_data, published_classes
 from src.data.digits import DigitViews
@@ -352,3 +353,10 @@ def test_each_program_starts_as_a_user_starts_it(trained, tmp_path, run_python, 
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / f"{name}.json").read_text())["data"] == "digits"
     assert "wrote " in done.stdout
+
+
+def test_a_checkpoint_without_a_seed_is_evaluated(tmp_path):
+    state = checkpoint.load(save_untrained(tmp_path / "run.pt"))
+    del state["config"]["seed"]
+    torch.save(state, tmp_path / "run.pt")
+    assert opened(tmp_path / "run.pt").facts()["seed"] is None

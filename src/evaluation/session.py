@@ -116,7 +116,7 @@ class Session:
             "method": self.trained["method"],
             "arch": self.trained["arch"],
             "epochs": self.state.get("epoch"),
-            "seed": self.trained["seed"],
+            "seed": self.trained.get("seed"),
             "data": self.source.data,
             "subset": self.source.subset,
             "subset_file": self.source.subset_file,
