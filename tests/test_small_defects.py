@@ -159,7 +159,7 @@ def test_an_evaluation_into_a_closed_pipe_has_written_its_results(trained, main_
 def test_training_saves_when_its_output_is_closed(main_of, monkeypatch, capfd, tmp_path, step):
     reader, writer = os.pipe()
 
-    def close_at(progress):
+    def close_at(progress, *, at_once=False):
         if progress.done == 128 * step:
             os.close(reader)
         return ("share", "speed") if progress.done >= 128 * step else None
