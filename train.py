@@ -57,7 +57,8 @@ def main() -> None:
     device = distributed.start(options.device)
     distributed.check_sync_bn_group(options.sync_bn_group)
     torch.manual_seed(options.seed)
-    keep_freed_memory()
+    if device.type == "cpu":
+        keep_freed_memory()
 
     # data: a method sees views and indices; labels are for monitoring
     data, held_out = open_images(options)

@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from . import files
 from .errors import InputError
 
 EVALUATIONS = ("cls_eval", "knn_eval", "lincls_eval")
@@ -42,9 +43,7 @@ def collect(runs: list[str], output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     for path, card in cards.items():
         lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in card.items()]
-        aside = path.with_name(f".{path.name}.part")
-        aside.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        aside.replace(path)
+        files.write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return list(cards)
 
 

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import files
 from .errors import InputError, RunError
 from .inspection import read_json
 
@@ -244,6 +245,4 @@ def check_or_record(folder: Path, path: Path) -> None:
             f"{path}: the sha256 is {found['sha256']}, expected {notes[name]['sha256']} as at the first download: remove the "
             f"file and download it again, or remove its entry in {folder / 'checksums.json'}"
         )
-    aside = folder / ".checksums.json.part"
-    aside.write_text(json.dumps(notes, indent=1, sort_keys=True) + "\n")
-    os.replace(aside, folder / "checksums.json")
+    files.write_text(folder / "checksums.json", json.dumps(notes, indent=1, sort_keys=True) + "\n")

@@ -112,7 +112,7 @@ class EpochLog:
         self.board.flush()
 
     def write(self, history: Sequence[dict[str, float | int]]) -> None:
-        """Write the summaries of all epochs, the last of which is new."""
+        """Write the summaries of all epochs. The last one is new."""
         self._write_lines(history)
         self._add_events(history[-1])
         self.board.flush()

@@ -26,7 +26,7 @@ OVER_AT_THE_END = {"warmup_epochs", "warmup_start", "freeze_prototypes"}
 
 
 def choose_folder(output_dir: str, *, fresh: bool, name: str) -> Path:
-    """Return the folder of a run. A new one is created, so that no other run chooses it too.
+    """Return the folder of a run. A new folder is created at once, so that two runs never choose the same one.
 
     Args:
         output_dir: the folder, which may not exist yet; "": a new dated folder in `runs/`.

@@ -170,6 +170,28 @@ def _totals(entry: str, value: Any) -> None:
         dense_tensor(f"{entry}.{shown(name)}", tensor)
 
 
+def _extended(entry: str, value: Any) -> None:
+    if not isinstance(value, list):
+        raise refuse(entry, value, "a list of numbers of epochs")
+    for number, epochs in enumerate(value):
+        _count(f"{entry}[{number}]", epochs)
+
+
+def _operations(entry: str, value: Any) -> None:
+    """Raise InputError unless the value is what `flops.OperationCounter.state_dict` returns."""
+    _named(entry, value)
+    for name in ("total", "epoch"):
+        _operation_count(f"{entry}.{name}", value.get(name))
+    _named(f"{entry}.known", value.get("known"))
+    for name, number in value["known"].items():
+        _operation_count(f"{entry}.known.{shown(name)}", number)
+
+
+def _operation_count(entry: str, value: Any) -> None:
+    if type(value) is not int or not 0 <= value < 1 << 100:
+        raise refuse(entry, value, "a number of operations")
+
+
 def _generator(entry: str, value: Any) -> None:
     """Raise InputError unless the value is a state that the generator of the CPU takes."""
     dense_tensor(entry, value)
@@ -208,6 +230,8 @@ ENTRIES: dict[str, Callable[[str, Any], object]] = {
     "done": _count,
     "skipped": _count,
     "totals": _totals,
+    "extended": _extended,
+    "operations": _operations,
     "total": dense_tensor,  # probes until November 2026
     "seconds": _seconds,
     "generator": _generator,

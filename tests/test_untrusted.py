@@ -245,6 +245,8 @@ WRONG = {
     "generator": (None, 5, torch.ones(3), torch.zeros(5056, dtype=torch.uint8)[:7]),
     "cuda_generator": (5, torch.ones(16)),
     "totals": ([], {"loss": 5}),
+    "extended": (5, ["x"]),
+    "operations": (5, {"total": "x", "epoch": 0, "known": {}}, {"total": 1, "epoch": 0, "known": {"a": -1}}),
     "scaler": (5, {"scale": torch.ones(1)}),
     "seconds": ("x", -1, float("nan")),
 }

@@ -105,13 +105,17 @@ def refuse_unused(given: set[str], unused: dict[str, str]) -> None:
 # reading dataclasses
 
 
-def expand_presets(presets: dict[str, dict]) -> dict[str, dict]:
-    """Resolve the key `base`: with {"a": {...}, "b": {"base": "a", "lr": 0.1}}, b gets the values of a and its own lr."""
+def expand_presets(presets: dict[str, dict], *, shared: Mapping[str, dict] | None = None) -> dict[str, dict]:
+    """Resolve the key `base`: with {"a": {...}, "b": {"base": "a", "lr": 0.1}}, b gets the values of a and its own lr.
+
+    Args:
+        shared: {name of a preset: values that it gets between those of its base and its own}.
+    """
     expanded: dict[str, dict] = {}
     for name, preset in presets.items():
         changes = dict(preset)
         base = changes.pop("base", None)
-        expanded[name] = {**(expanded[base] if base else {}), **changes}
+        expanded[name] = {**(expanded[base] if base else {}), **(shared or {}).get(name, {}), **changes}
     return expanded
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from . import flags
+from .recipe import OWN_IMAGES
 
 METHODS_FOLDER = Path(__file__).parents[1] / "methods"
 
@@ -40,9 +41,8 @@ def read_method(name: str) -> MethodSource:
     namespace["__name__"] = f"src.methods.{name}"
     exec(compile(ast.Module(body=is_config, type_ignores=[]), str(path), "exec"), namespace)
     presets = next(node.value for node in statements if isinstance(node, ast.Assign) and _assigns(node, "PRESETS"))
-    return MethodSource(
-        namespace["Config"], flags.field_comments(source, "Config"), flags.expand_presets(ast.literal_eval(presets))
-    )
+    expanded = flags.expand_presets(ast.literal_eval(presets), shared=OWN_IMAGES)
+    return MethodSource(namespace["Config"], flags.field_comments(source, "Config"), expanded)
 
 
 def _assigns(node: ast.Assign, name: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import distributed
+from .. import distributed, files
 from ..downloads import cache_folder
 from ..errors import InputError, printable
 from ..inspection import read_json
@@ -121,15 +121,7 @@ def _is_list_below(paths: object) -> bool:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    """Write the lists to the cache: first to a temporary file, which is then renamed.
-
-    If this fails, there is no cached list and the next run lists the folder again.
-    """
-    aside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
+    """Write the lists to the cache. If this fails, there is no cached list and the next run lists the folder again."""
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(content))
-        os.replace(aside, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        files.write_text(file, json.dumps(content))

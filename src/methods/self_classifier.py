@@ -197,42 +197,14 @@ PRESETS = {
     },
     "100ep_bs_1024": {"base": "100ep", "batch_size": 1024, "sync_bn_group": 16, "lr": 1.2, "final_lr": 0.0012},
     "100ep_bs_2048": {"base": "100ep", "batch_size": 2048, "sync_bn_group": 32, "lr": 2.4, "final_lr": 0.0024},
-    # Our own recipes. `train.py --data FOLDER` chooses one of the first two and adapts it to the number of images and to
-    # the device.
+    # Our own recipes. For own images, src/config/recipe.py has what all methods share.
     "small_images": {
-        # Three blocks of convolutions on two views of 32 pixels. 13 epochs of 50,000 images take 0.34 PFLOP.
-        "arch": "cifar_convnet",
-        "global_crops_size": 32,
-        "global_crops_scale": (0.2, 1.0),
-        "local_crops_number": 0,
-        "augment": "simclr",
         "classes": [10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 100, 100],
         "hidden_dim": 512,
         "queue_length": 0,
-        "epochs": 13,
-        "batch_size": 512,
-        "optimizer": "adamw",
-        "lr": 0.003,
-        "warmup_epochs": 1,
-        "warmup_start": 0.0003,
-        "final_lr": 0.000003,
-        "weight_decay": 0.0001,
-        "precision": "auto",
-        "channels_last": True,
-        "in_memory": True,
     },
     "cifar10": {"base": "small_images"},
-    "photographs": {
-        "base": "small_images",
-        "arch": "resnet18",
-        "global_crops_size": 96,
-        "epochs": 20,
-        "batch_size": 128,
-        "lr": 0.0015,
-        "warmup_start": 0.00015,
-        "final_lr": 0.0000015,
-        "in_memory": False,
-    },
+    "photographs": {"base": "small_images"},
     "digits": {
         # Two views and no neighbours: with ten classes, the nearest image often shows another digit in the first epochs.
         # The larger classifiers only improve the representation. The classifier to use is one of the eight with ten classes.

@@ -136,27 +136,11 @@ class SelfClassifierSimCLR(ClassifierMethod, config=Config):
 
 PRESETS = {
     "published": {},  # not from a paper: Self-Classifier's recipe for ImageNet
-    # `train.py --data FOLDER` chooses one of the next two and adapts it to the number of images and the device.
+    # For own images; src/config/recipe.py has what all methods share.
     "small_images": {
-        # As Self-Classifier's preset of this name.
-        "arch": "cifar_convnet",
-        "global_crops_size": 32,
-        "global_crops_scale": (0.2, 1.0),
-        "local_crops_number": 0,
-        "augment": "simclr",
         "classes": [10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 100, 100],
         "hidden_dim": 512,
-        "epochs": 13,
         "batch_size": 256,
-        "optimizer": "adamw",
-        "lr": 0.003,
-        "warmup_epochs": 1,
-        "warmup_start": 0.0003,
-        "final_lr": 0.000003,
-        "weight_decay": 0.0001,
-        "precision": "auto",
-        "channels_last": True,
-        "in_memory": True,
     },
     # Views of 24 pixels take half the operations of views of 32, and gave a higher ACC at equal PFLOP
     # (docs/results/cifar10). 25 epochs of 50,000 images take 0.35 PFLOP.
@@ -167,17 +151,7 @@ PRESETS = {
         "eval_resize": 24,
         "epochs": 25,
     },
-    "photographs": {
-        "base": "small_images",
-        "arch": "resnet18",
-        "global_crops_size": 96,
-        "epochs": 20,
-        "batch_size": 128,
-        "lr": 0.0015,
-        "warmup_start": 0.00015,
-        "final_lr": 0.0000015,
-        "in_memory": False,
-    },
+    "photographs": {"base": "small_images"},
     "digits": {
         "arch": "small_convnet",
         "global_crops_size": 8,

@@ -225,8 +225,21 @@ for _name, _tensor in TENSORS.items():
     _content(f"the generator: {_name}", lambda state, tensor=_tensor: state.update(generator=tensor()))
 
 WRONG: tuple[Any, ...] = (None, 5, -5, "x", 1.5, float("nan"), [], [1], {}, {1: 2}, True, b"bytes", 2**80, nested(50))
-for _entry in ("config", "model", "optimizer", "scaler", "epoch", "done", "history", "totals", "seconds", "generator"):
-    _content(f"no {_entry}", lambda state, entry=_entry: [state.pop(entry)].clear())
+for _entry in (
+    "config",
+    "model",
+    "optimizer",
+    "scaler",
+    "epoch",
+    "done",
+    "history",
+    "totals",
+    "seconds",
+    "generator",
+    "operations",
+    "extended",
+):
+    _content(f"no {_entry}", lambda state, entry=_entry: [state.pop(entry, None)].clear())
     for _value in WRONG:
         _content(
             f"{_entry} is {str(_value)[:20]}", lambda state, entry=_entry, value=_value: state.update({entry: value})

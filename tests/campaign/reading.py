@@ -71,7 +71,7 @@ def read_files(reader: str, maker: str, numbers: Sequence[int], seed: int, place
         worker = Forked(_work, reader, maker, batch, seed, str(place), environ=environment())
         try:
             while told < len(batch):
-                status = worker.poll()  # before the report is read, so that no line is missed
+                status = worker.poll()  # first: after it has ended, the worker writes no more lines
                 lines = report.read_text().splitlines()
                 for line in map(json.loads, lines[told:]):
                     yield line["number"], line["problem"]

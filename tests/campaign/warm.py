@@ -1,4 +1,4 @@
-"""Read the flags of all programs once in the server of forked processes, so that no fork has to parse the sources."""
+"""Read the flags once in the server process. Its forks then need not parse the sources again."""
 
 from src.config import parse_train
 
