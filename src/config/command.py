@@ -72,6 +72,8 @@ def parse_train(
     options, knobs = flags.collect(TrainOptions, values), flags.collect(method.config, values)
     flags.refuse_unused(given, options.unused())
     if notes is not None:
+        if known.data in BUILT_IN_DATA[1:] and preset == known.data and not known.preset:
+            notes.append(f"recipe: preset {preset}, for --data {preset}; a flag overrides each value")
         if found is not None:
             notes.append(
                 f"recipe: preset {preset}, for {reason} ({found.images:,} images, shorter side {found.side} pixels); "

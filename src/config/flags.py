@@ -109,13 +109,19 @@ def expand_presets(presets: dict[str, dict], *, shared: Mapping[str, dict] | Non
     """Resolve the key `base`: with {"a": {...}, "b": {"base": "a", "lr": 0.1}}, b gets the values of a and its own lr.
 
     Args:
-        shared: {name of a preset: values that it gets between those of its base and its own}.
+        shared: {name of a preset: values that it gets between those of its base and its own}. A preset gets them if it has no
+            base, or if its base got some too.
     """
+    shared = shared or {}
     expanded: dict[str, dict] = {}
+    sharing: set[str | None] = {None}
     for name, preset in presets.items():
         changes = dict(preset)
         base = changes.pop("base", None)
-        expanded[name] = {**(expanded[base] if base else {}), **(shared or {}).get(name, {}), **changes}
+        common = shared.get(name, {}) if base in sharing else {}
+        if common or (base and base in sharing):
+            sharing.add(name)
+        expanded[name] = {**(expanded[base] if base else {}), **common, **changes}
     return expanded
 
 
