@@ -42,6 +42,7 @@ OWN_IMAGES: dict[str, dict[str, Any]] = {
         "precision": "auto",
         "channels_last": True,
         "in_memory": True,
+        "upright": True,
     },
     "photographs": {  # on top of small_images
         "arch": "resnet18",
