@@ -22,7 +22,7 @@ RATES = ("lr", "warmup_start", "final_lr")
 FEWEST = 8  # images; fewer cannot be clustered
 
 
-# What all methods share in their presets for own images. A method adds the settings of its own.
+# What all methods share in their presets for own images and for small data sets. A method adds the settings of its own.
 OWN_IMAGES: dict[str, dict[str, Any]] = {
     "small_images": {
         # Three blocks of convolutions on two views of 32 pixels. 13 epochs of 50,000 images take 0.34 PFLOP.
