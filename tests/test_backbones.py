@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from src.errors import InputError
 from src.models.backbones import WideResNet, build_backbone, count_parameters
 from src.models.heads import ProjectionHead, WeightNormClassifier
-from src.models.pooling import HalvingMaxPool
 from src.models.vit import interpolated
 
 # Published counts of the networks with a classifier of 1000 classes, less that classifier.
@@ -363,21 +362,3 @@ def test_weight_normalised_classifier_ignores_the_length_of_v():
 @pytest.mark.parametrize(("fixed", "parameters"), [(False, 3 * 4 + 3), (True, 0)])
 def test_a_fixed_classifier_is_not_trained(fixed, parameters):
     assert count_parameters(WeightNormClassifier(4, 3, fixed)) == parameters
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 8, 6, 6), (1, 4, 2, 3)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("largest", [0, 3])  # with 0, all values of a window are equal
-def test_max_pooling_has_the_values_and_the_gradient_of_torch(shape, dtype, layout, largest):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(-largest, largest + 1, shape, generator=generator).to(dtype).to(memory_format=layout)
-    found = []
-    for pool in (nn.MaxPool2d(2), HalvingMaxPool()):
-        inputs = x.clone(memory_format=torch.preserve_format).requires_grad_()
-        outputs = pool(inputs)
-        outputs.backward(torch.arange(outputs.numel()).view(outputs.shape).to(dtype))
-        found += [outputs.detach(), inputs.grad]
-    assert torch.equal(found[0], found[2])
-    assert torch.equal(found[1], found[3])
-    assert outputs.is_contiguous(memory_format=layout)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .pooling import HalvingMaxPool
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
 STL_RESNETS = {"stl_resnet18": (2, 2, 2, 2)}  # as for CIFAR, with max-pooling in the stem
@@ -207,7 +206,7 @@ class CifarConvNet(Backbone):
         inputs = 24
         for outputs in (32, 128, 256):
             conv, norm = conv_bn(inputs, outputs, 3)
-            blocks += [conv, HalvingMaxPool(), norm, nn.GELU(), *conv_bn(outputs, outputs, 3), nn.GELU()]
+            blocks += [conv, nn.MaxPool2d(2), norm, nn.GELU(), *conv_bn(outputs, outputs, 3), nn.GELU()]
             inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
