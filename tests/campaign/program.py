@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from src.measured import campaign_table
 from tests.campaign import disks, folders, fuzzing, images, kills, long_runs, names, pairs  # noqa: F401  they register rows
-from tests.campaign.table import RESULTS, provenance, render, write
+from tests.campaign.table import RESULTS, provenance, write
 from tests.campaign.trials import ROWS, NotHere, Row
 
 SHOWN = 20  # failures of a row that are kept
@@ -80,5 +81,5 @@ def main() -> None:
         )
         if options.record:
             write(found, [*ROWS])
-    print("\n" + render(found), end="")
+    print(campaign_table(found), end="")
     raise SystemExit(int(any(entry["failures"] for entry in found.values())))
