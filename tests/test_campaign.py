@@ -94,6 +94,11 @@ def test_a_failure_names_the_command_that_repeats_it(monkeypatch):
     assert found["failures"] == [{"problem": "broken", "command": command}]
 
 
+def test_a_row_ends_after_its_time():
+    row = Row("some-row", "what", 5, 1, lambda numbers, seed, place: ((n, "") for n in numbers))
+    assert program.try_row(row, range(5), seed=7, loud=False, seconds=-1)["tried"] == 1
+
+
 # ---- faults at exact calls ------------------------------------------------------------------------------------------
 
 
