@@ -19,7 +19,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src import config
 from src.errors import InputError, printable, run_script
@@ -71,6 +71,7 @@ def main() -> None:
         device=device,
         workers=options.workers,
         decode_on_device=options.decode_on_gpu,
+        epochs=options.epochs,
     )
     METHODS[name].check_data(
         knobs,
@@ -144,21 +145,17 @@ def main() -> None:
 def build_optimization(
     method: "Method", options: config.TrainOptions, *, steps_per_epoch: int
 ) -> "tuple[Optimizer, Callable[[int], float]]":
-    """Return the optimiser and the learning rate as a function of the step: linear warm-up, then a cosine."""
-    from src.optim import build_optimizer, parameter_groups, warmup_cosine
+    """Return the optimiser and the learning rate as a function of the step: linear warm-up, then a cosine or drops."""
+    from src.optim import build_optimizer, parameter_groups, warmup_cosine, warmup_drops
 
     groups = parameter_groups(
         method, options.weight_decay, bias_decay=options.bias_decay, backbone_decay=options.backbone_weight_decay
     )
     optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
-    lr = warmup_cosine(
-        options.lr,
-        options.final_lr,
-        warmup_start=options.warmup_start,
-        warmup_epochs=options.warmup_epochs,
-        epochs=options.epochs,
-        steps_per_epoch=steps_per_epoch,
-    )
+    warmup: dict[str, Any] = {"warmup_start": options.warmup_start, "warmup_epochs": options.warmup_epochs}
+    if options.lr_drops:
+        return optimizer, warmup_drops(options.lr, options.lr_drops, **warmup, steps_per_epoch=steps_per_epoch)
+    lr = warmup_cosine(options.lr, options.final_lr, **warmup, epochs=options.epochs, steps_per_epoch=steps_per_epoch)
     return optimizer, lr
 
 

@@ -236,7 +236,7 @@ class ClassifierMethod(Method):
 
     @torch.no_grad()
     def occupancy(self, logits: Sequence[Sequence[Tensor] | Tensor]) -> dict[str, Tensor]:
-        """Compute the shares of the classes in view 1, which no neighbour replaces.
+        """Compute the shares of the classes in view 1, which no neighbour replaces, or in the only view.
 
         Args:
             logits: logits[k][v] is the (B, C_k) output of classifier k for view v.
@@ -247,7 +247,7 @@ class ClassifierMethod(Method):
         """
         numbers = {}
         for k, views in enumerate(logits):
-            z = views[1].float()
+            z = views[min(1, len(views) - 1)].float()
             # scatter_add_ instead of torch.bincount, which makes the host wait for the GPU
             counts = z.new_zeros(z.shape[1]).scatter_add_(0, z.argmax(dim=1), z.new_ones(len(z)))
             numbers[f"share_{k}"] = counts / len(z)
