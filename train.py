@@ -44,6 +44,7 @@ def main() -> None:
 
     from src import distributed
     from src.data.loaders import TrainLoader
+    from src.data.training import TrainingData
     from src.evaluation.clustering import evaluate
     from src.loading import start_from
     from src.logs import Progress
@@ -80,6 +81,7 @@ def main() -> None:
         num_views=options.num_views,
         steps=options.epochs * len(loader),
     )
+    METHODS[name].check_files(knobs, TrainingData(loader))
 
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}

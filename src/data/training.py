@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
+from .labels import arrange, names_of, read_labels
 from .loaders import Batch, TrainLoader, single_views
 
 PIECE = 1 << 26  # bytes of rows that one exchange between ranks sends
@@ -59,6 +60,15 @@ class TrainingData:
         if not self._loader.epochs:
             raise ValueError("the number of epochs is unknown: pass epochs to TrainLoader")
         return self._loader.epochs * len(self._loader)
+
+    def labels_in(self, path: str) -> Tensor:
+        """Return the pseudo-labels that a file holds for these images, (H, N) long.
+
+        Raises:
+            InputError: if it is no file of labels, or the file of other images.
+        """
+        names, labels = read_labels(path)
+        return torch.from_numpy(arrange(path, names, labels, images=names_of(self._loader.data)).copy())
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch, the same as in training.

@@ -75,6 +75,14 @@ class Method(nn.Module):
             InputError: naming the flags that do not fit.
         """
 
+    @staticmethod
+    def check_files(config: Any, data: TrainingData) -> None:
+        """Check that the files that the options name belong to the images of the run.
+
+        Raises:
+            InputError: naming the file and what to do.
+        """
+
     def companions(self, indices: np.ndarray, epoch: int) -> np.ndarray | None:
         """Return the images to load together with the images of a batch, such as their nearest neighbours.
 

@@ -31,6 +31,7 @@ from ..errors import InputError, RunError
 from ..losses import IGNORED, assigned_cross_entropy
 from .base import ClassifierMethod, Step, feature_width
 
+TURNS = 4  # rotations by multiples of 90°
 LABEL_EPOCH = 1 << 20  # the views of update k are those of the epoch LABEL_EPOCH + k, which no run trains on
 
 
@@ -45,6 +46,10 @@ class Config:
     update_heads: Literal["all", "in_turn"] = "all"  # heads that an update labels: all, or one after the other
     label_mode: Literal["eval", "train"] = "eval"  # mode of the network in an update; train is published
     label_view: Literal["central", "augmented"] = "central"  # view of the images in an update; augmented is published
+    labels: str = ""  # CSV file of fixed labels, for --updates 0; see docs/training.md (default: random labels)
+    rotation: Literal["none", "add", "only"] = (
+        "none"  # also predict by how many quarter turns views are rotated, or only this
+    )
     label_memory: float = (
         4.0  # memory per rank in GiB for the logits of one head in an update; else computed repeatedly
     )
@@ -55,6 +60,14 @@ class Config:
         require_positive(self, "lam", "tolerance")
         require_at_least(self, max_iterations=0, updates=0, label_memory=0)
         require_sizes(self, "classes")
+        if self.labels and self.updates:
+            raise InputError(
+                f"--labels {self.labels} gives the labels, and --updates {self.updates} would replace them: give --updates 0"
+            )
+        if self.rotation == "only" and (self.labels or self.updates):
+            raise InputError(
+                "--rotation only learns from rotations and needs no labels: drop --labels, and give --updates 0"
+            )
 
 
 class SeLa(ClassifierMethod, config=Config):
@@ -66,6 +79,7 @@ class SeLa(ClassifierMethod, config=Config):
         num_global: number of global views; not used.
 
     Attributes:
+        rotation_head: linear layer that predicts the rotation of a view, with `--rotation`.
         labels: (H, N) int buffer, the label of each image for each head.
         updates: (1,) long buffer, the number of updates so far.
         last_update: (H, 3) float64 buffer. For each head and its last update: the share of the images whose label has
@@ -82,10 +96,21 @@ class SeLa(ClassifierMethod, config=Config):
         self.config, self.classes = config, tuple(config.classes)
         self.backbone, self.projection_head = backbone, nn.Identity()
         self.classifiers = nn.ModuleList(nn.Linear(feature_width(backbone), size) for size in self.classes)
+        self.rotation_head = None if config.rotation == "none" else nn.Linear(feature_width(backbone), TURNS)
+        std = getattr(backbone, "head_std", None)  # AlexNet has its own initialisation
+        if std:
+            for head in [*self.heads, *([self.rotation_head] if self.rotation_head else [])]:
+                nn.init.normal_(head.weight, std=std)
+                nn.init.zeros_(head.bias)
         self.register_buffer("labels", torch.zeros(len(self.classes), 0, dtype=torch.int32))
         self.register_buffer("updates", torch.zeros(1, dtype=torch.long))
         self.register_buffer("last_update", torch.zeros(len(self.classes), 3, dtype=torch.float64))
         self._planned: tuple[int, dict[int, int]] = (0, {})
+
+    @property
+    def heads(self) -> list[nn.Linear]:
+        """Return the classifiers of the labels."""
+        return [cast(nn.Linear, head) for head in self.classifiers]
 
     @staticmethod
     def check_data(config: Any, *, batch_size: int, num_images: int, num_views: int, steps: int | None = None) -> None:
@@ -93,6 +118,11 @@ class SeLa(ClassifierMethod, config=Config):
             raise InputError(
                 f"--classes {max(config.classes)} is more than the {num_images} images, and every class needs an image: lower it"
             )
+
+    @staticmethod
+    def check_files(config: Any, data: TrainingData) -> None:
+        if config.labels:
+            given_labels(config, data)
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         if "labels" in state:
@@ -106,7 +136,10 @@ class SeLa(ClassifierMethod, config=Config):
     # ---- labels ----
 
     def prepare_run(self, data: TrainingData) -> None:
-        """Give every image a random label for each head, with equally many images per class."""
+        """Read the labels of `--labels`, or give every image a random label for each head, evenly over the classes."""
+        if self.config.labels:
+            self.labels = given_labels(self.config, data).to(self.labels)
+            return
         rows = []
         for head, size in enumerate(self.classes):
             generator = np.random.default_rng([data.seed, head])
@@ -149,7 +182,7 @@ class SeLa(ClassifierMethod, config=Config):
 
     def _balanced(self, head: int, features: Tensor) -> Tensor:
         """Return the balanced labels of this rank's (B, F) features for one head, (B,)."""
-        classifier = cast(nn.Linear, self.classifiers[head])
+        classifier = self.heads[head]
         try:
             return balanced_prototype_labels(
                 features,
@@ -168,27 +201,74 @@ class SeLa(ClassifierMethod, config=Config):
 
     # ---- a training step ----
 
+    def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
+        """Compute the features of V views, V × (B, F). With `--rotation`, those of the views turned by 90°, 180° and 270° follow."""
+        if self.rotation_head is not None:
+            views = [torch.rot90(view, turn, dims=(2, 3)) for turn in range(TURNS) for view in views]
+        return super().embed_views(views, idle)
+
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
-        """Return the mean over the heads of the cross-entropy with their labels."""
-        stacked = torch.cat(embeddings)
-        logits = [head(stacked).unflatten(0, (len(embeddings), -1)) for head in self.classifiers]  # H × (V, B, K_h)
+        """Return the mean over the heads of the cross-entropy with their labels.
+
+        With `--rotation`, the cross-entropy of the rotations of all turned views is added, or takes its place. Only views
+        that are not turned predict labels, as in the authors' code.
+        """
+        V = len(embeddings) // (1 if self.rotation_head is None else TURNS)
+        stacked = torch.cat(embeddings[:V])
+        logits = [head(stacked).unflatten(0, (V, -1)) for head in self.heads]  # H × (V, B, K_h)
         labels = self.labels[:, indices].long()  # (H, B)
         terms = torch.stack(
             [assigned_cross_entropy(z, y, self.temperature) for z, y in zip(logits, labels, strict=True)]
         )
-        return Step(terms.mean(), {"terms": terms.detach(), **self.occupancy(logits)})
+        loss, numbers = terms.mean(), {"terms": terms.detach(), **self.occupancy(logits)}
+        if self.rotation_head is not None:
+            rotation, correct = self._rotation_loss(self.rotation_head, embeddings)
+            numbers |= {"rotation": rotation.detach(), "rotation_accuracy": correct}
+            loss = rotation + (0 * loss if self.config.rotation == "only" else loss)
+        return Step(loss, numbers)
+
+    @staticmethod
+    def _rotation_loss(head: nn.Linear, embeddings: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy of the rotations of TURNS · V views, and the share that is predicted correctly."""
+        logits = head(torch.cat(embeddings))
+        turns = torch.arange(TURNS, device=logits.device).repeat_interleave(len(logits) // TURNS)
+        loss = assigned_cross_entropy(logits[None], turns, 1.0)
+        return loss, (logits.argmax(dim=1) == turns).float().mean()
 
     # ---- the log ----
 
     def summarize(self, averages: dict[str, Tensor]) -> dict[str, Any]:
         summary = super().summarize(averages) | {"updates": int(self.updates)}
-        for head, (changed, smallest, largest) in enumerate(self.last_update.tolist()):
+        for head, (changed, smallest, largest) in enumerate(self.last_update.tolist() if self.updates else []):
             summary |= {
                 f"changed_{head}": changed,
                 f"smallest_{head}": int(smallest),
                 f"largest_{head}": int(largest),
             }
+        for name in ("rotation", "rotation_accuracy"):
+            if name in averages:
+                summary[name] = averages[name].item()
         return summary
+
+
+def given_labels(config: Any, data: TrainingData) -> Tensor:
+    """Return the labels in the file of `--labels`, (H, N) long.
+
+    Raises:
+        InputError: if they do not fit the images or the heads.
+    """
+    labels, sizes = data.labels_in(config.labels), config.classes
+    if len(labels) != len(sizes):
+        raise InputError(
+            f"--labels {config.labels}: labels of {len(labels)} heads, but --classes has {len(sizes)} sizes: give one size per head"
+        )
+    for head, (largest, size) in enumerate(zip(labels.amax(dim=1).tolist(), sizes, strict=True)):
+        if largest >= size:
+            raise InputError(
+                f"--labels {config.labels}: head {head} has the label {largest}, but --classes gives it {size} classes, from 0: "
+                f"give it at least {largest + 1}"
+            )
+    return labels
 
 
 def update_steps(updates: int, steps: int, *, spacing: str) -> list[int]:
