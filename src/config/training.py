@@ -169,7 +169,7 @@ class OptimizationOptions(Options):
             raise InputError(f"--lr-drops {drops}: expected ascending numbers of epochs, from 1")
         if self.lr_drops and self.lr_drops[-1] >= self.epochs:
             raise InputError(
-                f"--lr-drops {drops} with --epochs {self.epochs}: expected numbers below that of the epochs"
+                f"--lr-drops {drops} are not all below --epochs {self.epochs}: give other --lr-drops, or more epochs"
             )
         if self.warmup_epochs and self.warmup_start > self.lr:
             raise InputError(

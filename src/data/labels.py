@@ -93,7 +93,9 @@ def _long(path: str, rows: Iterator[list[str]]) -> tuple[list[str], np.ndarray]:
 
 def _wide(path: str, first: list[str], rows: Iterator[list[str]]) -> tuple[list[str], np.ndarray]:
     """Read a table with one row per image: perhaps the name of the image, then a label for each head."""
-    names, labels = [], []
+    names: list[str] = []
+    labels: list[list[int]] = []
+    columns = 0
     named = bool(first) and not _is_whole(first[0])
     has_header = bool(first) and not any(_is_whole(cell) for cell in first)
     body = rows if has_header else (row for part in ([first], rows) for row in part)

@@ -321,6 +321,43 @@ PRESETS = {
         "warmup_epochs": 0,
         "weight_decay": 0.00001,
     },
+    # The authors' scripts.
+    "resnet": {"base": "published"},
+    "alexnet": {"base": "published", "arch": "sela_alexnet"},
+    "retrain": {  # the defaults of retrain_with_rotnet.py, with the labels of the script `alexnet`
+        "base": "alexnet",
+        "updates": 0,
+        "rotation": "add",
+        "epochs": 91,
+        "batch_size": 64,
+        "lr": 0.05,
+        "lr_drops": (30, 60, 80),
+    },
+    "cifar": {
+        "base": "alexnet",
+        "global_crops_scale": (0.2, 1.0),
+        "classes": (128, 128, 128, 128, 128, 128, 128, 128, 128, 128),
+        "lam": 10.0,
+        "tolerance": 0.01,
+        "updates": 400,
+        "update_spacing": "linear",
+        "update_heads": "in_turn",
+        "epochs": 400,
+        "batch_size": 128,
+        "lr": 0.03,
+        "lr_drops": (240, 320),
+        "weight_decay": 0.0005,
+    },
+    # Our own recipes. docs/training.md gives the source of each setting and says what was run.
+    "cifar10": {
+        "base": "cifar",
+        "arch": "cifar_resnet18",
+        "global_crops_size": 32,
+        "augment": "simclr",
+        "epochs": 200,
+        "batch_size": 256,
+        "lr_drops": (120, 160),
+    },
     # For own images; src/config/recipe.py has what all methods share.
     "small_images": {
         "global_crops_number": 1,

@@ -44,14 +44,13 @@ class AlexNet(Backbone):
             modules += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
             inputs = outputs
         self.features = nn.Sequential(*modules)
-        self.classifier = nn.Sequential(
-            *(nn.Dropout(0.5), nn.Linear(inputs * 6 * 6, 4096), nn.ReLU(inplace=True)),
-            *(nn.Dropout(0.5), nn.Linear(4096, 4096), nn.ReLU(inplace=True)),
-        )
-        for module in self.classifier:
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=self.head_std)
-                nn.init.zeros_(module.bias)
+        layers_after: list[nn.Module] = []
+        for width in (inputs * 6 * 6, 4096):
+            linear = nn.Linear(width, 4096)
+            nn.init.normal_(linear.weight, std=self.head_std)
+            nn.init.zeros_(linear.bias)
+            layers_after += [nn.Dropout(0.5), linear, nn.ReLU(inplace=True)]
+        self.classifier = nn.Sequential(*layers_after)
         self.width = 4096
 
     head_std = 0.01  # standard deviation of the initial weights of the linear layers, also of the heads
