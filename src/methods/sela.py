@@ -348,17 +348,7 @@ PRESETS = {
         "lr_drops": (240, 320),
         "weight_decay": 0.0005,
     },
-    # Our own recipes. docs/training.md gives the source of each setting and says what was run.
-    "cifar10": {
-        "base": "cifar",
-        "arch": "cifar_resnet18",
-        "global_crops_size": 32,
-        "augment": "simclr",
-        "epochs": 200,
-        "batch_size": 256,
-        "lr_drops": (120, 160),
-    },
-    # For own images; src/config/recipe.py has what all methods share.
+    # For own images and small data sets; src/config/recipe.py has what all methods share.
     "small_images": {
         "global_crops_number": 1,
         "classes": (10, 10, 10, 10, 10, 10, 10, 10),
@@ -366,6 +356,9 @@ PRESETS = {
         "max_iterations": 1000,
     },
     "photographs": {"base": "small_images"},
+    "cifar10": {"base": "small_images"},
+    "cifar100-20": {"base": "cifar10", "classes": (20, 20, 20, 20, 20, 20, 20, 20)},
+    "stl10": {"base": "photographs"},
     "digits": {
         "arch": "small_convnet",
         "global_crops_number": 1,
