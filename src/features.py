@@ -114,6 +114,35 @@ def average_clusters(
     return distributed.sum_over_ranks(clusters).numpy(), distributed.sum_over_ranks(confidences).numpy()
 
 
+@torch.no_grad()
+def stream_predictions(
+    method: nn.Module, batches: Batches, *, classifier: int, autocast: torch.dtype | None = None
+) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """Yield the predictions of one classifier batch by batch; nothing is kept.
+
+    Args:
+        method, batches, autocast: as for `predict_clusters`. The method has its classifiers in `classifiers`.
+        classifier: number of the classifier.
+
+    Yields:
+        The probabilities, (B, C) float32; the input of the classifier, (B, F) float32, for our methods the embeddings; and the
+        indices of the images. Both tensors are on the CPU.
+
+    Raises:
+        InputError: if the network returns probabilities that are NaN or infinite.
+    """
+    inputs: list[Tensor] = []
+    layer = cast(nn.ModuleList, method.classifiers)[classifier]
+    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        for logits, indices in _scaled_logits(method, batches, autocast):
+            probabilities = logits[classifier].softmax(dim=1).cpu()
+            _refuse_nan(~probabilities.isfinite().all(dim=1), "probabilities")
+            yield probabilities, inputs.pop().float().cpu(), indices
+    finally:
+        hook.remove()
+
+
 def _scaled_logits(
     method: nn.Module, batches: Batches, autocast: torch.dtype | None
 ) -> Iterator[tuple[list[Tensor], np.ndarray]]:
