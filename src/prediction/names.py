@@ -64,8 +64,8 @@ def as_file_name(name: str) -> str:
     return short.strip(" .") or "_"
 
 
-def read_names(file: str, *, model: str, classifier: int, clusters: int) -> Names:
-    """Read names.json.
+def read_names(file: str, *, model: str, classifier: int, clusters: int) -> tuple[Names, dict[str, Any]]:
+    """Read names.json, and return the names and the content of the file.
 
     Args:
         model: fingerprint of the weights.
@@ -92,7 +92,7 @@ def read_names(file: str, *, model: str, classifier: int, clusters: int) -> Name
             f"{classifier}: give that --classifier"
         )
     try:
-        return _checked(content, clusters)
+        return names_in(content, clusters), content
     except _Wrong as error:
         raise InputError(f"--names {file}: {error}; save the file again in the atlas") from None
 
@@ -101,7 +101,12 @@ class _Wrong(ValueError):
     """Raised if a value is not as expected. The message does not name the file."""
 
 
-def _checked(content: dict[str, Any], clusters: int) -> Names:
+def names_in(content: dict[str, Any], clusters: int) -> Names:
+    """Return the names that the content of a file of names holds.
+
+    Raises:
+        ValueError: if the content is not as expected. The message does not name the file.
+    """
     names: dict[int, str] = {}
     into: dict[int, int] = {}
     rejected = set()
@@ -125,7 +130,8 @@ def _checked(content: dict[str, Any], clusters: int) -> Names:
     split: dict[str, str] = {}
     parts = content.get("split", [])
     for part in parts if isinstance(parts, list) else [None]:
-        images = part.get("images") if isinstance(part, dict) else None
+        part = part if isinstance(part, dict) else {}
+        images = part.get("images")
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             raise _Wrong("split holds something else than parts with a name and a list of images")
         split |= dict.fromkeys(images, _name(part.get("name")))

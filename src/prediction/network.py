@@ -1,6 +1,6 @@
 """Open the network of predict.py with one of its classifiers, and compute its predictions."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class Classifier:
 
     def predict(
         self, requests: Iterable[Request], damaged: Callable[[list[tuple[int, str]]], None]
-    ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    ) -> Generator[tuple[list[int], np.ndarray, np.ndarray]]:
         """Yield the predictions of image files batch by batch.
 
         Args:

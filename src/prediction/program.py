@@ -24,7 +24,7 @@ from ..logs import Progress, percent, table, write_json
 from ..signals import launched_as
 from ..stopping import StopRequest
 from . import sorting
-from .names import Names, read_names
+from .names import Names, names_in, read_names
 from .network import FEWEST_TRAINING, MOST_TRAINING, Classifier, open_classifier
 from .store import FILE, Result, Store
 
@@ -48,9 +48,9 @@ def run(options: PredictOptions) -> None:
     top = data if data.is_dir() else data.parent
     example = first_image(data)
     classifier = open_classifier(options, example=str(top / example))
-    names = Names(clusters=classifier.clusters)
+    given = None
     if options.names:
-        names = read_names(
+        given = read_names(
             options.names, model=classifier.model, classifier=classifier.number, clusters=classifier.clusters
         )
     locks.hold(folder, LOCK)
@@ -63,6 +63,9 @@ def run(options: PredictOptions) -> None:
             write_skipped(store, folder)
             raise RunError(f"none of the files in {data} can be decoded: {folder}/skipped.csv lists the reasons")
         find_means(store, classifier)
+        if given is not None:
+            store.set_fact("names", given[1])
+        names = names_in(store.fact("names") or {}, classifier.clusters)
         finish(store, classifier, names, options=options, top=top, folder=folder)
     finally:
         store.close()
@@ -255,7 +258,7 @@ def finish(
         sorting.sort(store, folder, top=top, kind=kind, names=names, count=partial(progress.count, what="sorting"))
         progress.close()
         written.append(f"{sorting.FOLDER}/")
-    result = describe(store, classifier, names, options)
+    result = describe(store, classifier, names)
     write_json(folder / "predict.json", result)
     print("\n".join(as_text(result)))
     print(f"wrote {', '.join([*written, 'predict.json'])} to {printable(folder)}")
@@ -312,14 +315,14 @@ class _Text:
         self.binary.write(text.encode())
 
 
-def describe(store: Store, classifier: Classifier, names: Names, options: PredictOptions) -> dict[str, Any]:
+def describe(store: Store, classifier: Classifier, names: Names) -> dict[str, Any]:
     """Return the content of predict.json."""
     counts = store.counts()
     sizes = store.cluster_sizes(classifier.clusters)
     return {
         "format": FORMAT,
-        "checkpoint": options.checkpoint,
-        "data": options.data,
+        "checkpoint": classifier.options.checkpoint,
+        "data": classifier.options.data,
         **classifier.facts,
         "classifier_chosen_by": classifier.chosen_by,
         "images": counts["predicted"],

@@ -239,11 +239,19 @@ class Store:
     def results(self) -> Iterator[Result]:
         """Yield the predictions of all images, sorted by path."""
         with self.failures():
-            for number, path, *numbers, embedding in self._base.execute(
+            for number, path, cluster, confidence, second, probability, embedding in self._base.execute(
                 "SELECT files.id, path, cluster, confidence, second, second_probability, embedding FROM files "
                 "JOIN results USING (id) JOIN details USING (id) ORDER BY path"
             ):
-                yield Result(number, os.fsdecode(path), *numbers, np.frombuffer(embedding, dtype=np.float16))
+                yield Result(
+                    number,
+                    os.fsdecode(path),
+                    cluster=cluster,
+                    confidence=confidence,
+                    second=second,
+                    second_probability=probability,
+                    embedding=np.frombuffer(embedding, dtype=np.float16),
+                )
 
     def probabilities(self, number: int) -> dict[int, float]:
         """Return the probabilities of the most likely clusters of an image, at most `MOST_LIKELY`."""
