@@ -220,8 +220,11 @@ def test_links_become_copies_and_stay_sorted_after_an_update(coloured, tmp_path)
     predict(coloured, folder, tmp_path / "out", "--sort", "links")
     predict(coloured, folder, tmp_path / "out", "--sort", "copies")
     (folder / "a.png").unlink()
+    Image.open(folder / "b.png").rotate(180).save(folder / "b.png")  # the same colours, and so the same cluster
     make_colours(folder, ["new.png"])
     predict(coloured, folder, tmp_path / "out", "--update")
+    (copy,) = (tmp_path / "out" / "sorted").rglob("b.png")
+    assert copy.read_bytes() == (folder / "b.png").read_bytes()
     by_path = {f"{line['cluster']}/{line['path']}" for line in lines_of(tmp_path / "out")}
     assert tree(tmp_path / "out" / "sorted") == by_path
     assert not any(path.is_symlink() for path in (tmp_path / "out" / "sorted").rglob("*"))
