@@ -54,6 +54,21 @@ class Result(NamedTuple):
     embedding: np.ndarray
 
 
+class Image(NamedTuple):
+    """The details of the prediction of one image.
+
+    Attributes:
+        path: relative to --data.
+        clusters: the T most likely clusters, the most likely first, and `probabilities`, both (T,).
+        embedding: (F,) float16, the input of the classifier.
+    """
+
+    path: str
+    clusters: np.ndarray
+    probabilities: np.ndarray
+    embedding: np.ndarray
+
+
 class Store:
     """The database of one output folder.
 
@@ -253,14 +268,27 @@ class Store:
                     embedding=np.frombuffer(embedding, dtype=np.float16),
                 )
 
-    def probabilities(self, number: int) -> dict[int, float]:
-        """Return the probabilities of the most likely clusters of an image, at most `MOST_LIKELY`."""
+    def overview(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return number, cluster and confidence of all images, sorted by path, each (N,)."""
+        columns = np.dtype([("number", np.int64), ("cluster", np.int64), ("confidence", np.float64)])
         with self.failures():
-            clusters, shares = self._base.execute(
-                "SELECT clusters, probabilities FROM details WHERE id = ?", (number,)
+            rows = self._base.execute("SELECT id, cluster, confidence FROM files JOIN results USING (id) ORDER BY path")
+            found = np.fromiter(rows, dtype=columns)
+        return found["number"], found["cluster"], found["confidence"]
+
+    def image(self, number: int) -> Image:
+        """Return the details of the prediction of an image."""
+        with self.failures():
+            path, clusters, probabilities, embedding = self._base.execute(
+                "SELECT path, clusters, probabilities, embedding FROM files JOIN details USING (id) WHERE id = ?",
+                (number,),
             ).fetchone()
-        pairs = zip(np.frombuffer(clusters, np.int32).tolist(), np.frombuffer(shares, np.float32).tolist(), strict=True)
-        return dict(pairs)
+        return Image(
+            os.fsdecode(path),
+            clusters=np.frombuffer(clusters, dtype=np.int32),
+            probabilities=np.frombuffer(probabilities, dtype=np.float32),
+            embedding=np.frombuffer(embedding, dtype=np.float16),
+        )
 
     def cluster_sizes(self, clusters: int) -> list[int]:
         """Return the number of images in each cluster."""
