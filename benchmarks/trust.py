@@ -35,10 +35,10 @@ from src.metrics import clustering_scores
 BELOW = 0.05  # accuracy below the best from which on a partition is wrong
 
 
-def read_run(name: str) -> dict[str, Any]:
+def read_run(name: str, split: str) -> dict[str, Any]:
     """Return the heads of a run with as many clusters as the first one, the chosen one, the embeddings and the labels."""
-    session = open_session(parse_cls_eval(["--checkpoint", name]), part="classifiers", splits=("test",), batch_size=256)
-    data, last = session.splits["test"], session.state["history"][-1]
+    session = open_session(parse_cls_eval(["--checkpoint", name]), part="classifiers", splits=(split,), batch_size=256)
+    data, last = session.splits[split], session.state["history"][-1]
     sizes = list(session.network.classes)
     heads, embeddings = [], None
     for k in [k for k, size in enumerate(sizes) if size == sizes[0]]:
@@ -121,10 +121,11 @@ def main() -> None:
     made.add_argument(
         "--merge", type=int, nargs=2, default=(1, 8), help="classes of the injected failure (default: 1 8)"
     )
+    made.add_argument("--split", choices=("train", "test"), default="test", help="images to judge (default: test)")
     arguments = parse(made)
     where = machine("torch")
     print(in_words(where), flush=True)
-    runs = [read_run(name) for name in arguments.runs]
+    runs = [read_run(name, arguments.split) for name in arguments.runs]
     chosen = [run["heads"][run["chosen"]] for run in runs]
     judged, failures = [], []
     for i, run in enumerate(runs):

@@ -53,9 +53,7 @@ def write(path: Path, state: dict[str, Any], tensors: dict[str, Tensor]) -> None
     from safetensors.torch import save  # takes a while
 
     kept = {name: state[name] for name in WHOLE if name in state}
-    kept["history"] = [
-        {"classifier": epoch["classifier"]} for epoch in state.get("history", [])[-1:] if "classifier" in epoch
-    ]
+    kept["history"] = state.get("history", [])[-1:]
     metadata = {"format": "pt", ENTRY: json.dumps(kept)}
     with files.replacing(path) as file:
         file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))

@@ -25,6 +25,7 @@ from src.evaluation.session import open_session
 from src.features import predict_clusters
 from src.loading import load_classifiers
 from src.prediction import program
+from src.prediction.atlas import labels_of
 from src.prediction.names import Names, as_file_name
 from src.prediction.sorting import file_name
 
@@ -79,7 +80,9 @@ def make_colours(folder, names, size=(20, 24)):
 
 
 def predict(file, data, out, *words):
-    run_here("predict", "--checkpoint", file, "--data", data, "--output-dir", out, "--workers", "0", *map(str, words))
+    """Run predict.py without workers, and without the atlas unless it is asked for."""
+    words = words if "--atlas" in words else ("--no-atlas", *words)
+    run_here("predict", "--checkpoint", file, "--data", data, "--output-dir", out, "--workers", "0", *words)
 
 
 def lines_of(out, name="assignments.csv"):
@@ -197,6 +200,45 @@ def test_only_a_few_batches_are_read_ahead(trained, digits):
     batches.close()
 
 
+# ---- trust and atlas ------------------------------------------------------------------------------------------------
+
+
+def test_partition_clusters_and_images_are_judged(coloured, tmp_path, capsys):
+    folder = make_colours(tmp_path / "pictures", [f"{i}.png" for i in range(30)])
+    predict(coloured, folder, tmp_path / "out")
+    found = read_json(tmp_path / "out", "predict")["trust"]
+    # Both classifiers of this network are equal.
+    assert (found["partition"]["level"], found["partition"]["independent"]) == ("yellow", 0)
+    assert (found["partition"]["same_run"], found["partition"]["same_run_confirms"]) == (1, 1)
+    lines = lines_of(tmp_path / "out")
+    confidences = np.array([float(line["confidence"]) for line in lines])
+    assert found["images"]["expected_accuracy"] == pytest.approx(confidences.mean(), abs=1e-6)
+    levels = ["green" if c >= 0.9 else "yellow" if c >= 0.6 else "red" for c in confidences]
+    assert [line["trust"] for line in lines] == levels
+    assert sum(each["images"] for each in found["clusters"]) == found["sample"] == 30
+    assert {each["stability"] for each in found["clusters"]} <= {1.0, None}
+    printed = capsys.readouterr().out
+    assert "partition: yellow, no independent run to compare with" in printed
+    assert "1 of 1 other classifiers of this run find the same partition" in printed
+
+
+def test_the_atlas_shows_the_predictions(coloured, tmp_path):
+    names = ["a/<b>.png", "a/1.png", "b/2.png"]
+    folder = make_colours(tmp_path / "pictures", names)
+    predict(coloured, folder, tmp_path / "out", "--atlas")
+    page = (tmp_path / "out" / "atlas.html").read_text()
+    assert "3 images" in page
+    assert "partition: yellow" in page
+    assert "a/<b>.png" not in page  # it is escaped
+
+
+def test_class_folders_are_labels():
+    labels, classes = labels_of(["a/1.png", "b/c/2.png", "a/3.png"])
+    assert (labels.tolist(), classes) == ([0, 1, 0], ["a", "b"])
+    assert labels_of(["a/1.png", "2.png"]) == (None, [])
+    assert labels_of(["a/1.png", "a/2.png"]) == (None, [])
+
+
 # ---- sorted folders -------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +324,8 @@ def decoded(monkeypatch):
         return decode(path)
 
     monkeypatch.setattr(stream, "decode", counting)
+    # The judgement of trust looks at a sample again.
+    monkeypatch.setattr("src.prediction.network.Classifier.equals", property(lambda self: [self.number]))
     return names
 
 

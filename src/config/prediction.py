@@ -24,6 +24,7 @@ class PredictOptions(DeviceOptions, EvalViewOptions, Options):
         "no"  # put links to the images, or copies of them, into one folder per cluster; the originals never change
     )
     names: str = ""  # JSON file with names of clusters, merged and rejected ones, as the atlas saves it
+    atlas: bool = True  # write atlas.html, a page that shows the clusters and their images
     update: bool = False  # list --data again and predict only files that are new or have changed
     classifier: int | None = None  # number of the classifier (default: the one that training chose)
     arch: str = ""  # architecture of a released network if its file does not name it (default: resnet50)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 from .quality import align
 
 GREEN, YELLOW, RED = "green", "yellow", "red"
 LOWER = 0.05  # a loss is lower than another one if the relative difference is larger
+CLEAR = 0.95  # share of the draws from which on a match is clear
 SURE, UNSURE = 0.9, 0.6  # confidences of images and qualities of clusters from which on they are green, and yellow
 
 
@@ -144,7 +146,9 @@ def calibrated(own: Head, references: Sequence[Head], size: int) -> np.ndarray:
     """Return for every image how likely its cluster is right, by heads of independent runs.
 
     It is the mean probability that the references give to the clusters that match that of the image. If the head has a wrong
-    partition, its own probabilities are too high, and these are not.
+    partition, its own probabilities are too high, and these are not. For a cluster that holds two classes, nothing tells which
+    of them it stands for. So matches are made for random draws of the images with replacement, and if they differ, all images
+    of the cluster get its mean.
 
     Args:
         own: N images.
@@ -157,9 +161,24 @@ def calibrated(own: Head, references: Sequence[Head], size: int) -> np.ndarray:
     found = np.zeros(len(own.clusters))
     for other in references:
         assert other.probabilities is not None
-        match = align(own.clusters, other.clusters, size)
-        found += other.probabilities[np.arange(len(found)), match[own.clusters]]
+        weights = _matches(own.clusters, other.clusters, size)
+        each = np.einsum("nc,nc->n", weights[own.clusters], other.probabilities)
+        for cluster in np.flatnonzero(weights.max(axis=1) < CLEAR):
+            members = own.clusters == cluster
+            each[members] = each[members].mean() if members.any() else 0
+        found += each
     return found / len(references)
+
+
+def _matches(clusters: np.ndarray, reference: np.ndarray, size: int, *, draws: int = 40) -> np.ndarray:
+    """Return how often each cluster is matched with each cluster of the reference in draws of the images, (C, C) in [0, 1]."""
+    counts = np.bincount(clusters * size + reference, minlength=size * size)
+    generator, weights = np.random.default_rng(0), np.zeros((size, size))
+    for _ in range(draws):
+        drawn = generator.multinomial(len(clusters), counts / len(clusters)).reshape(size, size)
+        rows, columns = linear_sum_assignment(drawn, maximize=True)
+        weights[rows, columns] += 1 / draws
+    return weights
 
 
 def judge_images(confidences: np.ndarray, *, by: int = 0) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Write the atlas of the predicted images. It shows at most `MOST_IMAGES` of them and lists some of the others."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ FILE = "atlas.html"
 MOST_LISTED = 10_000  # images that the page only lists, over all clusters
 
 
-def write_atlas(store: Store, classifier: Classifier, *, top: Path, folder: Path) -> None:
+def write_atlas(
+    store: Store, classifier: Classifier, *, top: Path, folder: Path, notes: Sequence[tuple[str, str]]
+) -> None:
     """Write atlas.html into the output folder.
 
     Args:
         top: folder of the images.
+        notes: sentences about how far to trust the clusters, see `AtlasData`.
 
     Raises:
         OSError: if the file cannot be written.
@@ -56,6 +60,7 @@ def write_atlas(store: Store, classifier: Classifier, *, top: Path, folder: Path
             left_out=_left_out(store, numbers=numbers, clusters=clusters, chosen=chosen, top=top),
             history=classifier.state.get("history", []),
             config=classifier.trained,
+            notes=notes,
         ),
         folder / FILE,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from ..data.views import build_views
 from ..errors import InputError
 from ..evaluation.classification import choose_classifier
 from ..evaluation.session import choose_view
-from ..features import stream_predictions
+from ..evaluation.trust import Head
+from ..features import predict_clusters, stream_predictions
 from ..loading import Unclassified, load_classifiers
 from ..machine import resolve_precision
 from ..preprocessing import Preprocessing
@@ -84,6 +85,43 @@ class Classifier:
             for probabilities, embeddings, _ in pairs:
                 yield batch.numbers, probabilities.numpy(), embeddings.numpy()
 
+    @property
+    def equals(self) -> list[int]:
+        """The classifiers with as many clusters as this one, this one first."""
+        sizes = list(cast(Any, self.network).classes)
+        return [self.number, *(k for k, size in enumerate(sizes) if size == self.clusters and k != self.number)]
+
+    def heads(self, requests: Iterable[Request], most: int) -> list[Head]:
+        """Return what every classifier with as many clusters as this one finds in image files, this one first.
+
+        Args:
+            requests: files that could be decoded before.
+            most: number of files.
+        """
+        shown = 0
+
+        def batches() -> Iterator[tuple[Tensor, np.ndarray]]:
+            nonlocal shown
+            for batch in stream(requests, self.views, device=self.device, workers=self.options.workers):
+                if batch.images is not None:
+                    yield batch.images, np.arange(shown, shown + len(batch.images))
+                    shown += len(batch.images)
+
+        clusters, confidences, *_ = predict_clusters(self.network, batches(), most, autocast=self.autocast)
+        last = (self.state.get("history") or [{}])[-1]
+        return [
+            Head(
+                clusters=clusters[k, :shown],
+                confidence=float(confidences[k, :shown].mean()),
+                loss=last.get(f"loss_{k}"),
+            )
+            for k in self.equals
+        ]
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        return None if self.precision == "float32" else getattr(torch, self.precision)
+
     def training_images(
         self, count: Callable[[int, int], None], *, most: int
     ) -> tuple[np.ndarray, np.ndarray, str] | None:
@@ -131,8 +169,7 @@ class Classifier:
                 yield batch.images, np.array(batch.numbers)
 
     def _predictions(self, batches: Iterable[tuple[Tensor, np.ndarray]]) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
-        autocast = None if self.precision == "float32" else getattr(torch, self.precision)
-        return stream_predictions(self.network, batches, classifier=self.number, autocast=autocast)
+        return stream_predictions(self.network, batches, classifier=self.number, autocast=self.autocast)
 
     def _open_training(self) -> tuple[Images, Views] | None:
         """Return the training images and their evaluation view, or None if they are not on this machine."""

@@ -20,15 +20,18 @@ from ..config import PredictOptions
 from ..data.stream import Request
 from ..data.walk import Entry, identity_of, walk
 from ..errors import InputError, RunError, printable
+from ..evaluation.trust import level_of
 from ..logs import Progress, percent, table, write_json
 from ..signals import launched_as
 from ..stopping import StopRequest
-from . import sorting
+from . import sorting, trust
+from .atlas import FILE as ATLAS
+from .atlas import write_atlas
 from .names import Names, names_in, read_names
 from .network import FEWEST_TRAINING, MOST_TRAINING, Classifier, open_classifier
 from .store import FILE, Result, Store
 
-COLUMNS = ("path", "cluster", "name", "confidence", "second_cluster", "second_probability", "distance")
+COLUMNS = ("path", "cluster", "name", "confidence", "trust", "second_cluster", "second_probability", "distance")
 LOCK = "predict"
 OURS = {FILE, f"{FILE}-journal", f".{LOCK}.lock"}  # a folder with nothing else belongs to this program
 FORMAT = "self-classifier predictions"
@@ -57,6 +60,7 @@ def run(options: PredictOptions) -> None:
     store = Store(folder)
     try:
         bind(store, {"data": os.path.realpath(data), **classifier.facts}, folder=folder)
+        store.set_fact("top", os.path.abspath(top))
         list_files(store, data, folder=folder, update=options.update)
         predict(store, classifier, top)
         if not store.counts()["predicted"]:
@@ -259,6 +263,10 @@ def finish(
         progress.close()
         written.append(f"{sorting.FOLDER}/")
     result = describe(store, classifier, names)
+    if options.atlas:
+        print("writing the atlas", flush=True)
+        write_atlas(store, classifier, top=top, folder=folder, notes=trust.notes(result["trust"]))
+        written.append(ATLAS)
     write_json(folder / "predict.json", result)
     print("\n".join(as_text(result)))
     print(f"wrote {', '.join([*written, 'predict.json'])} to {printable(folder)}")
@@ -285,6 +293,7 @@ def write_assignments(store: Store, folder: Path, names: Names) -> None:
                     each.cluster,
                     printable(names.name_of(each.cluster, each.path), reversible=True),
                     f"{each.confidence:.7f}",
+                    level_of(each.confidence),
                     each.second,
                     f"{each.second_probability:.7f}",
                     distance,
@@ -319,6 +328,7 @@ def describe(store: Store, classifier: Classifier, names: Names) -> dict[str, An
     """Return the content of predict.json."""
     counts = store.counts()
     sizes = store.cluster_sizes(classifier.clusters)
+    judged = trust.judge(store, classifier)
     return {
         "format": FORMAT,
         "checkpoint": classifier.options.checkpoint,
@@ -328,8 +338,15 @@ def describe(store: Store, classifier: Classifier, names: Names) -> dict[str, An
         "images": counts["predicted"],
         "skipped": counts["skipped"],
         "means_of": store.fact("means_of"),
+        "trust": judged,
         "clusters": [
-            {"cluster": k, "name": names.name_of(k, ""), "images": sizes[k], "confidence": confidence}
+            {
+                "cluster": k,
+                "name": names.name_of(k, ""),
+                "images": sizes[k],
+                "confidence": confidence,
+                "trust": judged["clusters"][k]["level"],
+            }
             for k, confidence in enumerate(store.mean_confidences(classifier.clusters))
         ],
     }
@@ -340,10 +357,16 @@ def as_text(result: dict[str, Any]) -> list[str]:
     used = sorted((each for each in result["clusters"] if each["images"]), key=lambda each: -each["images"])
     shown = used[:20]
     rows = [
-        [each["name"], f"{each['images']:,}", percent(each["images"] / result["images"]), percent(each["confidence"])]
+        [
+            each["name"],
+            f"{each['images']:,}",
+            percent(each["images"] / result["images"]),
+            percent(each["confidence"]),
+            each["trust"] or "",
+        ]
         for each in shown
     ]
-    lines = [table(["", "images", "share (%)", "mean confidence (%)"], rows)]
+    lines = [table(["", "images", "share (%)", "mean confidence (%)", "trust"], rows)]
     if len(used) > len(shown):
         lines.append(f"and {len(used) - len(shown)} smaller clusters")
     lines.append(
@@ -351,4 +374,5 @@ def as_text(result: dict[str, Any]) -> list[str]:
         f"{result['classifier']} (chosen by {result['classifier_chosen_by']}); {result['skipped']:,} files skipped"
     )
     lines.append(f"distances: to the means of {result['means_of']}")
+    lines.extend(sentence for _, sentence in trust.notes(result["trust"]))
     return lines
