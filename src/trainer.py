@@ -17,7 +17,7 @@ from .data.loaders import DAMAGED_SHARE, Batch, TrainLoader
 from .data.training import TrainingData
 from .errors import InputError, RunError
 from .flops import OperationCounter
-from .logs import Progress
+from .logs import Progress, SlowStep
 from .methods.base import Method, Step
 from .models.memory import statistics_kept
 from .optim import clip_gradients, load_optimizer
@@ -55,6 +55,8 @@ class Trainer:
         sync_bn_group: consecutive ranks that share batch-norm statistics; 0: all ranks.
         log_every: steps between readings of the loss on a GPU, where each reading waits for the device. On a CPU the
             trainer reads it in every step.
+        cheaper: flags that make a step cheaper, for a line that the log gets if a step takes longer than a minute; "": no
+            line.
 
     Attributes:
         epoch: number of finished epochs.
@@ -79,6 +81,7 @@ class Trainer:
         clip_grad: float = 0.0,
         sync_bn_group: int = 0,
         log_every: int = 16,
+        cheaper: str = "",
         stop_request: StopRequest | None = None,
     ):
         if loader.per_rank % accumulate:
@@ -91,6 +94,7 @@ class Trainer:
         self.data = TrainingData(loader)
         self.labels = None if labels is None else labels.to(device)
         self.device, self.autocast = device, autocast
+        self.slow = SlowStep(cheaper)
         self.read_every = 1 if device.type == "cpu" else log_every
         self.stop_request = stop_request or StopRequest()
         self.accumulate, self.clip_grad = accumulate, clip_grad
@@ -132,7 +136,14 @@ class Trainer:
             self.operations.run(self.method.prepare_run, self.data)
         if self.done == 0:
             self.operations.run(self.method.prepare_epoch, self.epoch, self.data)
+        with self.slow.watched(progress.say) as begin:
+            self._run_steps(progress, begin)
+        return self._finish_epoch()
+
+    def _run_steps(self, progress: Progress, begin: Callable[[int], None]) -> None:
+        """Run the remaining steps of the epoch. `begin` is told the number of each step before its batch is loaded."""
         unread: list[Tensor] = []
+        begin(self.step + 1)
         for batch in self._timed(self.loader.epoch(self.epoch, start=self.done)):
             self.method.prepare_step(self.step, self.data)
             for group, scale in zip(self.optimizer.param_groups, self.lr_scales, strict=True):
@@ -153,7 +164,7 @@ class Trainer:
                 unread.clear()
             if stop:
                 raise Interrupted(stop)
-        return self._finish_epoch()
+            begin(self.step + 1)
 
     def _update(self, batch: Batch, step: Step, backward: Callable[[], None]) -> None:
         """Compute the gradients, update the weights, and add the step to the epoch's totals."""

@@ -325,9 +325,9 @@ SELA_V2 = {
     "400ep_2x224": {**TRAIN_SELA_V2, **TWO_VIEWS},
 }
 # what no program of others says
-OWN = {"digits", "cifar10", "small_images", "photographs"}
-OURS = {name: OWN for name in ("self_classifier", "swav", "deepcluster_v2", "sela_v2")}
-OURS |= {"self_classifier_v1": OWN - {"cifar10"}, "self_classifier_simclr": OWN | {"published"}}
+OWN = {"digits", "small_images", "photographs", "cifar10", "cifar100-20", "stl10"}
+OURS = {name: OWN | {"cifar10_200ep"} for name in ("swav", "deepcluster_v2", "sela_v2")} | {"self_classifier": OWN}
+OURS |= {"self_classifier_v1": OWN - {"cifar10", "cifar100-20"}, "self_classifier_simclr": OWN | {"published"}}
 ROWS = [
     ("self_classifier", SECOND),
     ("self_classifier_v1", FIRST),

@@ -247,7 +247,7 @@ from src.data.loaders import TrainLoader
 from src.config import ViewSettings
 from src.data.photographs import PhotoViews, published_views
 decode, read = datasets.decode, []
-datasets.decode = lambda path: time.sleep(10**6) if len(read) == 3 else (read.append(path), decode(path))[1]
+datasets.decode = lambda path, upright: time.sleep(10**6) if len(read) == 3 else (read.append(path), decode(path))[1]
 views = PhotoViews(published_views(ViewSettings(global_crops_size=16, local_crops_number=0)), 16)
 data = open_data({str(Path(data.paths[0]).parent)!r}, "train")
 loader = TrainLoader(data, views, batch_size=2, seed=0, device=torch.device("cpu"), workers=1)

@@ -91,6 +91,9 @@ class ViewSettings(Options):
         "sela_2",
         "sela_3",
     ] = "dino"  # augmentation recipe for photographs, see docs/training.md; scan_*, sela_0 and sela_1 ignore the scales
+    upright: bool = (
+        False  # rotate image files as their EXIF orientation says; the published recipes show them as stored
+    )
 
     def check(self) -> None:
         require_at_least(self, global_crops_number=1, local_crops_number=0, global_crops_size=1, local_crops_size=1)
@@ -321,7 +324,13 @@ class TrainOptions(
             reasons["--momentum"] = "--optimizer adamw has no momentum"
         if self.data in BUILT_IN_DATA or self.data.endswith(".npz"):
             reasons["--in-memory"] = f"--data {self.data} is in memory anyway"
+            reasons["--upright"] = f"--data {self.data} holds no image files"
         return reasons
+
+
+def stored_path(data: str) -> str:
+    """Return the value of --data that a run stores: the absolute path of a folder or a file, or the name of a data set."""
+    return data if data in BUILT_IN_DATA else os.path.abspath(data)
 
 
 def check_patches(arch: str, size: int, *, patch_size: int) -> None:

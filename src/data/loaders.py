@@ -412,7 +412,7 @@ class _Reader(Dataset[FileBatch]):
         epoch, indices = request
         damaged: Damage
         if self.encoded:
-            images, found, damaged = self.images(indices, lambda index: encoded(self.data.paths[index]))
+            images, found, damaged = self.images(indices, self._encoded)
             return packed(images), found, damaged
         damaged = []
         read: list[int] = []
@@ -428,6 +428,9 @@ class _Reader(Dataset[FileBatch]):
                 parts.append(self.cut(few, np.array(read[-len(few) :]), epoch))
                 few = []
         return [torch.cat(view) for view in zip(*parts, strict=True)], np.array(read), damaged
+
+    def _encoded(self, index: int) -> Tensor:
+        return encoded(self.data.paths[index], upright=self.data.upright)
 
     def images(self, indices: np.ndarray, read: Callable[[int], Tensor]) -> tuple[list[Tensor], np.ndarray, Damage]:
         """Return all images of a batch as `read` returns them, with the indices and the damage.

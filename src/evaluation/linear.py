@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..config import LinclsEvalOptions, ViewSettings, as_plain, parse_lincls_eval
+from ..config import LinclsEvalOptions, ViewSettings, as_plain, parse_lincls_eval, stored_path
 from ..data.base import Views
 from ..data.datasets import Images
 from ..data.loaders import TrainLoader
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
 from ..errors import InputError, printable
+from ..fingerprints import of_data
 from ..logs import Progress, percent, table, write_json
 from ..methods import feature_width
 from ..models.backbones import pool_windows
@@ -201,6 +202,9 @@ def train(
         "eval_resize": session.view and session.view.resize,
         "backbone": probe.before,
         "train_images": len(job.train),
+        "data": stored_path(session.source.data),
+        "upright": session.trained["upright"],
+        "data_fingerprint": distributed.on_main(lambda: of_data(job.train)),
     }
     found = None
     if not fresh:
@@ -297,6 +301,7 @@ def build_trainer(
         autocast=job.session.autocast,
         sync_bn_group=0 if job.probe.shares_statistics else 1,
         log_every=log_every,
+        cheaper="a smaller --batch-size, or --fast, which computes the features once",
     )
 
 
