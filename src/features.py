@@ -85,6 +85,54 @@ def predict_clusters(
 
 
 @torch.no_grad()
+def predict_likeliest(
+    method: nn.Module,
+    batches: Batches,
+    num_images: int,
+    *,
+    count: int,
+    classifier: int,
+    autocast: torch.dtype | None = None,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """Predict the most likely clusters of every image with each of the K classifiers of a method, in evaluation mode.
+
+    Args:
+        method, batches, num_images, autocast: as for `predict_clusters`. The method has its classifiers in `classifiers`.
+        count: T, the number of clusters; a classifier with fewer clusters returns all of them.
+        classifier: the classifier whose input is returned.
+
+    Returns:
+        For each classifier the clusters and their probabilities, both (N, min(T, C_k)), the most likely first; and the input
+        of the classifier, (N, F) float32, for our methods the embeddings.
+    """
+    layer = cast(nn.ModuleList, method.classifiers)[classifier]
+    inputs: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    found: list[tuple[Tensor, Tensor]] = []
+    embeddings = torch.empty(0)
+    try:
+        for logits, indices in _scaled_logits(method, batches, autocast):
+            rows = inputs.pop().float().cpu()
+            best = [z.softmax(dim=1).topk(min(count, z.shape[1]), dim=1) for z in logits]
+            if not found:
+                embeddings = torch.zeros(num_images, rows.shape[1])
+                widths = [each.values.shape[1] for each in best]
+                found = [
+                    (torch.zeros(num_images, width, dtype=torch.long), torch.zeros(num_images, width))
+                    for width in widths
+                ]
+            embeddings[indices] = rows
+            for (clusters, shares), each in zip(found, best, strict=True):
+                clusters[indices], shares[indices] = each.indices.cpu(), each.values.cpu()
+    finally:
+        hook.remove()
+    if distributed.world_size() > 1:  # only one rank has processed an image; the other ranks hold zeros for it
+        embeddings = distributed.sum_over_ranks(embeddings)
+        found = [(distributed.sum_over_ranks(a), distributed.sum_over_ranks(b)) for a, b in found]
+    return [(clusters.numpy(), shares.numpy()) for clusters, shares in found], embeddings.numpy()
+
+
+@torch.no_grad()
 def average_clusters(
     method: nn.Module,
     batches: Batches,

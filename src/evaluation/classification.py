@@ -23,12 +23,13 @@ from ..errors import InputError, printable
 from ..features import average_clusters, predict_clusters
 from ..loading import Unclassified, load_classifiers
 from ..methods import Method
-from ..metrics import adjusted_mutual_information, balance, contingency
+from ..metrics import adjusted_mutual_information, contingency
 from ..models.heads import LinearClassifiers
 from ..reports import clusters as report
+from ..reports.atlas import AtlasData
 from ..run import make_folder
-from . import kmeans
-from .clustering import SCORES, kmeans_on_pixels, score_classifiers, score_superclasses
+from . import atlas, kmeans
+from .clustering import SCORES, Clustering, kmeans_on_pixels, score_classifiers, score_superclasses
 from .knn import unit_rows
 from .maps import choose_images, name_directions, tsne, two_directions
 from .quality import agreement, align, rankme, silhouette
@@ -61,49 +62,6 @@ class Job:
         return np.flatnonzero(self.data.labels.numpy() >= 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clustering:
-    """The clusters of N images by K classifiers, or by k-means, for which K is 1.
-
-    Attributes:
-        names: names of the classifiers.
-        sizes: number of clusters of each classifier, including clusters without images.
-        clusters: (K, N) cluster of every image.
-        confidences: (K, N) in [0, 1]: the probability of the cluster, or for k-means 1 - distance / distance to the second
-            nearest centroid.
-        weights: (C_k,) mean probability of each cluster, one array per classifier; None for k-means.
-        chosen: number of the classifier whose clusters are scored.
-        chosen_by: the reason for this choice.
-        protocol: description of the protocol.
-        settings: settings of k-means; None for classifiers.
-        ensemble: the members of the ensemble of the chosen classifier, and the clusters of the ensemble, (N,).
-        features: (N, F) features of the images, if k-means has computed them.
-        log_sums: (K, N) minus the sum of the log probabilities of each image; None for k-means.
-    """
-
-    names: list[str]
-    sizes: list[int]
-    clusters: np.ndarray
-    confidences: np.ndarray
-    weights: list[np.ndarray] | None
-    chosen: int
-    chosen_by: str
-    protocol: str
-    settings: dict[str, Any] | None = None
-    ensemble: tuple[list[int], np.ndarray] | None = None
-    features: Tensor | None = None
-    log_sums: np.ndarray | None = None
-
-    def counts(self, k: int) -> np.ndarray:
-        """Return the number of images in each cluster of classifier k, (C_k,)."""
-        return np.bincount(self.clusters[k], minlength=self.sizes[k])
-
-    def balances(self, k: int) -> dict[str, float]:
-        """Return the hard and the soft balance of classifier k. k-means has no probabilities and only the hard balance."""
-        found = {"balance_hard": balance(self.counts(k))}
-        return found if self.weights is None else {**found, "balance_soft": balance(self.weights[k])}
-
-
 def run(options: ClsEvalOptions) -> None:
     """Open the checkpoint and the data, cluster the images, judge the clusters, write the results and print them."""
     job = open_job(options)
@@ -113,6 +71,7 @@ def run(options: ClsEvalOptions) -> None:
     else:
         found = cluster_by_classifiers(job, options.classifier, ensemble=options.ensemble)
     others = cluster_by_others(job)
+    seen = look(job, found) if options.atlas else None
     features = found.features
     if features is None and (options.feature_quality or options.tsne or options.pca):
         features = job.session.features(job.data, split=job.split, layer="backbone")
@@ -133,6 +92,8 @@ def run(options: ClsEvalOptions) -> None:
             dpi=options.dpi,
         )
         write(job.session.folder, drawing, result)
+        if seen is not None:
+            atlas.write(seen, job.session.folder)
     distributed.stop()
 
 
@@ -167,8 +128,9 @@ def open_job(options: ClsEvalOptions) -> Job:
     grouped = bool((data.labels >= 0).any())
     if options.grids and not grouped and (by_features or not _is_first(session)):
         raise InputError(f"--grids sorts clusters by accuracy, but --data {name} has no labels: drop --grids")
-    if options.grids and not data.has_pictures:
-        raise InputError(f"--grids shows images, but --data {name} holds features: drop --grids")
+    for wanted, given in (("--grids", options.grids), ("--atlas", options.atlas)):
+        if given and not data.has_pictures:
+            raise InputError(f"{wanted} shows images, but --data {name} holds features: drop {wanted}")
     for seed in range(options.tsne):  # raises if there are too few images
         classes = data.labels if grouped else torch.zeros_like(data.labels)
         choose_images(classes.numpy(), options.tsne_classes if grouped else 0, seed)
@@ -353,6 +315,15 @@ def cluster_by_others(job: Job) -> dict[str, np.ndarray]:
         found[name] = clusters[chosen]
         network.cpu()
     return found
+
+
+def look(job: Job, found: Clustering) -> AtlasData:
+    """Return what the atlas shows."""
+    others = {
+        name: (network, views, choose_classifier(None, state, len(network.classes))[0])
+        for name, (network, state, views) in job.others.items()
+    }
+    return atlas.look(job.session, job.data, found, split=job.split, others=others)
 
 
 # ---- judge ----------------------------------------------------------------------------------------------------------

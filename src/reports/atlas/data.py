@@ -19,7 +19,7 @@ class Clusters:
         confidences: (N,) in [0, 1].
         size: C, the number of clusters, including those without images.
         model: fingerprint of the weights, for names.json.
-        classifier: number of the classifier, for names.json.
+        classifier: number of the classifier, for names.json; None for k-means, whose clusters predict.py cannot assign.
         top: the T most likely clusters of every image and their probabilities, both (N, T), the most likely first; None if
             there are no probabilities.
         names: content of a file of names to start with.
@@ -30,7 +30,7 @@ class Clusters:
     confidences: np.ndarray
     size: int
     model: str
-    classifier: int
+    classifier: int | None
     top: tuple[np.ndarray, np.ndarray] | None = None
     names: Mapping[str, Any] | None = None
 

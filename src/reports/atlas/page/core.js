@@ -72,9 +72,19 @@ const percent = (share) => `${(100 * share).toFixed(share >= 0.9995 || share ===
 const confidence = (image, clustering = clusterings[state.clustering]) => clustering.confidences[image] / 65535;
 const labelOf = (image) => (images.labels && images.labels[image] ? images.labels[image] - 1 : -1);
 const className = (label) => (label >= 0 ? content.classes[label] ?? `class ${label}` : "unknown");
+const common = commonFolder(content.paths);
+/** Path of an image without the folders that all images share. */
+const shownPath = (image) => images.paths[image].slice(common);
 const fileName = (image) => images.paths[image].split("/").pop();
 const say = (text) => { byId("live").textContent = text; };
 const range = (count) => Array.from({ length: count }, (_, i) => i);
+
+/** Length of the folders that all paths share, with the last slash. */
+function commonFolder(paths) {
+  let folder = paths[0].slice(0, paths[0].lastIndexOf("/") + 1);
+  for (const path of paths) while (!path.startsWith(folder)) folder = folder.slice(0, folder.slice(0, -1).lastIndexOf("/") + 1);
+  return folder.length;
+}
 
 /** Return {key: list of the items with this key}. */
 function groupBy(items, key) {

@@ -2,7 +2,7 @@
 
 /** Each filter: title, explanation, unit of the limit, its default, and which images it finds. */
 const FILTERS = {
-  duplicates: { title: "Near-duplicates", about: "Images that look almost the same at 16 × 16 pixels, in groups.", find: () => range(images.count).filter((i) => images.duplicates[i]).sort((a, b) => images.duplicates[a] - images.duplicates[b] || a - b) },
+  duplicates: { title: "Near-duplicates", about: "Images that look almost the same when reduced to 16 × 16 grey pixels, in groups.", find: () => range(images.count).filter((i) => images.duplicates[i]).sort((a, b) => images.duplicates[a] - images.duplicates[b] || a - b) },
   broken: { title: "Broken", about: "Files that cannot be decoded.", find: () => Object.keys(images.broken).map(Number) },
   dark: { title: "Dark", about: "Mean grey level, from 0 to 255, below", limit: 32, find: (limit) => measured((i) => images.brightness[i], (value) => value < limit) },
   bright: { title: "Bright", about: "Mean grey level, from 0 to 255, above", limit: 224, find: (limit) => measured((i) => -images.brightness[i], (value) => -value > limit) },

@@ -5,7 +5,7 @@ const STEP = 300; // images that a grid shows at once; a button shows more
 /** A button with the thumbnail of an image. `caption` is shown below it. */
 function cell(image, { side = 88, caption = null, list = null } = {}) {
   const name = `${fileName(image)}, ${groupName(image)}, ${percent(confidence(image))}`;
-  const button = el("button.cell", { "aria-label": name, title: images.paths[image], tabindex: -1, "data-image": image }, thumbnail(image, side));
+  const button = el("button.cell", { "aria-label": name, title: shownPath(image), tabindex: -1, "data-image": image }, thumbnail(image, side));
   if (image in images.broken) button.classList.add("broken");
   if (caption) button.append(el("span.caption", {}, caption));
   button.addEventListener("click", (event) => {

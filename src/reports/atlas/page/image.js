@@ -16,7 +16,7 @@ function showImage(image) {
     if (next !== undefined) openImage(next, state.listed);
   };
   const at = state.listed.indexOf(image);
-  const name = images.paths[image];
+  const name = shownPath(image);
   const link = images.links?.[image];
   imageDialog.replaceChildren(
     el("div.top", {},
@@ -29,7 +29,7 @@ function showImage(image) {
         el("p.links", {},
           link ? el("a.button", { href: link, target: "_blank", rel: "noreferrer" }, "Open the file") : null,
           el("a.button", { href: `#page=map&focus=${image}`, onclick: () => imageDialog.close() }, "Show on the map"))),
-      el("div.right", {}, ...clusterings.map((_, v) => probabilities(image, v)), neighbourCells(image))),
+      el("div.right", {}, probabilities(image, state.clustering), neighbourCells(image), otherProbabilities(image) ?? "")),
   );
   moveByArrows(imageDialog);
   imageDialog.onkeydown = (event) => {
@@ -66,6 +66,13 @@ function probabilities(image, v) {
       bar.style.cssText = `inline-size:${100 * share}%;background:${group.colour}`;
       return el("li", {}, el("span.name", {}, group.name), el("span.bar-track", { "aria-hidden": "true" }, bar), el("span.value", {}, percent(share)));
     })));
+}
+
+/** What the other classifiers say, folded. */
+function otherProbabilities(image) {
+  const others = range(clusterings.length).filter((v) => v !== state.clustering);
+  if (!others.length) return null;
+  return el("details", { open: others.length === 1 }, el("summary", {}, plural(others.length, "other clustering")), ...others.map((v) => probabilities(image, v)));
 }
 
 function neighbourCells(image) {

@@ -1,13 +1,14 @@
 // ---- map: all images as points in the plane, with thumbnails, hover and lasso ----
 
 const FADED = 0.12; // opacity of points that do not belong to the highlighted group
+const priority = range(images.count).map((i) => (i * 2654435761) % 4294967296); // the order in which thumbnails take their places
 
 function mapPage(parameters) {
   const canvas = el("canvas.map", { tabindex: 0, role: "img", "aria-label": "Map on which similar images lie close together. Arrow keys move it, plus and minus zoom. The clusters page lists the same images." });
   const preview = el("div.preview", { hidden: true });
   const side = el("aside.side", { "aria-label": "Selected images" });
   const view = { scale: 1, x: 0, y: 0, width: 0, height: 0 };
-  const options = { colours: "cluster", pictures: memory.get("pictures") ?? true, size: memory.get("size") ?? 40, lasso: false, only: parameters.get("cluster") };
+  const options = { colours: "cluster", pictures: memory.get("pictures") ?? true, size: memory.get("size") ?? 36, lasso: false, only: parameters.get("cluster") };
   const { selection, bar } = selectionBar("map");
   const map = { canvas, view, options, selection, preview, outline: [], hovered: -1, owners: groupsByImageCached(state.clustering) };
 
@@ -62,11 +63,12 @@ function fit(map) {
     right = Math.max(right, images.points[2 * i] / 65535);
     bottom = Math.max(bottom, images.points[2 * i + 1] / 65535);
   }
-  const margin = 36;
-  view.scale = Math.min((view.width - 2 * margin) / Math.max(right, 1e-3), (view.height - 2 * margin) / Math.max(bottom, 1e-3));
+  const margin = 40;
+  const legend = 50; // room at the lower edge
+  view.scale = Math.min((view.width - 2 * margin) / Math.max(right, 1e-3), (view.height - 2 * margin - legend) / Math.max(bottom, 1e-3));
   view.least = view.scale / 2;
   view.x = right / 2 - view.width / 2 / view.scale;
-  view.y = bottom / 2 - view.height / 2 / view.scale;
+  view.y = bottom / 2 - (view.height - legend) / 2 / view.scale;
 }
 
 function resizeMap(map, parameters) {
@@ -141,7 +143,7 @@ function drawMap(map) {
     const [x, y] = place(map, i);
     if (x > -50 && y > -50 && x < view.width + 50 && y < view.height + 50) visible.push([i, x, y]);
   }
-  const radius = Math.min(Math.max(2.2 * Math.sqrt(view.scale / view.least / 2), 2), 6);
+  const radius = Math.min(Math.max(Math.min(150 / Math.sqrt(images.count), 4) * Math.sqrt(view.scale / view.least / 2), 1.6), 6);
   const selecting = selection.chosen.size > 0;
   for (const [i, x, y] of visible) {
     const lit = isLit(map, i) && (!selecting || selection.has(i));
@@ -157,23 +159,30 @@ function drawMap(map) {
   if (map.marked !== undefined) ring(context, place(map, map.marked), options.size / 2 + 6);
 }
 
-/** Draw thumbnails where there is room: one per cell of a grid, the image nearest to the middle of the cell. */
+/** Draw thumbnails where there is room. The order is fixed, so that thumbnails stay when the user zooms in, and more join them. */
 function drawThumbnails(map, context, visible) {
   const { size } = map.options;
-  const spacing = size * 1.08;
-  const { view, selection } = map;
-  const best = new Map();
-  for (const [i, x, y] of visible) {
+  const spacing = size + 4;
+  const { selection } = map;
+  const taken = new Map(); // {cell of a grid: [x, y]}; a thumbnail can only touch those in the cells around it
+  const chosen = [];
+  for (const [i, x, y] of [...visible].sort((a, b) => priority[a[0]] - priority[b[0]])) {
     if (!isLit(map, i) || (selection.chosen.size && !selection.has(i))) continue;
-    // The grid moves with the map, so that thumbnails stay while the user drags it.
-    const [column, row] = [Math.floor((x + view.x * view.scale) / spacing), Math.floor((y + view.y * view.scale) / spacing)];
-    const off = (x + view.x * view.scale - (column + 0.5) * spacing) ** 2 + (y + view.y * view.scale - (row + 0.5) * spacing) ** 2;
-    const key = column * 100003 + row;
-    if (!best.has(key) || best.get(key)[3] > off) best.set(key, [i, x, y, off]);
+    const [column, row] = [Math.floor(x / spacing), Math.floor(y / spacing)];
+    let free = true;
+    for (let c = column - 1; free && c <= column + 1; c++) {
+      for (let r = row - 1; free && r <= row + 1; r++) {
+        const other = taken.get(c * 10007 + r);
+        if (other && Math.abs(other[0] - x) < spacing && Math.abs(other[1] - y) < spacing) free = false;
+      }
+    }
+    if (!free) continue;
+    taken.set(column * 10007 + row, [x, y]);
+    chosen.push([i, x, y]);
   }
   map.drawn = [];
   const missing = new Set();
-  for (const [i, x, y] of best.values()) {
+  for (const [i, x, y] of chosen) {
     context.fillStyle = pointColour(map, i);
     context.beginPath();
     context.roundRect(x - size / 2 - 1.5, y - size / 2 - 1.5, size + 3, size + 3, 4);

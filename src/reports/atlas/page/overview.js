@@ -32,15 +32,15 @@ function notesBox() {
   return el("ul.notes", {}, ...content.notes.map(([level, text]) => el(`li.${level}`, {}, el("strong", {}, level), " ", text)));
 }
 
-/** Sizes of all groups as one row of bars, a small picture of how even they are. */
+/** Sizes of all groups as the parts of one bar. */
 function sizesChart(filled) {
-  const largest = Math.max(...filled.map((group) => group.members.length));
-  return el("div.sizes", { role: "img", "aria-label": `Sizes of the clusters, from ${number(Math.min(...filled.map((g) => g.members.length)))} to ${number(largest)} images` },
-    ...filled.map((group) => {
-      const bar = el("a", { href: `#cluster=${group.key}`, title: `${group.name}: ${plural(group.members.length, "image")}`, tabindex: -1 });
-      bar.style.cssText = `block-size:${Math.max((100 * group.members.length) / largest, 2)}%;background:${group.colour}`;
-      return bar;
-    }));
+  const counts = filled.map((group) => group.members.length);
+  const label = `Sizes of the clusters, from ${number(Math.min(...counts))} to ${plural(Math.max(...counts), "image")}`;
+  return el("div.sizes", { role: "img", "aria-label": label }, ...filled.map((group) => {
+    const part = el("a", { href: `#cluster=${group.key}`, title: `${group.name}: ${plural(group.members.length, "image")}`, tabindex: -1 });
+    part.style.cssText = `flex-grow:${group.members.length};background:${group.colour}`;
+    return part;
+  }));
 }
 
 function clusterTile(group) {

@@ -17,11 +17,11 @@ function runPage() {
 /** A line chart of one value over the epochs. */
 function curve(key, epochs) {
   const points = epochs.map((epoch, n) => [epoch.epoch ?? n, epoch[key]]).filter(([, y]) => y !== undefined);
-  const [width, height, pad] = [300, 150, 26];
+  const [width, height, pad, left] = [300, 150, 26, 52];
   const [xs, ys] = [points.map(([x]) => x), points.map(([, y]) => y)];
   const [low, high] = [Math.min(...ys), Math.max(...ys)];
   const [first, last] = [Math.min(...xs), Math.max(...xs)];
-  const x = (value) => pad + ((value - first) / Math.max(last - first, 1e-9)) * (width - 2 * pad);
+  const x = (value) => left + ((value - first) / Math.max(last - first, 1e-9)) * (width - left - 8);
   const y = (value) => height - pad - ((value - low) / Math.max(high - low, 1e-12)) * (height - 2 * pad);
   const line = points.map(([px, py], n) => `${n ? "L" : "M"}${x(px).toFixed(1)},${y(py).toFixed(1)}`).join("");
   const text = (tx, ty, anchor, value) => {
@@ -32,9 +32,9 @@ function curve(key, epochs) {
   const end = points.at(-1);
   return el("figure.curve", {}, el("figcaption", {}, key.replaceAll("_", " "), el("strong", {}, short(end[1]))),
     svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${key}: from ${short(ys[0])} to ${short(end[1])}` },
-      svg("path", { d: `M${pad},${height - pad}H${width - pad}M${pad},${pad}H${width - pad}`, class: "axis" }),
+      svg("path", { d: `M${left},${height - pad}H${width - 8}M${left},${pad}H${width - 8}`, class: "axis" }),
       svg("path", { d: line, class: "line" }), svg("circle", { cx: x(end[0]), cy: y(end[1]), r: 3, class: "end" }),
-      text(pad, pad - 8, "start", short(high)), text(pad, height - 8, "start", `epoch ${first}`), text(width - pad, height - 8, "end", `${last}`), text(width - pad, height - pad - 6, "end", short(low))));
+      text(left - 6, pad + 4, "end", short(high)), text(left - 6, height - pad + 4, "end", short(low)), text(left, height - 8, "start", `epoch ${first}`), text(width - 8, height - 8, "end", `${last}`)));
 }
 
 const short = (value) => (Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(2) : String(Number(value.toPrecision(4))));

@@ -35,14 +35,16 @@ function drawThumbnail(context, image, x, y, side, whole = false) {
   const at = locate(image);
   const bitmap = bitmaps[at.sheet];
   if (!bitmap) return false;
-  context.imageSmoothingEnabled = Math.max(at.width, at.height) >= 24; // small images show their pixels
+  const smooth = Math.max(at.width, at.height) >= 24; // smaller images show their pixels
+  const edge = smooth ? 0.5 : 0; // half a pixel less, or smoothing would mix in the thumbnail next to it
+  context.imageSmoothingEnabled = smooth;
   context.imageSmoothingQuality = "high";
   if (whole) {
     const scale = side / Math.max(at.width, at.height);
     const [w, h] = [at.width * scale, at.height * scale];
-    context.drawImage(bitmap, at.x, at.y, at.width, at.height, x + (side - w) / 2, y + (side - h) / 2, w, h);
+    context.drawImage(bitmap, at.x + edge, at.y + edge, at.width - 2 * edge, at.height - 2 * edge, x + (side - w) / 2, y + (side - h) / 2, w, h);
   } else {
-    const part = Math.min(at.width, at.height);
+    const part = Math.min(at.width, at.height) - 2 * edge;
     context.drawImage(bitmap, at.x + (at.width - part) / 2, at.y + (at.height - part) / 2, part, part, x, y, side, side);
   }
   return true;
