@@ -408,12 +408,12 @@ def test_files_that_are_no_images_are_listed_with_the_reason(coloured, tmp_path,
     assert [line["path"] for line in lines_of(tmp_path / "out")] == ["good.png"]
     reasons = {line["path"]: line["reason"] for line in lines_of(tmp_path / "out", "skipped.csv")}
     assert sorted(reasons) == ["cut.png", "empty.jpg", "gone.png", "notes.txt", "pipe.png", "text.png"]
-    assert reasons["notes.txt"].startswith("no image: expected a name that ends in .bmp")
+    assert reasons["notes.txt"].startswith("no image: expected a name that ends in .")
     assert reasons["gone.png"] == "cannot be read (No such file or directory)"
     assert reasons["pipe.png"] == "no regular file"
     assert "cannot be decoded" in reasons["cut.png"]
     assert str(folder) not in "".join(reasons.values())
-    assert "1 images in 1 of 5 clusters" in capsys.readouterr().out
+    assert "1 image in 1 of 5 clusters" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_readable_image_ends_with_one_line(coloured, tmp_path):

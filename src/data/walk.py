@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .listing import IMAGE_SUFFIXES
+from .formats import IMAGE_SUFFIXES
 
 Identity = tuple[int, int]  # device and number of a folder
 

@@ -370,7 +370,7 @@ def as_text(result: dict[str, Any]) -> list[str]:
     if len(used) > len(shown):
         lines.append(f"and {len(used) - len(shown)} smaller clusters")
     lines.append(
-        f"{result['images']:,} images in {len(used)} of {len(result['clusters'])} clusters of classifier "
+        f"{result['images']:,} image{'s' if result['images'] > 1 else ''} in {len(used)} of {len(result['clusters'])} clusters of classifier "
         f"{result['classifier']} (chosen by {result['classifier_chosen_by']}); {result['skipped']:,} files skipped"
     )
     lines.append(f"distances: to the means of {result['means_of']}")
