@@ -369,9 +369,10 @@ def as_text(result: dict[str, Any]) -> list[str]:
     lines = [table(["", "images", "share (%)", "mean confidence (%)", "trust"], rows)]
     if len(used) > len(shown):
         lines.append(f"and {len(used) - len(shown)} smaller clusters")
+    count = f"{result['images']:,} image{'s' if result['images'] > 1 else ''}"
     lines.append(
-        f"{result['images']:,} image{'s' if result['images'] > 1 else ''} in {len(used)} of {len(result['clusters'])} clusters of classifier "
-        f"{result['classifier']} (chosen by {result['classifier_chosen_by']}); {result['skipped']:,} files skipped"
+        f"{count} in {len(used)} of {len(result['clusters'])} clusters of classifier {result['classifier']} (chosen by "
+        f"{result['classifier_chosen_by']}); {result['skipped']:,} files skipped"
     )
     lines.append(f"distances: to the means of {result['means_of']}")
     lines.extend(sentence for _, sentence in trust.notes(result["trust"]))
