@@ -6,7 +6,7 @@ Each image is processed once. The position of a result is the index of its image
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from pathlib import Path
 from typing import Protocol, cast
@@ -33,6 +33,7 @@ class Classifiers(Protocol):
     """Interface of a network that predicts clusters, such as `methods.base.Method`."""
 
     temperature: float
+    classes: Sequence[int]
 
     def predict(self, images: Tensor) -> list[Tensor]:
         """Return the (B, C_k) logits of each classifier k."""
@@ -189,6 +190,16 @@ def stream_predictions(
             yield probabilities, inputs.pop().float().cpu(), indices
     finally:
         hook.remove()
+
+
+def predict_probabilities(
+    method: nn.Module, batches: Batches, num_images: int, *, classifier: int, autocast: torch.dtype | None = None
+) -> np.ndarray:
+    """Return the probabilities of the clusters of one classifier for every image, (N, C) float32; see `predict_clusters`."""
+    found = torch.zeros(num_images, cast(Classifiers, method).classes[classifier])
+    for probabilities, _, indices in stream_predictions(method, batches, classifier=classifier, autocast=autocast):
+        found[indices] = probabilities
+    return (distributed.sum_over_ranks(found) if distributed.world_size() > 1 else found).numpy()
 
 
 def _scaled_logits(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from evaluating import digit_probabilities, save_untrained
 
 from src.evaluation import trust
 from src.evaluation.trust import Head
@@ -98,3 +99,42 @@ def test_the_levels_of_images():
     assert (found["green"], found["yellow"], found["red"]) == (0.4, 0.4, 0.2)
     assert found["expected_accuracy"] == pytest.approx(0.69)
     assert found["calibrated_by"] == 2
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two untrained networks of different seeds, with classifiers that see the same digits."""
+    top = tmp_path_factory.mktemp("runs")
+    words = ("--hidden-dim", "32", "--dim", "16", "--classes", "10", "10", "12")
+    return [
+        save_untrained(
+            top / f"{seed}.pt", *words, "--seed", seed, seed=seed, history=[{"classifier": 1, "loss_0": 2.0}]
+        )
+        for seed in (1, 2)
+    ]
+
+
+def test_cls_eval_judges_the_chosen_classifier(runs, evaluate):
+    one, two = runs
+    result, printed = evaluate("cls_eval", "--checkpoint", one, "--compare", two, "--feature-quality")
+    found = result["trust"]
+    assert (found["partition"]["same_run"], found["partition"]["independent"]) == (1, 1)
+    own, other = digit_probabilities(one)[1].numpy(), digit_probabilities(two)[1].numpy()
+    heads = [head(p.argmax(axis=1), float(p.max(axis=1).mean()), probabilities=p) for p in (own, other)]
+    expected = trust.calibrated(heads[0], heads[1:], 10)
+    assert found["images"]["expected_accuracy"] == pytest.approx(expected.mean(), abs=1e-4)
+    assert found["images"]["calibrated_by"] == 1
+    assert [each["images"] for each in found["clusters"]] == result["cluster_sizes"]
+    assert all(each["neighbours"] is not None for each in found["clusters"] if each["images"])
+    assert all(sentence in printed for _, sentence in found["sentences"])
+
+
+def test_a_run_of_the_same_seed_confirms_nothing(runs, evaluate):
+    result, _ = evaluate("cls_eval", "--checkpoint", runs[0], "--compare", runs[0])
+    assert result["trust"]["partition"]["independent"] == 0
+    assert result["quality"]["compared_with"][str(runs[0])] == pytest.approx(1)
+
+
+def test_k_means_is_not_judged(runs, evaluate):
+    result, _ = evaluate("cls_eval", "--checkpoint", runs[0], "--kmeans", "3")
+    assert "trust" not in result

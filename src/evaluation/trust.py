@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
+from ..neighbors import nearest
+from .clustering import Clustering
 from .quality import align
 
 GREEN, YELLOW, RED = "green", "yellow", "red"
 LOWER = 0.05  # a loss is lower than another one if the relative difference is larger
+LEVELS = {GREEN: "good", YELLOW: "unsure", RED: "bad"}  # as the atlas calls them
+SAMPLE = 5_000  # images whose neighbours are searched
+NEIGHBOURS = 10
 CLEAR = 0.95  # share of the draws from which on a match is clear
 SURE, UNSURE = 0.9, 0.6  # confidences of images and qualities of clusters from which on they are green, and yellow
 
@@ -199,6 +207,82 @@ def judge_images(confidences: np.ndarray, *, by: int = 0) -> dict[str, Any]:
         RED: float((~yellow).mean()),
         "calibrated_by": by,
     }
+
+
+def judge(
+    found: Clustering, *, history: Sequence[dict[str, Any]], others: Sequence[Head], features: Tensor | None
+) -> dict[str, Any]:
+    """Judge the clusters of the chosen classifier.
+
+    Args:
+        found: the clusters of N images by all classifiers.
+        history: summaries of the epochs of the run.
+        others: the chosen classifiers of independent runs; only those with probabilities for as many clusters count.
+        features: (N, F), from which the neighbours of some images come; None: no neighbours.
+
+    Returns:
+        The results of `judge_partition`, `judge_clusters` and `judge_images` as `partition`, `clusters` and `images`.
+    """
+    k, last = found.chosen, history[-1] if history else {}
+    size = found.sizes[k]
+    heads = {
+        j: Head(clusters=found.clusters[j], confidence=float(found.confidences[j].mean()), loss=last.get(f"loss_{j}"))
+        for j, each in enumerate(found.sizes)
+        if each == size
+    }
+    own = heads.pop(k)
+    independent = [
+        other for other in others if other.probabilities is not None and other.probabilities.shape[1] == size
+    ]
+    rows = np.linspace(0, len(own.clusters) - 1, min(SAMPLE, len(own.clusters))).astype(int)
+    neighbours = None
+    if features is not None and len(rows) > NEIGHBOURS:
+        neighbours = neighbours_of(features[torch.from_numpy(rows)])
+    else:
+        rows = np.arange(len(own.clusters))
+    compared = independent or list(heads.values())
+    return {
+        "partition": judge_partition(own, same_run=list(heads.values()), independent=independent, size=size),
+        "clusters": judge_clusters(
+            own.clusters[rows], others=[other.clusters[rows] for other in compared], neighbours=neighbours, size=size
+        ),
+        "images": judge_images(
+            calibrated(own, independent, size) if independent else found.confidences[k], by=len(independent)
+        ),
+    }
+
+
+def neighbours_of(rows: Tensor) -> np.ndarray:
+    """Return the positions of the ten nearest other rows of each row by cosine, (N, 10)."""
+    unit = F.normalize(rows.float(), dim=1)
+    return nearest(unit, unit, NEIGHBOURS + 1)[1][:, 1:].numpy()  # the first one is the row itself, or an equal one
+
+
+def notes(judged: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the judgements as sentences, each with the level "good", "unsure" or "bad", as the atlas calls them."""
+    partition, images = judged["partition"], judged["images"]
+    used = [each for each in judged["clusters"] if each["level"]]
+    worst = [each for each in used if each["level"] == RED]
+    good = sum(each["level"] == GREEN for each in used)
+    level = RED if worst else GREEN if good == len(used) else YELLOW
+    beside = ""
+    if partition["same_run"]:
+        beside = (
+            f"; {partition['same_run_confirms']} of {partition['same_run']} other classifiers of this run find the same "
+            "partition"
+        )
+    return [
+        (LEVELS[partition["level"]], f"partition: {partition['level']}, {partition['reason']}{beside}"),
+        (
+            LEVELS[level],
+            f"clusters: {good} of {len(used)} green" + (f", {len(worst)} red" if worst else ""),
+        ),
+        (
+            LEVELS[level_of(images["expected_accuracy"])],
+            f"images: {images[GREEN]:.0%} green, {images[YELLOW]:.0%} yellow, {images[RED]:.0%} red; mean "
+            f"confidence {images['expected_accuracy']:.1%}",
+        ),
+    ]
 
 
 def level_of(quality: float) -> str:

@@ -20,7 +20,7 @@ from ..config import PredictOptions
 from ..data.stream import Request
 from ..data.walk import Entry, identity_of, walk
 from ..errors import InputError, RunError, printable
-from ..evaluation.trust import level_of
+from ..evaluation.trust import level_of, notes
 from ..logs import Progress, percent, table, write_json
 from ..signals import launched_as
 from ..stopping import StopRequest
@@ -265,7 +265,7 @@ def finish(
     result = describe(store, classifier, names)
     if options.atlas:
         print("writing the atlas", flush=True)
-        write_atlas(store, classifier, top=top, folder=folder, notes=trust.notes(result["trust"]))
+        write_atlas(store, classifier, top=top, folder=folder, notes=notes(result["trust"]))
         written.append(ATLAS)
     write_json(folder / "predict.json", result)
     print("\n".join(as_text(result)))
@@ -375,5 +375,5 @@ def as_text(result: dict[str, Any]) -> list[str]:
         f"{result['classifier_chosen_by']}); {result['skipped']:,} files skipped"
     )
     lines.append(f"distances: to the means of {result['means_of']}")
-    lines.extend(sentence for _, sentence in trust.notes(result["trust"]))
+    lines.extend(sentence for _, sentence in notes(result["trust"]))
     return lines

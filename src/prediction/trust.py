@@ -5,17 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..evaluation import trust
 from ..evaluation.trust import Head
-from ..neighbors import nearest
 from .network import Classifier
 from .store import Image, Store
 
 SAMPLE = 2_000  # images
-NEIGHBOURS = 10
-LEVELS = {trust.GREEN: "good", trust.YELLOW: "unsure", trust.RED: "bad"}  # as the atlas calls them
 
 
 def judge(store: Store, classifier: Classifier) -> dict[str, Any]:
@@ -44,10 +40,8 @@ def _judge_sample(store: Store, classifier: Classifier, numbers: list[int]) -> d
     own, *others = see_again(store, classifier, images)
     clusters = np.array([image.clusters[0] for image in images])
     neighbours = None
-    if len(images) > NEIGHBOURS:
-        rows = F.normalize(torch.from_numpy(np.stack([image.embedding for image in images]).astype(np.float32)), dim=1)
-        found = nearest(rows, rows, NEIGHBOURS + 1)[1].numpy()
-        neighbours = found[:, 1:]  # the first one is the image itself, or one that is equal to it
+    if len(images) > trust.NEIGHBOURS:
+        neighbours = trust.neighbours_of(torch.from_numpy(np.stack([image.embedding for image in images])))
     comparable = len(own.clusters) == len(clusters)  # no file has vanished
     return {
         "partition": trust.judge_partition(own, same_run=others, independent=[], size=classifier.clusters),
@@ -72,30 +66,3 @@ def see_again(store: Store, classifier: Classifier, images: list[Image]) -> list
     top, size = store.fact("top"), classifier.options.batch_size
     files = [(i, os.path.join(top, image.path)) for i, image in enumerate(images)]
     return classifier.heads((files[i : i + size] for i in range(0, len(files), size)), len(files))
-
-
-def notes(judged: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the judgements as sentences, each with the level that the atlas gives it."""
-    partition, images = judged["partition"], judged["images"]
-    used = [each for each in judged["clusters"] if each["level"]]
-    worst = [each for each in used if each["level"] == trust.RED]
-    good = sum(each["level"] == trust.GREEN for each in used)
-    level = trust.RED if worst else trust.GREEN if good == len(used) else trust.YELLOW
-    beside = ""
-    if partition["same_run"]:
-        beside = (
-            f"; {partition['same_run_confirms']} of {partition['same_run']} other classifiers of this run find the same "
-            "partition"
-        )
-    return [
-        (LEVELS[partition["level"]], f"partition: {partition['level']}, {partition['reason']}{beside}"),
-        (
-            LEVELS[level],
-            f"clusters: {good} of {len(used)} green" + (f", {len(worst)} red" if worst else ""),
-        ),
-        (
-            LEVELS[trust.level_of(images["expected_accuracy"])],
-            f"images: {images[trust.GREEN]:.0%} green, {images[trust.YELLOW]:.0%} yellow, {images[trust.RED]:.0%} red; mean "
-            f"confidence {images['expected_accuracy']:.1%}",
-        ),
-    ]
