@@ -342,12 +342,12 @@ class _FileBatches:
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
                 pin_memory=pin,
-                worker_init_fn=_ignore_signals,
+                worker_init_fn=ignore_signals,
                 collate_fn=_unchanged,
                 multiprocessing_context=Kept.fork if self.workers and self.data.kept else None,
             )
             # At exit Python sends SIGTERM to the processes that still run, and waits for them. Our workers ignore SIGTERM
-            # (see `_ignore_signals`), so this function ends them first. It gets a weak reference, because a registered
+            # (see `ignore_signals`), so this function ends them first. It gets a weak reference, because a registered
             # function must not keep the loader alive.
             atexit.register(_close_if_alive, weakref.ref(self))
         return iter(self.loader)
@@ -493,7 +493,8 @@ def available_workers(quota_file: str = "/sys/fs/cgroup/cpu.max") -> int:
     return max(int(cores) // int(sharing), 1)
 
 
-def _ignore_signals(worker: int) -> None:
+def ignore_signals(worker: int) -> None:
+    """Let a worker process ignore signals, and compute on one thread."""
     # Ctrl-C and Slurm send signals to the whole process group. The main process handles them and then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
