@@ -30,7 +30,7 @@ class _StandIn:
 
 
 # What files of the authors contain besides tensors: their queue, and best scores as numbers of numpy.
-STAND_INS = [
+STAND_INS: list[Any] = [
     (_StandIn, name)
     for name in ("utils.NNQueue", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ]

@@ -1,6 +1,7 @@
 """COCO's metrics, through pycocotools or one of two faster packages that give the same numbers."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import json
@@ -45,18 +46,12 @@ def choose_evaluator(name: str) -> str:
 
 def _classes(evaluator: str) -> tuple[Any, Any]:
     """Return the classes of a package that read annotations and evaluate detections."""
-    if evaluator == "hotcoco":
-        from hotcoco import COCO, COCOeval
-
-        return COCO, COCOeval
-    if evaluator == "faster-coco-eval":
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        return COCO, COCOeval_faster
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    return COCO, COCOeval
+    if evaluator == "pycocotools":
+        return importlib.import_module("pycocotools.coco").COCO, importlib.import_module(
+            "pycocotools.cocoeval"
+        ).COCOeval
+    package = importlib.import_module(PACKAGES[evaluator])
+    return package.COCO, package.COCOeval if evaluator == "hotcoco" else package.COCOeval_faster
 
 
 def coco_scores(truth: dict[str, Any], results: list[dict[str, Any]], *, kind: str, evaluator: str) -> dict[str, float]:

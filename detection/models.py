@@ -105,6 +105,9 @@ class Detector(nn.Module):
         stride: images are padded to a multiple of it.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: nn.Module, *, rpn: ProposalNetwork, heads: Heads, stride: int):
         super().__init__()
         self.backbone, self.rpn, self.heads, self.stride = backbone, rpn, heads, stride
@@ -122,13 +125,13 @@ class Detector(nn.Module):
         if self.training:
             seeds = [int(target["seed"]) for target in targets or []]
             self.rpn.fg_bg_sampler.seeds = self.heads.fg_bg_sampler.seeds = seeds
-        batch = self.batch(images)
+        batch = self.joined(images)
         features = self.backbone(batch.tensors)
         proposals, losses = self.rpn(batch, features, targets)
         found, more = self.heads(features, proposals, batch.image_sizes, targets)
         return {**losses, **more} if self.training else found
 
-    def batch(self, images: list[Tensor]) -> ImageList:
+    def joined(self, images: list[Tensor]) -> ImageList:
         """Return the normalised images in one tensor, padded at the right and at the bottom by zeros."""
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         height, width = (-(-max(side) // self.stride) * self.stride for side in zip(*sizes, strict=True))

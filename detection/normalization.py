@@ -1,12 +1,14 @@
 """Batch normalisation over all ranks, and its statistics for evaluation."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from . import distributed
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class BatchNormOverRanks(nn.BatchNorm2d):
@@ -25,6 +27,9 @@ class BatchNormOverRanks(nn.BatchNorm2d):
         mean, square = (sums[:-1] / sums[-1]).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
+            assert self.num_batches_tracked is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
             self.num_batches_tracked += 1
             momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             unbiased = variance * (sums[-1] / (sums[-1] - 1).clamp(min=1))
@@ -35,10 +40,10 @@ class BatchNormOverRanks(nn.BatchNorm2d):
         return torch.addcmul(shift[:, None, None], rows, scale[:, None, None]).to(x.dtype)
 
 
-def over_ranks(model: nn.Module, device: torch.device) -> nn.Module:
+def over_ranks(model: Model, device: torch.device) -> Model:
     """Replace the batch normalisation of a model by torch's SyncBatchNorm if there are several ranks with GPUs."""
     if device.type == "cuda" and distributed.world_size() > 1:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return cast(Model, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     return model
 
 

@@ -35,9 +35,9 @@ def open_image(picture: Picture) -> Image.Image:
     wanted = (picture.width, picture.height)
     stored.getexif()[ORIENTATION] = orientation
     rotated = ImageOps.exif_transpose(stored) if orientation != 1 else stored
-    for image in (rotated, stored):
-        if image.size == wanted:
-            return image
+    for candidate in (rotated, stored):
+        if candidate.size == wanted:
+            return candidate
     width, height = stored.size
     raise Unreadable(f"{picture.file.name} ({width} x {height}, annotated as {wanted[0]} x {wanted[1]})")
 
