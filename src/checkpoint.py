@@ -25,7 +25,7 @@ VERSION = 1
 # a function here, so that older files stay readable; CONTRIBUTING.md has the steps.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # Options that earlier code did not have, with the values that stand for what it did.
-LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0}
+LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0, "upright": False}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ from .training import (
     ViewSettings,
     check_patches,
     check_settings,
+    stored_path,
 )
 
 __all__ = [
@@ -71,4 +72,5 @@ __all__ = [
     "require_positive",
     "require_sizes",
     "require_views",
+    "stored_path",
 ]
