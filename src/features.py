@@ -6,7 +6,7 @@ Each image is processed once. The position of a result is the index of its image
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from pathlib import Path
 from typing import Protocol, cast
@@ -33,6 +33,7 @@ class Classifiers(Protocol):
     """Interface of a network that predicts clusters, such as `methods.base.Method`."""
 
     temperature: float
+    classes: Sequence[int]
 
     def predict(self, images: Tensor) -> list[Tensor]:
         """Return the (B, C_k) logits of each classifier k."""
@@ -160,6 +161,45 @@ def average_clusters(
         best = reduce(torch.add, shares).max(dim=1)
         clusters[indices], confidences[indices] = best.indices.cpu(), best.values.cpu()
     return distributed.sum_over_ranks(clusters).numpy(), distributed.sum_over_ranks(confidences).numpy()
+
+
+@torch.no_grad()
+def stream_predictions(
+    method: nn.Module, batches: Batches, *, classifier: int, autocast: torch.dtype | None = None
+) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """Yield the predictions of one classifier batch by batch; nothing is kept.
+
+    Args:
+        method, batches, autocast: as for `predict_clusters`. The method has its classifiers in `classifiers`.
+        classifier: number of the classifier.
+
+    Yields:
+        The probabilities, (B, C) float32; the input of the classifier, (B, F) float32, for our methods the embeddings; and the
+        indices of the images. Both tensors are on the CPU.
+
+    Raises:
+        InputError: if the network returns probabilities that are NaN or infinite.
+    """
+    inputs: list[Tensor] = []
+    layer = cast(nn.ModuleList, method.classifiers)[classifier]
+    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        for logits, indices in _scaled_logits(method, batches, autocast):
+            probabilities = logits[classifier].softmax(dim=1).cpu()
+            _refuse_nan(~probabilities.isfinite().all(dim=1), "probabilities")
+            yield probabilities, inputs.pop().float().cpu(), indices
+    finally:
+        hook.remove()
+
+
+def predict_probabilities(
+    method: nn.Module, batches: Batches, num_images: int, *, classifier: int, autocast: torch.dtype | None = None
+) -> np.ndarray:
+    """Return the probabilities of the clusters of one classifier for every image, (N, C) float32; see `predict_clusters`."""
+    found = torch.zeros(num_images, cast(Classifiers, method).classes[classifier])
+    for probabilities, _, indices in stream_predictions(method, batches, classifier=classifier, autocast=autocast):
+        found[indices] = probabilities
+    return (distributed.sum_over_ranks(found) if distributed.world_size() > 1 else found).numpy()
 
 
 def _scaled_logits(

@@ -4,7 +4,7 @@ The steps are: open, cluster, judge without labels, judge by labels, write and p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..data.imagenet import class_to_superclass
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
 from ..errors import InputError, printable
-from ..features import average_clusters, predict_clusters
+from ..features import average_clusters, predict_clusters, predict_probabilities
 from ..loading import Unclassified, load_classifiers
 from ..methods import Method
 from ..metrics import adjusted_mutual_information, contingency
@@ -28,12 +28,13 @@ from ..models.heads import LinearClassifiers
 from ..reports import clusters as report
 from ..reports.atlas import AtlasData
 from ..run import make_folder
-from . import atlas, kmeans
+from . import atlas, kmeans, trust
 from .clustering import SCORES, Clustering, kmeans_on_pixels, score_classifiers, score_superclasses
 from .knn import unit_rows
 from .maps import choose_images, name_directions, tsne, two_directions
 from .quality import agreement, align, rankme, silhouette
 from .session import Session, choose_view, open_session
+from .trust import Head
 
 Other = tuple[Method | LinearClassifiers, dict[str, Any], Views]
 MAPPED = 10_000  # largest number of points in a map of principal components
@@ -78,6 +79,10 @@ def run(options: ClsEvalOptions) -> None:
     if distributed.is_main():
         quality = judge_without_labels(found, features if options.feature_quality else None, others)
         result = {**describe(job, found), "quality": quality}
+        if found.settings is None:
+            history = job.session.state.get("history") or []
+            judged = trust.judge(found, history=history, others=list(others.values()), features=features)
+            result["trust"] = {**judged, "sentences": trust.notes(judged)}
         if len(job.labelled):
             result |= judge_by_labels(job, found, pixel_kmeans=options.pixel_kmeans)
         maps = maps_of(job, found, features, pca=options.pca, tsnes=options.tsne, tsne_classes=options.tsne_classes)
@@ -93,7 +98,8 @@ def run(options: ClsEvalOptions) -> None:
         )
         write(job.session.folder, drawing, result)
         if seen is not None:
-            atlas.write(seen, job.session.folder)
+            sentences = result["trust"]["sentences"] if "trust" in result else ()
+            atlas.write(replace(seen, notes=sentences), job.session.folder)
     distributed.stop()
 
 
@@ -303,16 +309,26 @@ def _fitted_rows(settings: KMeansOptions, train: Images) -> tuple[np.ndarray, st
     return rows, which
 
 
-def cluster_by_others(job: Job) -> dict[str, np.ndarray]:
-    """Return {other checkpoint: (N,) clusters of the same images by the classifier that its training chose}."""
+def cluster_by_others(job: Job) -> dict[str, Head]:
+    """Return {other checkpoint: what the classifier that its training chose finds in the same images}."""
     found = {}
     for name, (network, state, views) in job.others.items():
         chosen, _ = choose_classifier(None, state, len(network.classes))
-        batches = job.session.batches(job.data, views)
-        clusters, *_ = predict_clusters(
-            network.to(job.session.device), batches, len(job.data), autocast=job.session.autocast
+        probabilities = predict_probabilities(
+            network.to(job.session.device),
+            job.session.batches(job.data, views),
+            len(job.data),
+            classifier=chosen,
+            autocast=job.session.autocast,
         )
-        found[name] = clusters[chosen]
+        best = probabilities.max(axis=1)
+        seed, own = (each.get("seed") for each in (state["config"], job.session.trained))
+        independent = seed != own or seed is None
+        found[name] = Head(
+            clusters=probabilities.argmax(axis=1),
+            confidence=float(best.mean()),
+            probabilities=probabilities if independent else None,
+        )
         network.cpu()
     return found
 
@@ -344,7 +360,7 @@ def describe(job: Job, found: Clustering) -> dict[str, Any]:
     return result if found.settings is None else {**result, "kmeans": found.settings}
 
 
-def judge_without_labels(found: Clustering, features: Tensor | None, others: dict[str, np.ndarray]) -> dict[str, Any]:
+def judge_without_labels(found: Clustering, features: Tensor | None, others: dict[str, Head]) -> dict[str, Any]:
     """Compute the numbers that need no labels.
 
     They are the number of clusters with images, the balance of their sizes, and the agreement of the classifiers with each
@@ -357,7 +373,7 @@ def judge_without_labels(found: Clustering, features: Tensor | None, others: dic
         quality["agreement"] = {str(size): {"ami": ami, "pairs": count} for size, (ami, count) in pairs.items()}
     if others:
         quality["compared_with"] = {
-            name: adjusted_mutual_information(contingency(own, clusters)[2]) for name, clusters in others.items()
+            name: adjusted_mutual_information(contingency(own, other.clusters)[2]) for name, other in others.items()
         }
     if features is not None:
         quality |= {"rankme": rankme(features), "features": features.shape[1], "silhouette": silhouette(features, own)}

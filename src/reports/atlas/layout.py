@@ -45,8 +45,8 @@ def find_neighbours(rows: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
         values, positions = (each.numpy() for each in nearest(rows, rows[part], k + 1))
         own = positions == np.arange(part.start, part.stop)[:, None]
         own[~own.any(axis=1), -1] = True  # among many equal rows the row itself may be missing; drop the last one
-        found[part] = positions[~own].reshape(-1, k)
-        similar[part] = values[~own].reshape(-1, k)
+        found[part] = positions[~own].reshape(part.stop - part.start, k)
+        similar[part] = values[~own].reshape(part.stop - part.start, k)
     return found, similar
 
 
