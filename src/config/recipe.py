@@ -56,7 +56,16 @@ OWN_IMAGES: dict[str, dict[str, Any]] = {
     },
     # CIFAR-10 and CIFAR-100-20, on top of small_images. Views of 24 pixels take half the operations of views of 32, and gave a
     # higher ACC at equal PFLOP (docs/results/cifar10). 25 epochs of 50,000 images take 0.35 PFLOP.
-    "cifar10": {"global_crops_size": 24, "eval_size": 24, "eval_resize": 24, "epochs": 25},
+    "cifar10": {
+        "global_crops_size": 24,
+        "eval_size": 24,
+        "eval_resize": 24,
+        "epochs": 25,
+        "batch_size": 256,
+        "lr": 0.006,
+        "warmup_start": 0.0006,
+        "final_lr": 0.000006,
+    },
     "stl10": {"epochs": 10},  # on top of photographs; there are 105,000 images
 }
 

@@ -60,6 +60,7 @@ class TrainLoader:
             one image of it. By default this batch is dropped.
         equal_shares: with `keep_last`, drop images of the last batch until all ranks get the same number.
         decode_on_device: decode JPEG files and cut the crops on the device; the workers only read the files.
+        epochs: number of epochs for which the run is planned; 0: unknown.
 
     Attributes:
         images: number of images in an epoch, over all ranks.
@@ -85,6 +86,7 @@ class TrainLoader:
         keep_last: bool = False,
         equal_shares: bool = False,
         decode_on_device: bool = False,
+        epochs: int = 0,
     ):
         ranks = distributed.world_size()
         if batch_size > len(data) and not keep_last:
@@ -96,6 +98,7 @@ class TrainLoader:
                 f"--batch-size {batch_size} is not divisible by the {ranks} ranks that share it: use a multiple of {ranks}"
             )
         self.data, self.views, self.seed, self.device = data, views, seed, device
+        self.epochs = epochs
         self.batch_size, self.per_rank = batch_size, batch_size // ranks
         self.images = (
             len(data) if keep_last and len(data) % batch_size >= ranks else len(data) // batch_size * batch_size
