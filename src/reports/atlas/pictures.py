@@ -96,7 +96,7 @@ def read_pictures(count: int, picture: Callable[[int], np.ndarray]) -> Pictures:
         thumbnails.append(_at_most(image, TILE).convert("RGB"))
     shown = np.setdiff1d(np.arange(count), list(broken))
     duplicates = np.zeros(count, dtype=np.int64)
-    duplicates[shown] = near_duplicates(hashes[shown], small[shown], sizes[shown].min(axis=1, initial=SMALL))
+    duplicates[shown] = near_duplicates(hashes[shown], small[shown], sizes[shown].min(axis=1))
     return Pictures(
         thumbnails=thumbnails,
         sizes=sizes,

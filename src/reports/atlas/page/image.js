@@ -87,5 +87,6 @@ function neighbourCells(image) {
     })));
 }
 
-imageDialog.addEventListener("close", () => setParameter("image", null));
+// A link in the dialog changes the address before the dialog has closed.
+imageDialog.addEventListener("close", () => { if (parameters().has("image")) setParameter("image", null); });
 imageDialog.addEventListener("click", (event) => { if (event.target === imageDialog) imageDialog.close(); });

@@ -3,6 +3,8 @@
 const FADED = 0.12; // opacity of points that do not belong to the highlighted group
 const priority = range(images.count).map((i) => (i * 2654435761) % 4294967296); // the order in which thumbnails take their places
 
+let theMap = null; // the map that is shown
+
 function mapPage(parameters) {
   const canvas = el("canvas.map", { tabindex: 0, role: "img", "aria-label": "Map on which similar images lie close together. Arrow keys move it, plus and minus zoom. The clusters page lists the same images." });
   const preview = el("div.preview", { hidden: true });
@@ -12,6 +14,7 @@ function mapPage(parameters) {
   const { selection, bar } = selectionBar("map");
   const map = { canvas, view, options, selection, preview, outline: [], hovered: -1, owners: groupsByImageCached(state.clustering) };
 
+  theMap = map;
   const redraw = () => { map.frame ??= requestAnimationFrame(() => { map.frame = null; drawMap(map); }); };
   map.redraw = redraw;
   const showSelection = () => {
