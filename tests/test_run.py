@@ -674,10 +674,14 @@ def test_other_changes_of_the_number_of_epochs_are_refused_with_the_reason(train
 
 
 def test_a_checkpoint_without_an_option_that_came_later_continues(tmp_path):
-    checkpoint.save(tmp_path / "checkpoint.pt", {"config": {"lr": 1.0}, "history": [], "epoch": 1, "done": 0})
-    assert find_checkpoint(tmp_path, {"lr": 1.0, "newer": ""})["epoch"] == 1
-    with pytest.raises(InputError, match=r"--newer None \(now on\)"):
-        find_checkpoint(tmp_path, {"lr": 1.0, "newer": "on"})
+    config = {"lr": 1.0, "data": "digits"}
+    checkpoint.save(tmp_path / "checkpoint.pt", {"config": config, "history": [], "epoch": 1, "done": 0})
+    now = {**config, **checkpoint.LATER_OPTIONS}
+    assert find_checkpoint(tmp_path, now)["epoch"] == 1
+    with pytest.raises(InputError, match=r"--subset  \(now imagenet-50\)"):
+        find_checkpoint(tmp_path, {**now, "subset": "imagenet-50"})
+    with pytest.raises(InputError, match=r"--newer None \(now \)"):  # an option that LATER_OPTIONS does not name
+        find_checkpoint(tmp_path, {**now, "newer": ""})
 
 
 # ---- numbers of flags -----------------------------------------------------------------------------------------------
