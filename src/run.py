@@ -188,9 +188,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> l
         free = free | ({"data_fingerprint"} if before.get("data") else {"data_fingerprint", "data"})
         before = {**before, "data": stored_path(before.get("data", ""))}
     return [
-        name
-        for name in sorted(before.keys() | now.keys())
-        if name not in free and before.get(name) != now.get(name)
+        name for name in sorted(before.keys() | now.keys()) if name not in free and before.get(name) != now.get(name)
     ]
 
 
