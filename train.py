@@ -47,6 +47,7 @@ def main() -> None:
     import torch
 
     from src import distributed
+    from src.data.training import TrainingData
     from src.evaluation.clustering import evaluate
     from src.logs import Progress
     from src.machine import keep_freed_memory, resolve_precision
@@ -70,6 +71,7 @@ def main() -> None:
         num_views=options.num_views,
         steps=options.epochs * len(loader),
     )
+    METHODS[name].check_files(knobs, TrainingData(loader))
 
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
@@ -127,6 +129,7 @@ def build_loader(
         device=device,
         workers=options.workers,
         decode_on_device=options.decode_on_gpu,
+        epochs=options.epochs,
     )
 
 
@@ -183,21 +186,17 @@ def build_trainer(
 def build_optimization(
     method: "Method", options: config.TrainOptions, *, steps_per_epoch: int
 ) -> "tuple[Optimizer, Callable[[int], float]]":
-    """Return the optimiser and the learning rate as a function of the step: linear warm-up, then a cosine."""
-    from src.optim import build_optimizer, parameter_groups, warmup_cosine
+    """Return the optimiser and the learning rate as a function of the step: linear warm-up, then a cosine or drops."""
+    from src.optim import build_optimizer, parameter_groups, warmup_cosine, warmup_drops
 
     groups = parameter_groups(
         method, options.weight_decay, bias_decay=options.bias_decay, backbone_decay=options.backbone_weight_decay
     )
     optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
-    lr = warmup_cosine(
-        options.lr,
-        options.final_lr,
-        warmup_start=options.warmup_start,
-        warmup_epochs=options.warmup_epochs,
-        epochs=options.epochs,
-        steps_per_epoch=steps_per_epoch,
-    )
+    warmup: dict[str, Any] = {"warmup_start": options.warmup_start, "warmup_epochs": options.warmup_epochs}
+    if options.lr_drops:
+        return optimizer, warmup_drops(options.lr, options.lr_drops, **warmup, steps_per_epoch=steps_per_epoch)
+    lr = warmup_cosine(options.lr, options.final_lr, **warmup, epochs=options.epochs, steps_per_epoch=steps_per_epoch)
     return optimizer, lr
 
 

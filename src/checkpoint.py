@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from . import files, inspection, pickles, schema
+from . import files, inspection, packed, pickles, schema
 from .errors import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
@@ -186,6 +186,8 @@ def _read(path: str | Path) -> object:
     """Read the content of a file with torch's safe loader, after `inspection.checked_checkpoint` has checked the file."""
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
+    if Path(path).suffix == packed.SUFFIX:
+        return packed.read(Path(path))
     try:
         with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
             warnings.simplefilter("ignore")

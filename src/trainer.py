@@ -91,7 +91,8 @@ class Trainer:
         loader.companions = method.companions
         self.method, self.optimizer, self.lr, self.loader = method, optimizer, lr, loader
         self.forward = distributed.parallel(TrainingStep(method), device, sync_bn_group)
-        self.data = TrainingData(loader)
+        self.operations = OperationCounter()
+        self.data = TrainingData(loader, count=self.operations.run)
         self.labels = None if labels is None else labels.to(device)
         self.device, self.autocast = device, autocast
         self.slow = SlowStep(cheaper)
@@ -104,7 +105,6 @@ class Trainer:
         self.epoch, self.done, self.skipped = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
         self.seconds = 0.0
-        self.operations = OperationCounter()
         self.asked = False  # in the current step, the ranks have already agreed whether to stop after it
         self.stops_after = 0  # the step after which they stop, if this rank has asked for it
 

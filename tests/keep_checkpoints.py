@@ -19,6 +19,7 @@ import torch
 
 from src import logs
 from src.checkpoint import VERSION
+from src.config import read_method
 from src.data.datasets import open_data
 from src.loading import load_method
 from src.methods import METHODS
@@ -29,8 +30,9 @@ STOP = 10  # the step during which the signal comes, in the second of three epoc
 # What a preset gives today may change, so the flags name it.
 SHARED = (
     "--data digits --preset digits --device cpu --batch-size 200 --epochs 3 --warmup-epochs 1 --warmup-start 0.0002 "
-    "--lr 0.002 --final-lr 0.00002 --dim 16 --hidden-dim 32"
+    "--lr 0.002 --final-lr 0.00002"
 )
+HEAD = "--dim 16 --hidden-dim 32"  # of the methods that have a projection head
 # Adam needs two more numbers per weight. A backbone that is not trained keeps these files small.
 FROZEN = "--freeze backbone"
 FLAGS = {
@@ -40,6 +42,7 @@ FLAGS = {
     "swav": f"{FROZEN} --queue-length 256 --queue-start 0 --freeze-prototypes 2",
     "deepcluster_v2": f"{FROZEN} --prototypes 10 12",
     "sela_v2": f"{FROZEN} --prototypes 10 12 --freeze-prototypes 2",
+    "sela": f"{FROZEN} --classes 10 12 --updates 8",
 }
 
 
@@ -79,7 +82,8 @@ def read(folder: Path) -> dict[str, dict]:
 
 def keep(method: str, target: Path) -> dict:
     """Write the checkpoint of a run that is stopped in its second epoch, and return what its tests expect."""
-    words = f"--method {method} {SHARED} {FLAGS.get(method, FROZEN)}".split()
+    head = HEAD if "hidden_dim" in read_method(method).comments else ""
+    words = f"--method {method} {SHARED} {head} {FLAGS.get(method, FROZEN)}".split()
     with (
         tempfile.TemporaryDirectory() as scratch,
         contextlib.chdir(scratch),

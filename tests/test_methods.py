@@ -36,6 +36,7 @@ FLAGS = {
     "self_classifier": "--queue-length 48",
     "swav": "--queue-length 48 --queue-start 0 --freeze-prototypes 2",
     "sela_v2": "--freeze-prototypes 2",
+    "sela": "--updates 5",
 }
 each_method = pytest.mark.parametrize("name", METHODS)
 
@@ -65,6 +66,9 @@ class Typed:
     def __call__(self, images, indices, **which):
         return [view.to(self.dtype) for view in self.views(images, indices, **which)]
 
+    def single(self, images):
+        return self.views.single(images).to(self.dtype)
+
 
 def make_trainer(name: str, *, seed=0, dtype=torch.float32, batch_norm=True, accumulate=1) -> Trainer:
     """Prepare the training of a method, in two sizes of views if it takes them."""
@@ -88,7 +92,7 @@ def make_trainer(name: str, *, seed=0, dtype=torch.float32, batch_norm=True, acc
         recipes.append(DigitRecipe(size=6))
     except InputError:
         check(num_views=2, steps=EPOCHS * (IMAGES // BATCH))
-    loader = TrainLoader(data, Typed(DigitViews(recipes), dtype), batch_size=BATCH, seed=0, device=CPU)
+    loader = TrainLoader(data, Typed(DigitViews(recipes), dtype), batch_size=BATCH, seed=0, device=CPU, epochs=EPOCHS)
     groups = parameter_groups(method, options.weight_decay)
     optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
     lr = warmup_cosine(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from slurm import SlurmCluster, why_not
-from test_recipes import DEEPCLUSTER_V2, FIRST, SECOND, SELA_V2, SWAV, tables_of_presets
+from test_recipes import DEEPCLUSTER_V2, FIRST, SECOND, SELA, SELA_V2, SWAV, tables_of_presets
 
 from src import checkpoint
 from src.config import as_plain, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
@@ -85,7 +85,11 @@ LINEAR = {
     "sela_v2/selav2_400ep_pretrain.sh": (71.8, SELA_V2["400ep"], 8, 8, 8, "450G", "25:00:00"),
     "sela_v2/selav2_400ep_2x224_pretrain.sh": (67.2, SELA_V2["400ep_2x224"], 8, 8, 8, "450G", "25:00:00"),
 }
+LINEAR["sela/sela_resnet_pretrain.sh"] = (61.5, SELA["resnet"], 1, 4, 6, "150G", "72:00:00")
 ROWS |= {name: row for name, (_, *row) in LINEAR.items()}
+for name, limit in (("alexnet_pretrain", "72:00:00"), ("alexnet_retrain", "72:00:00"), ("cifar_pretrain", "24:00:00")):
+    row = SELA["retrain" if name == "alexnet_retrain" else name.partition("_")[0]]
+    ROWS[f"sela/sela_{name}.sh"] = (row, 1, 4, 6, "150G", limit)
 for name in ("cls_eval.sh", "unsupervised_cls_eval/cls_eval.sh"):
     ROWS[name] = ({"split": "test", "classifier": None, "grids": 15}, 1, 1, 64, "64G", "00:10:00")
 for choice in ("lvl_2", "lvl_3", "lvl_4", "lvl_5", "lvl_6", "entity13", "entity30", "living17", "nonliving26"):
@@ -167,7 +171,7 @@ for percent in (1, 10):  # the numbers are in a table of the paper that nobody h
 PUBLISHED["first_generation/tsne_imagenet.sh"] = "none (figures)"
 
 FOLDERS = {"self_classifier": "", "self_classifier_v1": "first_generation/"}
-FOLDERS |= {method: f"{method}/" for method in ("swav", "deepcluster_v2", "sela_v2")}
+FOLDERS |= {method: f"{method}/" for method in ("swav", "deepcluster_v2", "sela_v2", "sela")}
 
 
 def header(path) -> dict[str, str]:

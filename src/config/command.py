@@ -76,6 +76,7 @@ def parse_train(
         # the ratio that the preset has, but at most 1: a warm-up does not lower the rate
         values.warmup_start = values.lr * min(whole["warmup_start"] / whole["lr"], 1.0)
     options, knobs = flags.collect(TrainOptions, values), flags.collect(method.config, values)
+    _require_views(options, getattr(knobs, "fewest_views", 2))
     flags.refuse_unused(given, options.unused())
     if notes is not None:
         if known.data in BUILT_IN_DATA[1:] and preset == known.data and not known.preset:
@@ -89,6 +90,18 @@ def parse_train(
     settings = {"method": known.method, **flags.as_plain(options), **flags.as_plain(knobs)}
     flags.end_dry_run(values, settings, estimate=estimate and partial(estimate, options, known.method, knobs))
     return options, known.method, knobs
+
+
+def _require_views(options: TrainOptions, fewest: int) -> None:
+    """Raise InputError if the run makes fewer views of an image than the method needs."""
+    if options.num_views < fewest:
+        made = (
+            f"--global-crops-number {options.global_crops_number} and --local-crops-number {options.local_crops_number}"
+        )
+        needed = {1: "one", 2: "two"}.get(fewest, str(fewest))
+        raise InputError(
+            f"{made} make {'one view' if options.num_views == 1 else 'no view'}, but training needs {needed}: raise one of them"
+        )
 
 
 def _is_folder(data: str) -> bool:

@@ -150,6 +150,7 @@ class OptimizationOptions(Options):
     warmup_epochs: int = 10  # number of epochs of linear warm-up
     warmup_start: float = 0.2  # learning rate at the first step
     final_lr: float = 0.0032  # learning rate at the end of the cosine schedule
+    lr_drops: tuple[int, ...] = ()  # epochs after which the learning rate falls to a tenth (default: a cosine)
     momentum: float = 0.9  # momentum of lars and sgd
     weight_decay: float = 1e-6  # weight decay of the parameters
     bias_decay: bool = True  # also apply weight decay to biases and to the scales of normalisation layers
@@ -166,6 +167,13 @@ class OptimizationOptions(Options):
         require_momentum(self)
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs {self.warmup_epochs} exceeds --epochs {self.epochs}: lower one of them")
+        drops = " ".join(map(str, self.lr_drops))
+        if list(self.lr_drops) != sorted({*self.lr_drops}) or any(epoch < 1 for epoch in self.lr_drops):
+            raise InputError(f"--lr-drops {drops}: expected ascending numbers of epochs, from 1")
+        if self.lr_drops and self.lr_drops[-1] >= self.epochs:
+            raise InputError(
+                f"--lr-drops {drops} are not all below --epochs {self.epochs}: give other --lr-drops, or more epochs"
+            )
         if self.warmup_epochs and self.warmup_start > self.lr:
             raise InputError(
                 f"--warmup-start {self.warmup_start:g} is above --lr {self.lr:g}, but a warm-up raises the learning rate: "
@@ -246,10 +254,6 @@ class TrainOptions(
     """The flags of train.py that all methods share. The defaults are those of Self-Classifier, 800 epochs on ImageNet."""
 
     def check(self) -> None:
-        if self.num_views < 2:
-            raise InputError(
-                "--global-crops-number 1 and --local-crops-number 0 make one view, but training needs two: raise one of them"
-            )
         sizes = {"global_crops_size": self.global_crops_size}
         if self.local_crops_number:
             sizes["local_crops_size"] = self.local_crops_size
@@ -320,6 +324,8 @@ class TrainOptions(
         reasons = {}
         if not self.arch.startswith("vit_"):
             reasons["--patch-size"] = f"--arch {self.arch} is not a ViT"
+        if self.lr_drops:
+            reasons["--final-lr"] = "--lr-drops takes the place of the cosine"
         if self.optimizer == "adamw":
             reasons["--momentum"] = "--optimizer adamw has no momentum"
         if self.data in BUILT_IN_DATA or self.data.endswith(".npz"):

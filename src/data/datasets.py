@@ -60,11 +60,13 @@ class MemoryImages:
         images: (N, C, H, W) uint8.
         labels: (N,) long, -1 where the class is unknown.
         classes: names of the classes; label k belongs to `classes[k]`.
+        names: N paths of the files from which the images were decoded; []: they were in no files of their own.
     """
 
     images: Tensor
     labels: Tensor
     classes: list[str]
+    names: list[str] = field(default_factory=list)
 
     has_pictures: ClassVar[bool] = True  # whether `picture` returns an image for display
 
@@ -81,7 +83,8 @@ class MemoryImages:
 
     def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> Self:
         """Return a data set of the images at positions `rows`, with new labels and class names."""
-        return type(self)(self.images[torch.from_numpy(rows)], torch.from_numpy(labels), classes)
+        names = [self.names[row] for row in rows] if self.names else []
+        return type(self)(self.images[torch.from_numpy(rows)], torch.from_numpy(labels), classes, names)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class ImageFiles:
                     f"{sizes[1]}: resize the images, or give --no-in-memory"
                 )
             images[i] = image
-        return MemoryImages(images, self.labels, self.classes)
+        return MemoryImages(images, self.labels, self.classes, self.paths)
 
 
 Images = MemoryImages | ImageFiles

@@ -76,6 +76,14 @@ class Method(nn.Module):
             InputError: naming the flags that do not fit.
         """
 
+    @staticmethod
+    def check_files(config: Any, data: TrainingData) -> None:
+        """Check that the files that the options name belong to the images of the run.
+
+        Raises:
+            InputError: naming the file and what to do.
+        """
+
     def companions(self, indices: np.ndarray, epoch: int) -> np.ndarray | None:
         """Return the images to load together with the images of a batch, such as their nearest neighbours.
 
@@ -250,7 +258,7 @@ class ClassifierMethod(Method):
 
     @torch.no_grad()
     def occupancy(self, logits: Sequence[Sequence[Tensor] | Tensor]) -> dict[str, Tensor]:
-        """Compute the shares of the classes in view 1, which no neighbour replaces.
+        """Compute the shares of the classes in view 1, which no neighbour replaces, or in the only view.
 
         Args:
             logits: logits[k][v] is the (B, C_k) output of classifier k for view v.
@@ -261,7 +269,7 @@ class ClassifierMethod(Method):
         """
         numbers = {}
         for k, views in enumerate(logits):
-            z = views[1].float()
+            z = views[min(1, len(views) - 1)].float()
             # scatter_add_ instead of torch.bincount, which makes the host wait for the GPU
             counts = z.new_zeros(z.shape[1]).scatter_add_(0, z.argmax(dim=1), z.new_ones(len(z)))
             numbers[f"share_{k}"] = counts / len(z)
