@@ -64,12 +64,14 @@ def main() -> None:
     data, held_out, fingerprint = open_images(options, notes)
     views = open_views(options, data)
     loader = build_loader(options, data, views, device=device)
+    steps = options.epochs * len(loader)
+    knobs = config.fit_steps(knobs, steps=steps, given=config.flags_in(sys.argv), notes=notes)
     METHODS[name].check_data(
         knobs,
         batch_size=options.batch_size,
         num_images=len(data),
         num_views=options.num_views,
-        steps=options.epochs * len(loader),
+        steps=steps,
     )
     METHODS[name].check_files(knobs, TrainingData(loader))
 
