@@ -64,12 +64,14 @@ def main() -> None:
     data, held_out, fingerprint = open_images(options, notes)
     views = open_views(options, data)
     loader = build_loader(options, data, views, device=device)
+    steps = options.epochs * len(loader)
+    knobs = config.fit_steps(knobs, steps=steps, given=config.flags_in(sys.argv), notes=notes)
     METHODS[name].check_data(
         knobs,
         batch_size=options.batch_size,
         num_images=len(data),
         num_views=options.num_views,
-        steps=options.epochs * len(loader),
+        steps=steps,
     )
     METHODS[name].check_files(knobs, TrainingData(loader))
 
@@ -109,7 +111,7 @@ def main() -> None:
 
     run.train(trainer, options.epochs, progress, score=score)
     progress.say(trainer.method.report(run.history[-1]))
-    progress.say("\n" + total_cost(run.history))
+    progress.say("\n" + total_cost(name, run.history))
     checkpoint = printable(shlex.quote(str(run.last)))
     progress.say(f"\nsaved {printable(run.last)}; score it: python cls_eval.py --checkpoint {checkpoint}")
     distributed.stop()
@@ -305,7 +307,7 @@ def open_views(options: config.TrainOptions, data: "Images") -> "Views":
     )
 
 
-def total_cost(history: list[dict[str, Any]]) -> str:
+def total_cost(name: str, history: list[dict[str, Any]]) -> str:
     """Return a table of what the run has cost. Epochs of earlier versions of the code have no operations."""
     from src.logs import clock, table
 
@@ -314,7 +316,7 @@ def total_cost(history: list[dict[str, Any]]) -> str:
     per_epoch = f"{last['pflop']:.3g}" if "pflop" in last else ""
     hours = clock(sum(epoch.get("seconds", 0.0) for epoch in history))
     header = ["whole run", "epochs", "training time", "PFLOP", "PFLOP of the last epoch"]
-    return table(header, [["", str(len(history)), hours, pflop, per_epoch]])
+    return table(header, [[name, str(len(history)), hours, pflop, per_epoch]])
 
 
 def announce(progress: "Progress", run: "Run", trainer: "Trainer", *, notes: list[str]) -> None:

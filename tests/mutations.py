@@ -826,7 +826,12 @@ MUTATIONS = [
         ("moves not squared", "shift.double().square().sum() <= limit", "shift.double().sum() <= limit"),
         ("no early stop", "left_before - left < least_gain * left", "left_before - left < 0 * left"),
         ("starts ignore the early stop", "tolerance=tolerance, least_gain=least_gain", "tolerance=tolerance"),
-        ("rows not centred for faiss", "(self.features[part] - self.middle).numpy()", "self.features[part].numpy()"),
+        (
+            "rows not centred for faiss",
+            "self.features[part] - self.middle if self.far",
+            "self.features[part] if self.far",
+        ),
+        ("far rows taken for near ones", "> NEAR * self.squares", "> 1e9 * self.squares"),
         ("no bounds after faiss", "(self.owner != before).float().mean() <= SETTLED", "False"),
         ("bounds too early", "(self.owner != before).float().mean() <= SETTLED", "True"),
         ("moves ignored by the upper bounds", "self.upper += shift[self.owner]", "self.upper += 0 * shift[self.owner]"),

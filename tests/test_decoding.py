@@ -13,6 +13,7 @@ from src.data import decoding
 from src.data.datasets import open_folder
 from src.data.decoding import decode, decode_on, encoded
 from src.data.loaders import TrainLoader
+from src.data.stream import stream
 from src.data.views import build_views
 from src.errors import InputError, RunError
 
@@ -283,3 +284,19 @@ def test_decoding_on_a_gpu_is_refused_without_one(monkeypatch):
         InputError, match=r"--decode-on-gpu: torchcodec cannot decode on this GPU \(no nvJPEG\): drop the flag"
     ):
         decoding.check_decoding_on(torch.device("cuda"))
+
+
+def test_streamed_images_are_turned_as_those_of_a_data_set(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = str(tmp_path / "a.jpg")
+    photograph(size=(30, 20)).save(path, exif=exif)
+
+    class Whole:
+        single_cut = single_finish = staticmethod(lambda image: image)
+
+    for upright, shape in ((False, (3, 20, 30)), (True, (3, 30, 20))):
+        (batch,) = stream([[(0, path)]], Whole(), device=torch.device("cpu"), workers=0, upright=upright)
+        data = open_folder(str(tmp_path), "train", upright=upright)
+        assert torch.equal(batch.images[0], data.decode(0))
+        assert data.decode(0).shape == data.keep(np.array([0]), np.array([-1]), []).decode(0).shape == shape

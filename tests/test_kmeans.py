@@ -130,6 +130,8 @@ def test_after_faiss_the_bounds_take_over_once_few_rows_change(with_faiss):
 
 def test_far_from_the_origin_faiss_keeps_the_digits(with_faiss):
     rows = blobs(offset=300.0)
+    assert kmeans._Search(rows.float(), 45).far
+    assert not kmeans._Search(blobs().float(), 45).far
     expected = theirs(rows, rows[:45].clone())
     assert kmeans.lloyd(rows.float(), rows[:45].float())[1] == pytest.approx(expected.inertia_, rel=2e-3)
 

@@ -192,3 +192,13 @@ def test_a_finished_run_of_a_recipe_gets_more_epochs(run_program, tmp_path):
     done = run_program(*words, "--epochs", "2")
     assert done.returncode == 0, done.stderr
     assert "The result is not that of a run that began with --epochs 2" in done.stdout
+
+
+def test_one_epoch_does_not_fail_on_the_frozen_prototypes_of_a_preset(run_program, tmp_path):
+    words = ("train.py", "--method", "swav", "--device", "cpu", "--epochs", "1")
+    done = run_program(*words, "--output-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "--freeze-prototypes 0: a fiftieth of the 11 steps" in done.stdout
+    given = run_program(*words, "--freeze-prototypes", "11", "--output-dir", tmp_path / "given")
+    assert given.returncode == 2
+    assert "--freeze-prototypes 11 is not less than the 11 steps" in given.stderr

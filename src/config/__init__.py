@@ -16,6 +16,7 @@ from .flags import (
     OneLineParser,
     as_plain,
     flag,
+    flags_in,
     read_options,
     require_at_least,
     require_positive,
@@ -24,7 +25,7 @@ from .flags import (
 )
 from .methods import MethodSource, method_names, read_method
 from .prediction import PredictOptions, parse_predict
-from .recipe import SMALL_SIDE, Survey
+from .recipe import SMALL_SIDE, Survey, fit_steps
 from .training import (
     BUILT_IN_DATA,
     EVAL_VIEW,
@@ -64,7 +65,9 @@ __all__ = [
     "as_plain",
     "check_patches",
     "check_settings",
+    "fit_steps",
     "flag",
+    "flags_in",
     "method_names",
     "parse_cls_eval",
     "parse_knn_eval",

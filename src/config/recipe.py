@@ -7,7 +7,7 @@ preset set and the user did not, and returns one line per change with the reason
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
@@ -143,7 +143,28 @@ def adapt(
     _fit_learning_rate(settings, preset)
     if values.warmup_epochs >= values.epochs:
         settings.set("warmup_epochs", max(values.epochs // 10, min(values.epochs - 1, 1)), "a tenth of the epochs")
+    if values.lr_drops and values.lr_drops[-1] >= values.epochs:
+        shares = (drop * values.epochs // preset["epochs"] for drop in values.lr_drops)
+        settings.set("lr_drops", tuple(sorted({drop for drop in shares if drop})), "the same shares of the epochs")
     return settings.lines
+
+
+def fit_steps(knobs: Any, *, steps: int, given: set[str], notes: list[str]) -> Any:
+    """Return the options of a method, with fewer frozen steps if the preset's number does not fit a short run.
+
+    The number of steps is known only when the data are open, which is after `adapt`.
+
+    Args:
+        knobs: the method's own config.
+        steps: number of steps of the run.
+        given: the flags on the command line; what they set is kept.
+        notes: list to which the function appends what it changed.
+    """
+    if getattr(knobs, "freeze_prototypes", 0) < steps or "--freeze-prototypes" in given:
+        return knobs
+    fewer = steps // 50
+    notes.append(f"--freeze-prototypes {fewer}: a fiftieth of the {steps:,} steps")
+    return replace(knobs, freeze_prototypes=fewer)
 
 
 class _Settings:
@@ -161,7 +182,7 @@ class _Settings:
         """Change a setting that is free, and note the reason."""
         if self.is_free(name) and getattr(self.values, name) != value:
             setattr(self.values, name, value)
-            shown = " ".join(map(str, value)) if isinstance(value, tuple | list) else f"{value:g}"
+            shown = (" ".join(map(str, value)) or "none") if isinstance(value, tuple | list) else f"{value:g}"
             self.lines.append(f"{flag(name)} {shown}: {reason}")
 
     def limit(self, name: str, largest: Any, reason: str) -> None:

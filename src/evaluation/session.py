@@ -13,10 +13,11 @@ from .. import distributed
 from ..config import DataOptions, EvaluationOptions, EvalViewOptions, ViewSettings, as_plain, check_patches, flag
 from ..data.base import Views
 from ..data.datasets import FeatureRows, ImageFiles, Images, MemoryImages, check_channels, open_data
+from ..data.formats import describe_others
 from ..data.loaders import single_views
 from ..data.subsets import keep_rows
 from ..data.views import build_views
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..features import extract
 from ..loading import Unclassified, evaluation_view, load_backbone, load_classifiers, load_method
 from ..machine import resolve_precision
@@ -169,6 +170,10 @@ def open_session(
     views = build_views(source.data, first, ViewSettings.of(trained), evaluation=view)
     folder = results_folder(options.checkpoint, output_dir=options.output_dir, below=below)
     device = distributed.start(options.device)
+    if distributed.is_main():
+        lines = {describe_others(data.others) for data in images.values() if isinstance(data, ImageFiles)}
+        for line in sorted(lines - {""}):
+            print(printable(line), flush=True)
     session = Session(
         checkpoint=str(options.checkpoint),
         network=network,

@@ -62,6 +62,7 @@ class Classifier:
             "classifier": self.number,
             "precision": self.precision,
             "view": as_plain(self.view) if self.view else None,
+            "upright": self.upright,
         }
 
     def predict(
@@ -76,7 +77,9 @@ class Classifier:
             B numbers, (B, C) probabilities and (B, F) embeddings. B may be 0.
         """
         empty = np.zeros((0, self.clusters), dtype=np.float32)
-        for batch in stream(requests, self.views, device=self.device, workers=self.options.workers):
+        for batch in stream(
+            requests, self.views, device=self.device, workers=self.options.workers, upright=self.upright
+        ):
             damaged(batch.damaged)
             if batch.images is None:
                 yield [], empty, empty
@@ -84,6 +87,11 @@ class Classifier:
             pairs = self._predictions([(batch.images, np.array(batch.numbers))])
             for probabilities, embeddings, _ in pairs:
                 yield batch.numbers, probabilities.numpy(), embeddings.numpy()
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are rotated as their EXIF orientation says: as in the training."""
+        return bool(self.trained["upright"])
 
     @property
     def equals(self) -> list[int]:
@@ -102,7 +110,9 @@ class Classifier:
 
         def batches() -> Iterator[tuple[Tensor, np.ndarray]]:
             nonlocal shown
-            for batch in stream(requests, self.views, device=self.device, workers=self.options.workers):
+            for batch in stream(
+                requests, self.views, device=self.device, workers=self.options.workers, upright=self.upright
+            ):
                 if batch.images is not None:
                     yield batch.images, np.arange(shown, shown + len(batch.images))
                     shown += len(batch.images)
@@ -164,7 +174,7 @@ class Classifier:
             yield from single_views(kept, views, batch_size=size, device=self.device)
             return
         requests = ([(row, data.paths[row]) for row in rows[i : i + size].tolist()] for i in range(0, len(rows), size))
-        for batch in stream(requests, views, device=self.device, workers=self.options.workers):
+        for batch in stream(requests, views, device=self.device, workers=self.options.workers, upright=self.upright):
             if batch.images is not None:
                 yield batch.images, np.array(batch.numbers)
 
@@ -185,6 +195,7 @@ class Classifier:
                 subset_file=trained["subset_file"],
                 unlabelled=trained["unlabelled"],
                 val_share=trained["val_share"],
+                upright=self.upright,
             )
         except InputError:
             return None
