@@ -6,7 +6,8 @@ The file holds a ResNet-50 with the head of Self-Classifier's digits recipe and 
 pickle with the comparison of sizes (`inspection.py`), the types of the entries (`schema.py`), and the comparison of the
 configuration with the file before the network is built (`loading.is_modest`). The checksums, which torch does not verify
 and which this project has always verified, are a row of their own: they find damage, not hostile contents. The time is that of
-the process, because the checks are short and other programs would disturb them. Set OMP_NUM_THREADS=1.
+the process, because the checks are short and other programs would disturb them. There is one thread: the others would wait
+actively, and their time would count.
 """
 
 import sys
@@ -36,7 +37,8 @@ def save(path: Path, arch: str) -> None:
 
 def main() -> None:
     arguments = parse(parser(__doc__))
-    where = machine("torch")
+    torch.set_num_threads(1)
+    where = machine("torch") | {"threads": 1}
     print(in_words(where), flush=True)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:

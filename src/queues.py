@@ -193,6 +193,23 @@ def _check_range(what: str, values: Tensor, *, low: int, high: int) -> None:
         raise InputError(f"the {what} go from {least} to {most}, expected {low} to {high - 1}")
 
 
+def check_clusters(clusters: Tensor, num_images: int, sizes: Sequence[int]) -> None:
+    """Check that the clusters of images, as loaded from a checkpoint, exist.
+
+    Args:
+        clusters: (H, N) integers, the cluster of each image for each head, `IGNORED` for none.
+        num_images: number of images of the data set.
+        sizes: number of clusters of each head.
+
+    Raises:
+        InputError: if there are clusters of another number of images, or an image has a cluster that does not exist.
+    """
+    if clusters.shape[1] != num_images:
+        raise InputError(f"it has clusters of {clusters.shape[1]} images, expected {num_images}")
+    for head, size in enumerate(sizes):
+        _check_range(f"clusters of its head {head}", clusters[head][clusters[head] != IGNORED], low=0, high=size)
+
+
 class MemoryBank(nn.Module):
     """Store the last embedding and the cluster of every image of a data set.
 
@@ -232,20 +249,8 @@ class MemoryBank(nn.Module):
         self.clusters = self.clusters.new_full((num_heads, num_images), IGNORED)
 
     def check(self, num_images: int, sizes: Sequence[int]) -> None:
-        """Check that what was loaded from a checkpoint fits a data set.
-
-        Args:
-            num_images: number of images of the data set.
-            sizes: number of clusters of each head.
-
-        Raises:
-            InputError: if the bank has another number of images, or an image has a cluster that does not exist.
-        """
-        if len(self) != num_images:
-            raise InputError(f"its memory bank has {len(self)} images, expected {num_images}")
-        for head, size in enumerate(sizes):
-            clusters = self.clusters[head]
-            _check_range(f"clusters of its head {head}", clusters[clusters != IGNORED], low=0, high=size)
+        """Check that what was loaded from a checkpoint fits a data set; see `check_clusters`."""
+        check_clusters(self.clusters, num_images, sizes)
 
     @torch.no_grad()
     def fill(self, embeddings: Tensor, indices: Tensor) -> None:

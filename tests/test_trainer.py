@@ -76,16 +76,21 @@ def test_positions_in_a_checkpoint_that_do_not_exist_are_named(entry, value):
 @pytest.mark.parametrize(
     ("number", "cluster", "message"),
     [
-        (3, 0, "its memory bank has 3 images, expected 100"),
+        (3, 0, "it has clusters of 3 images, expected 100"),
         (100, 6, "the clusters of its head 0 go from 6 to 6, expected 0 to 5"),
     ],
 )
-def test_a_memory_bank_of_other_images_or_clusters_is_named(number, cluster, message):
-    method = METHODS["deepcluster_v2"]
-    method = build_method("deepcluster_v2", method.Config(prototypes=(6, 10), dim=8, hidden_dim=16), SMALL)
+def test_clusters_of_other_images_or_that_do_not_exist_are_named(number, cluster, message):
+    config = METHODS["deepcluster_v2"].Config(prototypes=(6, 10), dim=8, hidden_dim=16)
+    method = build_method("deepcluster_v2", config, SMALL)
     method.bank.make_room(number)
     method.check_positions(number)  # IGNORED is no cluster
     method.bank.clusters.fill_(cluster)
+    with pytest.raises(InputError, match=message):
+        method.check_positions(100)
+
+    method = build_method("sela", METHODS["sela"].Config(classes=(6, 10)), SMALL)
+    method.labels = torch.full((2, number), cluster, dtype=torch.int32)
     with pytest.raises(InputError, match=message):
         method.check_positions(100)
 

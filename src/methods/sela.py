@@ -29,6 +29,7 @@ from ..config import require_at_least, require_positive, require_sizes
 from ..data.training import TrainingData
 from ..errors import InputError, RunError
 from ..losses import IGNORED, assigned_cross_entropy
+from ..queues import check_clusters
 from .base import ClassifierMethod, Step, feature_width
 
 TURNS = 4  # rotations by multiples of 90°
@@ -132,6 +133,9 @@ class SeLa(ClassifierMethod, config=Config):
                     f"the labels have the shape {found}, expected {len(self.classes)} heads × images: use another file"
                 )
             self.labels = self.labels.new_zeros(found)
+
+    def check_positions(self, num_images: int) -> None:
+        check_clusters(self.labels, num_images, self.classes)
 
     # ---- labels ----
 

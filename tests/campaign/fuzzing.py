@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from src.export import pack
 from tests.campaign.hostile import HOSTILE
-from tests.campaign.mutants import mutant
+from tests.campaign.mutants import mutant, packed_mutant
 from tests.campaign.reading import READERS, read_files
 from tests.campaign.runs import inputs, intact
 from tests.campaign.trials import ROWS, Row
@@ -65,6 +66,20 @@ def make_mutant(rng: random.Random, number: int) -> bytes:
     return mutant(rng, sources())
 
 
+@cache
+def packed_source() -> bytes:
+    """Return the checkpoint as a safetensors file."""
+    path = inputs() / "intact.safetensors"
+    if not path.exists():
+        pack(inputs() / "intact.pt", path)
+    return path.read_bytes()
+
+
+def make_packed(rng: random.Random, number: int) -> bytes:
+    """Return the mutated safetensors file of this number."""
+    return packed_mutant(rng, packed_source())
+
+
 def make_hostile(rng: random.Random, number: int) -> bytes:
     """Return the hostile file of this number."""
     return [*HOSTILE.values()][number % len(HOSTILE)]((inputs() / "intact.pt").read_bytes())
@@ -76,7 +91,8 @@ def _register(reader: str) -> None:
 
     def fuzz(numbers: Sequence[int], seed: int, place: Path) -> Iterator[tuple[int, str]]:
         intact()
-        yield from read_files(reader, "tests.campaign.fuzzing:make_mutant", numbers, seed, place)
+        maker = "make_packed" if reader.endswith("safetensors") else "make_mutant"
+        yield from read_files(reader, f"tests.campaign.fuzzing:{maker}", numbers, seed, place)
 
     def attack(numbers: Sequence[int], seed: int, place: Path) -> Iterator[tuple[int, str]]:
         intact()
@@ -85,6 +101,8 @@ def _register(reader: str) -> None:
             yield number, f"{names[number % len(names)]}: {problem}" if problem else ""
 
     ROWS[f"fuzz-{name}"] = Row(f"fuzz-{name}", f"mutated files read by {reader}", 5000, short, fuzz)
+    if reader.endswith("safetensors"):
+        return  # the hostile files are pickles
     ROWS[f"hostile-{name}"] = Row(f"hostile-{name}", f"hostile files read by {reader}", len(HOSTILE), short, attack)
 
 

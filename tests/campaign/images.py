@@ -1,9 +1,11 @@
 """Rows: image files and folders that are damaged, huge, strange, or removed while a run reads them."""
 
+import contextlib
 import io
 import os
 import random
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.campaign.runs import run, start
-from tests.campaign.trials import LIMIT, judge, row
+from src import checkpoint
+from tests.campaign.runs import compare, run, start
+from tests.campaign.trials import KILLED, LIMIT, STOPPED, judge, row
 
 PICTURES = 120  # one damaged picture in so many is replaced by another one
 NETWORK = "--arch small_convnet --global-crops-size 8 --local-crops-number 0 --classes 3 --dim 4 --hidden-dim 8"
@@ -175,6 +178,60 @@ def removed_images(folder: Path, rng: random.Random, number: int) -> str:
             path.write_text("" if "emptied" in kind else "text")
     problem = judge(process.finish(LIMIT), allowed=[0, 1, 2])
     return f"{kind}: {problem}" if problem else ""
+
+
+WORKERS = ("--epochs", "3", "--batch-size", "20", "--workers", "2", "--save-every", "1")
+STRUCK = {"nothing": 0, "kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+
+
+@cache
+def undisturbed() -> tuple[dict, float]:
+    """Return the checkpoints of an undisturbed run from files with two workers, and its seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        done = run(train(pictures(), Path(folder), *WORKERS))
+        if problem := judge(done, allowed=[0], lines=0):
+            raise RuntimeError(f"the undisturbed run failed: {problem}")
+        seconds = time.monotonic() - began
+        return {path.name: checkpoint.load(path) for path in Path(folder).glob("*.pt")}, seconds
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and that live."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = status.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found.append(int(status.parent.name))
+    return found
+
+
+@row(
+    "runs from image files whose workers or main process are killed or signalled at a random moment", count=60, short=0
+)
+def struck_workers(folder: Path, rng: random.Random, number: int) -> str:
+    expected, seconds = undisturbed()
+    kind, wait = [*STRUCK, "kill -9 of a worker"][number % 5], rng.uniform(0.1, 1.0) * seconds
+    words = train(pictures(), folder / "run", *WORKERS)
+    process = start(words)
+    time.sleep(wait)
+    workers = children(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        if kind == "kill -9 of a worker":
+            if workers:
+                os.kill(rng.choice(workers), signal.SIGKILL)
+        elif STRUCK[kind] and process.poll() is None:
+            process.send_signal(STRUCK[kind])
+    problem = judge(process.finish(LIMIT), allowed=[0, 1, 2, KILLED, *STOPPED])
+    ended = time.monotonic() + 20  # a worker looks every few seconds whether its run still lives
+    while not problem and any(Path(f"/proc/{worker}").exists() for worker in workers):
+        time.sleep(0.1)
+        if time.monotonic() > ended:
+            problem = "a worker is left behind"
+    if not problem:
+        problem = judge(run(words), allowed=[0], lines=0) or compare(folder / "run", expected)
+    return f"{kind} after {wait:.2f} s: {problem}" if problem else ""
 
 
 @row("a folder of 100,000 images", count=1, short=0)

@@ -4,6 +4,7 @@ A mutant is a function of the random generator and of the sources, which are int
 """
 
 import io
+import json
 import pickle
 import pickletools
 import random
@@ -29,6 +30,57 @@ def mutant(rng: random.Random, sources: Sequence[bytes]) -> bytes:
         except Exception:  # an earlier change has left nothing that this level can read
             content = change_bytes(content, rng)
     return content
+
+
+def packed_mutant(rng: random.Random, source: bytes) -> bytes:
+    """Return a safetensors file with one to three changes, to its bytes or to its header."""
+    content = source
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        try:
+            content = rng.choice([change_bytes, change_header, change_header])(content, rng)
+        except Exception:  # an earlier change has left no header
+            content = change_bytes(content, rng)
+    return content
+
+
+def change_header(content: bytes, rng: random.Random) -> bytes:
+    """Replace, remove, rename or copy an entry at any depth of the header of a safetensors file, or of its texts in JSON."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    texts = header["__metadata__"]
+    inside = {name: json.loads(text) for name, text in texts.items() if text.startswith("{")}
+    holder = rng.choice([*containers(header), *(each for text in inside.values() for each in containers(text))])
+    key = rng.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+    values = [
+        None,
+        True,
+        -1,
+        0,
+        10**30,
+        1.5,
+        "",
+        "x" * 10**5,
+        "\x1b[31mred\n",
+        [],
+        {},
+        nested(200),
+        nested(5000),
+        "F64",
+        "U8",
+    ]
+    kind = rng.randrange(4)
+    if kind == 0:
+        del holder[key]
+    elif kind == 1 and isinstance(holder, dict):
+        holder[rng.choice(["", "\x1b[31m", "x" * 1000, "config"])] = holder.pop(key)
+    elif kind == 2 and isinstance(holder[key], int):
+        holder[key] = rng.choice([-5, 0, 10**9, 2**63, -holder[key], holder[key] + 1])
+    else:
+        holder[key] = rng.choice(values)
+    texts.update({name: json.dumps(text) for name, text in inside.items() if name in texts})
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 # ---- bytes ----------------------------------------------------------------------------------------------------------

@@ -46,12 +46,17 @@ def _evaluate(program: str, *words: str) -> Callable[[Path], tuple[str, list[str
     return reader
 
 
+def _evaluate_packed(file: Path) -> tuple[str, list[str]]:
+    return _evaluate("cls_eval", "--data", str(inputs() / "rows.npz"))(file.rename(file.with_suffix(".safetensors")))
+
+
 READERS: dict[str, Callable[[Path], tuple[str, list[str]]]] = {  # file → program and its words
     "train.py resuming": _resume,
     "train.py --pretrained": lambda file: ("train", command(f"{file}.run", "--pretrained", str(file))[1:]),
     "cls_eval.py": _evaluate("cls_eval", "--data", str(inputs() / "rows.npz")),
     "knn_eval.py": _evaluate("knn_eval", "--data", str(inputs() / "rows.npz")),
     "lincls_eval.py": _evaluate("lincls_eval", "--data", str(inputs() / "rows.npz"), "--epochs", "1"),
+    "cls_eval.py as safetensors": _evaluate_packed,
     "export": lambda file: ("src.pretrained", ["export", str(file), f"{file}.pth"]),
 }
 
@@ -127,16 +132,17 @@ def _memory(name: str) -> int:
 
 def _read(reader: str, file: Path, said: Path) -> str:
     """Run the program on one file in this process, and return what went wrong."""
+    size = file.stat().st_size
     program, words = READERS[reader](file)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
     before = _memory("VmRSS")
     status, output, errors = _run_main(program, words, said)
-    grown, allowed = _memory("VmHWM") - before, 2 * file.stat().st_size + ALLOWED
+    grown, allowed = _memory("VmHWM") - before, 2 * size + ALLOWED
     problem = judge(subprocess.CompletedProcess([], status, output, errors), allowed=ANY_ENDING)
     if problem:
         return problem
     if grown > allowed:
-        return f"{grown / 2**20:.0f} MiB of memory for a file of {file.stat().st_size / 2**20:.1f} MiB"
+        return f"{grown / 2**20:.0f} MiB of memory for a file of {size / 2**20:.1f} MiB"
     if re.search(r"allocate|MemoryError|out of memory", output + errors):
         return f"more memory was asked for than the file can need: {errors.strip()[-300:]}"
     return ""
