@@ -14,8 +14,9 @@ from PIL import Image
 
 from src.data.datasets import MemoryImages, open_data
 from src.data.digits import DigitRecipe, DigitViews
-from src.data.loaders import TrainLoader, available_workers, single_views
+from src.data.loaders import TrainLoader, single_views
 from src.data.photographs import PhotoViews, published_views
+from src.data.workers import available_workers
 from src.errors import InputError, RunError
 from src.logs import Progress
 from src.methods import METHODS, build_method

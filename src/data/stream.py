@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..inspection import first_line
 from .base import Views
 from .decoding import decode
-from .loaders import available_workers, ignore_signals
+from .workers import available_workers, ignore_signals
 
 Request = list[tuple[int, str]]  # number and path of each image of a batch
 
