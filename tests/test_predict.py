@@ -40,9 +40,9 @@ def trained(tmp_path_factory):
     return save_untrained(path, *HEAD, "--classes", "10", "12", history=[{"classifier": 1}])
 
 
-def save_coloured(path, seed=0):
+def save_coloured(path, *words, seed=0):
     """Write a checkpoint for small colour images that tells colours apart, and whose training images are nowhere."""
-    save_untrained(path, *SMALL, "--classes", "5", "5", "--data", "nowhere", channels=3, seed=seed)
+    save_untrained(path, *SMALL, "--classes", "5", "5", "--data", "nowhere", *words, channels=3, seed=seed)
     network, _ = load_classifiers(path)
     colours = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]]).view(5, 3, 1, 1) * 4 - 2.0
     with torch.no_grad():
@@ -143,6 +143,19 @@ def test_the_probabilities_are_those_of_cls_eval(coloured, tmp_path):
     assert [int(line["cluster"]) for line in lines] == clusters[0].tolist()
     assert [float(line["confidence"]) for line in lines] == pytest.approx(confidences[0].tolist(), abs=1e-6)
     assert {line["name"] for line in lines} == {f"cluster {k}" for k in set(clusters[0].tolist())}
+
+
+@pytest.mark.parametrize("flag", ["--upright", "--no-upright"])
+def test_a_rotated_photograph_is_shown_as_in_training(flag, tmp_path):
+    checkpoint = save_coloured(tmp_path / "run.pt", flag)
+    folder = make_colours(tmp_path / "pictures", ["plain.png"], size=(16, 16))
+    plain = Image.open(folder / "plain.png")
+    tag = Image.Exif()
+    tag[0x0112] = 6  # turn by 90 degrees to the right
+    plain.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=tag)
+    predict(checkpoint, folder, tmp_path / "out")
+    one, two = (float(line["confidence"]) for line in lines_of(tmp_path / "out"))
+    assert (one == pytest.approx(two, abs=1e-7)) == (flag == "--upright")
 
 
 def test_without_training_images_the_means_are_those_of_the_predicted_images(coloured, tmp_path):
@@ -319,9 +332,9 @@ def decoded(monkeypatch):
     """The names of the files that were decoded."""
     names, decode = [], stream.decode
 
-    def counting(path):
+    def counting(path, **how):
         names.append(os.path.basename(path))
-        return decode(path)
+        return decode(path, **how)
 
     monkeypatch.setattr(stream, "decode", counting)
     # The judgement of trust looks at a sample again.
@@ -332,10 +345,10 @@ def decoded(monkeypatch):
 def test_an_interrupted_run_continues_without_repeats_and_gaps(trained, digits, tmp_path, decoded, capsys, monkeypatch):
     real = stream.decode
 
-    def interrupting(path):
+    def interrupting(path, **how):
         if path.endswith("00020.png"):
             signal.raise_signal(signal.SIGINT)
-        return real(path)
+        return real(path, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(stream, "decode", interrupting)
@@ -354,10 +367,10 @@ def test_an_interrupted_run_continues_without_repeats_and_gaps(trained, digits, 
 def _killed(file, data, out):
     decode = stream.decode
 
-    def killing(path):
+    def killing(path, **how):
         if path.endswith("00020.png"):
             os._exit(9)
-        return decode(path)
+        return decode(path, **how)
 
     stream.decode = killing
     predict(file, data, out, "--batch-size", "8")

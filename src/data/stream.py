@@ -30,16 +30,19 @@ class Streamed(NamedTuple):
     damaged: list[tuple[int, str]]
 
 
-def stream(requests: Iterable[Request], views: Views, *, device: torch.device, workers: int = -1) -> Iterator[Streamed]:
+def stream(
+    requests: Iterable[Request], views: Views, *, device: torch.device, workers: int = -1, upright: bool = False
+) -> Iterator[Streamed]:
     """Yield the batches of the requests, in their order. The requests are read only a few batches ahead.
 
     Args:
         views: their `single_cut` runs in the workers, their `single_finish` on the device.
         workers: processes that decode image files; -1: one per available core.
+        upright: rotate the images as their EXIF orientation says.
     """
     workers = available_workers() if workers < 0 else workers
     loader = DataLoader(
-        _Reader(views),
+        _Reader(views, upright=upright),
         batch_size=None,  # a request already stands for a whole batch
         sampler=requests,
         num_workers=workers,
@@ -64,8 +67,8 @@ def stream(requests: Iterable[Request], views: Views, *, device: torch.device, w
 class _Reader(Dataset[tuple[Tensor | None, list[int], list[tuple[int, str]]]]):
     """Data set of the worker processes: it turns a request into a batch."""
 
-    def __init__(self, views: Views):
-        self.views = views
+    def __init__(self, views: Views, *, upright: bool):
+        self.views, self.upright = views, upright
 
     def __getitem__(self, request: Request) -> tuple[Tensor | None, list[int], list[tuple[int, str]]]:
         crops: list[Tensor] = []
@@ -73,7 +76,7 @@ class _Reader(Dataset[tuple[Tensor | None, list[int], list[tuple[int, str]]]]):
         damaged: list[tuple[int, str]] = []
         for number, path in request:
             try:
-                crops.append(self.views.single_cut(decode(path)))
+                crops.append(self.views.single_cut(decode(path, upright=self.upright)))
                 numbers.append(number)
             # Pillow raises many kinds of errors on damaged files, such as SyntaxError and struct.error.
             except Exception as error:

@@ -38,7 +38,7 @@ def write_atlas(
         AtlasData(
             title=f"{printable(Path(os.path.realpath(classifier.options.data)).name)}: {len(numbers):,} images",
             paths=[printable(image.path, reversible=True) for image in images],
-            picture=lambda i: decode(files[i]).permute(1, 2, 0).numpy(),
+            picture=lambda i: decode(files[i], upright=classifier.upright).permute(1, 2, 0).numpy(),
             embeddings=np.stack([image.embedding for image in images]),
             clusterings=[
                 Clusters(

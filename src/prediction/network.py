@@ -13,7 +13,7 @@ from ..config import PredictOptions, ViewSettings, as_plain
 from ..data.base import Views
 from ..data.datasets import ImageFiles, Images, open_data
 from ..data.loaders import single_views
-from ..data.stream import Request, stream
+from ..data.stream import Request, Streamed, stream
 from ..data.views import build_views
 from ..errors import InputError
 from ..evaluation.classification import choose_classifier
@@ -76,7 +76,7 @@ class Classifier:
             B numbers, (B, C) probabilities and (B, F) embeddings. B may be 0.
         """
         empty = np.zeros((0, self.clusters), dtype=np.float32)
-        for batch in stream(requests, self.views, device=self.device, workers=self.options.workers):
+        for batch in self._stream(requests):
             damaged(batch.damaged)
             if batch.images is None:
                 yield [], empty, empty
@@ -102,7 +102,7 @@ class Classifier:
 
         def batches() -> Iterator[tuple[Tensor, np.ndarray]]:
             nonlocal shown
-            for batch in stream(requests, self.views, device=self.device, workers=self.options.workers):
+            for batch in self._stream(requests):
                 if batch.images is not None:
                     yield batch.images, np.arange(shown, shown + len(batch.images))
                     shown += len(batch.images)
@@ -117,6 +117,20 @@ class Classifier:
             )
             for k in self.equals
         ]
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are rotated as their EXIF orientation says, as in training."""
+        return bool(self.trained.get("upright"))
+
+    def _stream(self, requests: Iterable[Request], views: Views | None = None) -> Iterator[Streamed]:
+        return stream(
+            requests,
+            views or self.views,
+            device=self.device,
+            workers=self.options.workers,
+            upright=self.upright,
+        )
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -164,7 +178,7 @@ class Classifier:
             yield from single_views(kept, views, batch_size=size, device=self.device)
             return
         requests = ([(row, data.paths[row]) for row in rows[i : i + size].tolist()] for i in range(0, len(rows), size))
-        for batch in stream(requests, views, device=self.device, workers=self.options.workers):
+        for batch in self._stream(requests, views):
             if batch.images is not None:
                 yield batch.images, np.array(batch.numbers)
 
@@ -185,6 +199,7 @@ class Classifier:
                 subset_file=trained["subset_file"],
                 unlabelled=trained["unlabelled"],
                 val_share=trained["val_share"],
+                upright=self.upright,
             )
         except InputError:
             return None
