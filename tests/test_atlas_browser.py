@@ -58,6 +58,7 @@ def page(tmp_path_factory):
         history=[{"epoch": k, "loss": 1 / k} for k in range(1, 6)],
         config={"method": "self_classifier"},
         notes=[("unsure", "There is only one run.")],
+        levels=["good", "unsure", "bad", ""],
     )
     write(data, folder / "atlas.html")
     return (folder / "atlas.html").as_uri()
@@ -101,6 +102,8 @@ def test_the_overview_shows_four_kinds_of_images_of_each_cluster(atlas):
     found = clusters("", 2, 0)
     members = np.flatnonzero(found.clusters == 0)
     assert [int(i) for i in sure] == members[np.argsort(-found.confidences[members])][:6].tolist()
+    assert atlas.run(texts(".tile .badge")) == ["good", "unsure", "bad"]
+    assert atlas.run(texts(".notes li")) == ["unsure There is only one run."]
     assert "purity100 %red" in atlas.run("document.querySelector('.tile .meters').textContent")
 
 
@@ -248,6 +251,7 @@ def test_two_clusterings_and_classes_are_compared(atlas, page):
     atlas.wait("document.querySelectorAll('.detail .cell').length > 0")
     atlas.open(f"{page}#page=classes")
     atlas.wait("document.querySelector('main').textContent.includes('purity 100 %')")
+    assert atlas.run("pages.includes('levels')") is False  # both clusterings have three clusters
     atlas.open(f"{page}#page=run")
     atlas.wait(
         "document.querySelector('.curve svg').ariaLabel ?? document.querySelector('.curve svg').getAttribute('aria-label')"
@@ -272,6 +276,8 @@ def test_keys_search_move_select_and_open(atlas, page):
     atlas.wait(f"parameters().get('image') === '{second}'")
     atlas.press("\ue012")  # left
     atlas.wait(f"parameters().get('image') === '{first}'")
+    atlas.press("\ue014")  # right
+    atlas.wait(f"parameters().get('image') === '{second}'")
 
 
 def test_the_theme_switches_and_every_control_has_a_name(atlas):

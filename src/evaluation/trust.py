@@ -260,6 +260,11 @@ def neighbours_of(rows: Tensor) -> np.ndarray:
     return nearest(unit, unit, NEIGHBOURS + 1)[1][:, 1:].numpy()  # the first one is the row itself, or an equal one
 
 
+def cluster_levels(judged: dict[str, Any]) -> list[str]:
+    """Return the level of each cluster as the atlas calls it, "" for a cluster without one."""
+    return [LEVELS.get(each["level"], "") for each in judged["clusters"]]
+
+
 def notes(judged: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the judgements as sentences, each with the level "good", "unsure" or "bad", as the atlas calls them."""
     partition, images = judged["partition"], judged["images"]

@@ -21,7 +21,7 @@ function clusterPage(key) {
   draw();
   return [
     el("div.toolbar.heading", {}, dot(group), el("h2", {}, group.name), el("span.muted", {}, countText(group)),
-      group.rejected ? el("span.badge", {}, "rejected") : null, el("span.gap", {}),
+      group.rejected ? el("span.badge", {}, "rejected") : null, levelBadge(group), el("span.gap", {}),
       ...changeButtons(group)),
     meters(group),
     confusedWith(group),

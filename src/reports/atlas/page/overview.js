@@ -48,7 +48,7 @@ function clusterTile(group) {
   const tileElement = el(`article.tile${group.rejected ? ".rejected" : ""}`, { "aria-label": group.name },
     el("header", {},
       dot(group), el("h3", {}, el("a", { href: `#cluster=${group.key}` }, group.name)),
-      group.rejected ? el("span.badge", {}, "rejected") : null,
+      group.rejected ? el("span.badge", {}, "rejected") : null, levelBadge(group),
       group.merged.length ? el("span.badge", {}, `+ ${group.merged.join(", ")}`) : null,
       el("span.gap", {}),
       el("span.count", {}, countText(group))),
@@ -59,6 +59,12 @@ function clusterTile(group) {
     moveByArrows(strips);
   });
   return tileElement;
+}
+
+/** How far to trust a cluster, in a word. */
+function levelBadge(group) {
+  const level = state.clustering === 0 && group.part === undefined && !group.merged.length ? content.levels[group.cluster] : "";
+  return level ? el(`span.badge.${level}`, { title: "How far to trust this cluster" }, level) : null;
 }
 
 const dot = (group) => {
