@@ -16,7 +16,7 @@ from processes import Forked, environment
 
 from src import checkpoint, fingerprints
 from src.config import parse_cls_eval, parse_predict
-from src.data import stream
+from src.data import stream, unpack
 from src.data.datasets import open_data
 from src.data.unpack import write_files
 from src.data.walk import walk
@@ -27,7 +27,7 @@ from src.loading import load_classifiers
 from src.prediction import program
 from src.prediction.atlas import labels_of
 from src.prediction.names import Names, as_file_name
-from src.prediction.sorting import file_name
+from src.prediction.sorting import Target, file_name
 
 HEAD = ("--hidden-dim", "32", "--dim", "16", "--queue-length", "0")
 SMALL = ("--arch", "small_convnet", "--global-crops-size", "16", "--local-crops-number", "0", *HEAD)
@@ -181,6 +181,37 @@ def test_nested_folders_and_one_image(coloured, tmp_path):
     assert tree(tmp_path / "one" / "sorted") == {f"{line['cluster']}/2.png"}
 
 
+def test_as_a_user_types_it(run_python, digits, tmp_path):
+    words = [
+        "predict.py",
+        "--checkpoint",
+        "models/digits.safetensors",
+        "--data",
+        digits,
+        "--output-dir",
+        tmp_path / "out",
+    ]
+    done = run_python(*words, "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert "40 images in 10 of 10 clusters of classifier 5 (chosen by lowest training loss)" in done.stdout
+    assert (tmp_path / "out" / "atlas.html").stat().st_size > 10_000
+    done = run_python(*words, "--classifier", "7")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "holds predictions of classifier 5; give another folder" in done.stderr
+
+
+def test_a_data_set_becomes_files(tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["unpack", "digits", str(tmp_path / "files"), "--split", "train", "--most", "3"])
+        unpack.main()
+        assert "wrote 3 images" in capsys.readouterr().out
+        with pytest.raises(InputError, match="is not empty: name a new folder"):
+            unpack.main()
+    images = open_data("digits", "train").images
+    for i in range(3):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "files" / f"0000{i}.png")), images[i, 0].numpy())
+
+
 def test_the_default_folder_has_the_name_of_the_data(trained, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_here("predict", "--checkpoint", trained, "--data", digits, "--workers", "0")
@@ -322,6 +353,18 @@ def test_different_paths_have_different_names(tmp_path):
     assert names[0] == "a__b.png"
     assert file_name("c/d.png", tmp_path) == "c__d.png"
     assert all(len(name.encode()) <= 255 and "/" not in name for name in names)
+
+
+@pytest.mark.parametrize("place", ["../x", "/x", "a/../x", "a/..", "./x", "a", "a/b/c"])
+def test_a_place_outside_the_sorted_folder_is_refused(place, tmp_path):
+    """Such a place can only come from a database that somebody has changed."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "victim").write_text("precious")
+    with Target(tmp_path / "out") as target:
+        for act in (lambda: target.put(str(tmp_path / "victim"), place, kind="copies"), lambda: target.remove(place)):
+            with pytest.raises(RunError, match="is no place in a folder of a cluster"):
+                act()
+    assert tree(tmp_path) == {"victim"}
 
 
 # ---- interrupted, continued, updated ------------------------------------------------------------------------------
