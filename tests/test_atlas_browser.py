@@ -54,6 +54,8 @@ def page(tmp_path_factory):
         files=[str(folder / path) for path in paths],
         labels=np.arange(COUNT) % 3,
         classes=["red", "green", "blue"],
+        totals=np.bincount(clusters("", 2, 0).clusters, minlength=4) + [0, 7, 0, 0],
+        left_out={1: [("more/é.png", str(folder / "more/é.png"))]},
         skipped=[("pictures/<u>.txt", "not an image")],
         history=[{"epoch": k, "loss": 1 / k} for k in range(1, 6)],
         config={"method": "self_classifier"},
@@ -102,8 +104,9 @@ def test_the_overview_shows_four_kinds_of_images_of_each_cluster(atlas):
     found = clusters("", 2, 0)
     members = np.flatnonzero(found.clusters == 0)
     assert [int(i) for i in sure] == members[np.argsort(-found.confidences[members])][:6].tolist()
-    assert atlas.run(texts(".tile .badge")) == ["good", "unsure", "bad"]
-    assert atlas.run(texts(".notes li")) == ["unsure There is only one run."]
+    assert atlas.run(texts(".tile .badge")) == ["green", "yellow", "red"]
+    assert atlas.run(texts(".tile .count")) == ["20 images", "20 of 27 images", "20 images"]
+    assert atlas.run(texts(".notes li")) == ["There is only one run."]
     assert "purity100 %red" in atlas.run("document.querySelector('.tile .meters').textContent")
 
 
@@ -135,6 +138,8 @@ def test_thumbnails_have_the_colours_of_their_images(atlas):
 def test_an_address_opens_its_place(atlas, page):
     atlas.open(f"{page}#cluster=1")
     atlas.wait("document.querySelector('h2').textContent === 'cluster 1'")
+    assert atlas.run("document.querySelector('.files a').getAttribute('href')") == "more/%C3%A9.png"
+    assert "7 more images" in atlas.run("document.querySelector('summary').textContent")
     atlas.open(f"{page}#page=filters&filter=dark")
     atlas.wait("document.querySelectorAll('main .cell').length === 1")
     atlas.open(f"{page}#cluster=1&image=7")
