@@ -2,8 +2,7 @@
 
 /** One clustering per number of clusters, the smallest number first. Of several equally large ones, the first one is used. */
 function levels() {
-  const used = (v) => groups(v).filter((group) => group.members.length).length;
-  const bySize = groupBy(range(clusterings.length), used);
+  const bySize = groupBy(range(clusterings.length), (v) => new Set(clusterings[v].clusters).size);
   return [...bySize].sort((a, b) => a[0] - b[0]).map(([size, list]) => ({ size, clustering: list[0] }));
 }
 
