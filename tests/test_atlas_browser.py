@@ -54,10 +54,13 @@ def page(tmp_path_factory):
         files=[str(folder / path) for path in paths],
         labels=np.arange(COUNT) % 3,
         classes=["red", "green", "blue"],
+        totals=np.bincount(clusters("", 2, 0).clusters, minlength=4) + [0, 7, 0, 0],
+        left_out={1: [("more/é.png", str(folder / "more/é.png"))]},
         skipped=[("pictures/<u>.txt", "not an image")],
         history=[{"epoch": k, "loss": 1 / k} for k in range(1, 6)],
         config={"method": "self_classifier"},
         notes=[("unsure", "There is only one run.")],
+        levels=["good", "unsure", "bad", ""],
     )
     write(data, folder / "atlas.html")
     return (folder / "atlas.html").as_uri()
@@ -101,6 +104,9 @@ def test_the_overview_shows_four_kinds_of_images_of_each_cluster(atlas):
     found = clusters("", 2, 0)
     members = np.flatnonzero(found.clusters == 0)
     assert [int(i) for i in sure] == members[np.argsort(-found.confidences[members])][:6].tolist()
+    assert atlas.run(texts(".tile .badge")) == ["green", "yellow", "red"]
+    assert atlas.run(texts(".tile .count")) == ["20 images", "20 of 27 images", "20 images"]
+    assert atlas.run(texts(".notes li")) == ["There is only one run."]
     assert "purity100 %red" in atlas.run("document.querySelector('.tile .meters').textContent")
 
 
@@ -132,6 +138,8 @@ def test_thumbnails_have_the_colours_of_their_images(atlas):
 def test_an_address_opens_its_place(atlas, page):
     atlas.open(f"{page}#cluster=1")
     atlas.wait("document.querySelector('h2').textContent === 'cluster 1'")
+    assert atlas.run("document.querySelector('.files a').getAttribute('href')") == "more/%C3%A9.png"
+    assert "7 more images" in atlas.run("document.querySelector('summary').textContent")
     atlas.open(f"{page}#page=filters&filter=dark")
     atlas.wait("document.querySelectorAll('main .cell').length === 1")
     atlas.open(f"{page}#cluster=1&image=7")
@@ -248,6 +256,7 @@ def test_two_clusterings_and_classes_are_compared(atlas, page):
     atlas.wait("document.querySelectorAll('.detail .cell').length > 0")
     atlas.open(f"{page}#page=classes")
     atlas.wait("document.querySelector('main').textContent.includes('purity 100 %')")
+    assert atlas.run("pages.includes('levels')") is False  # both clusterings have three clusters
     atlas.open(f"{page}#page=run")
     atlas.wait(
         "document.querySelector('.curve svg').ariaLabel ?? document.querySelector('.curve svg').getAttribute('aria-label')"
@@ -272,6 +281,8 @@ def test_keys_search_move_select_and_open(atlas, page):
     atlas.wait(f"parameters().get('image') === '{second}'")
     atlas.press("\ue012")  # left
     atlas.wait(f"parameters().get('image') === '{first}'")
+    atlas.press("\ue014")  # right
+    atlas.wait(f"parameters().get('image') === '{second}'")
 
 
 def test_the_theme_switches_and_every_control_has_a_name(atlas):

@@ -16,7 +16,7 @@ from processes import Forked, environment
 
 from src import checkpoint, fingerprints
 from src.config import parse_cls_eval, parse_predict
-from src.data import stream
+from src.data import stream, unpack
 from src.data.datasets import open_data
 from src.data.unpack import write_files
 from src.data.walk import walk
@@ -27,7 +27,7 @@ from src.loading import load_classifiers
 from src.prediction import program
 from src.prediction.atlas import labels_of
 from src.prediction.names import Names, as_file_name
-from src.prediction.sorting import file_name
+from src.prediction.sorting import Target, file_name
 
 HEAD = ("--hidden-dim", "32", "--dim", "16", "--queue-length", "0")
 SMALL = ("--arch", "small_convnet", "--global-crops-size", "16", "--local-crops-number", "0", *HEAD)
@@ -40,9 +40,9 @@ def trained(tmp_path_factory):
     return save_untrained(path, *HEAD, "--classes", "10", "12", history=[{"classifier": 1}])
 
 
-def save_coloured(path, seed=0):
+def save_coloured(path, *words, seed=0):
     """Write a checkpoint for small colour images that tells colours apart, and whose training images are nowhere."""
-    save_untrained(path, *SMALL, "--classes", "5", "5", "--data", "nowhere", channels=3, seed=seed)
+    save_untrained(path, *SMALL, "--classes", "5", "5", "--data", "nowhere", *words, channels=3, seed=seed)
     network, _ = load_classifiers(path)
     colours = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1]]).view(5, 3, 1, 1) * 4 - 2.0
     with torch.no_grad():
@@ -145,6 +145,19 @@ def test_the_probabilities_are_those_of_cls_eval(coloured, tmp_path):
     assert {line["name"] for line in lines} == {f"cluster {k}" for k in set(clusters[0].tolist())}
 
 
+@pytest.mark.parametrize("flag", ["--upright", "--no-upright"])
+def test_a_rotated_photograph_is_shown_as_in_training(flag, tmp_path):
+    checkpoint = save_coloured(tmp_path / "run.pt", flag)
+    folder = make_colours(tmp_path / "pictures", ["plain.png"], size=(16, 16))
+    plain = Image.open(folder / "plain.png")
+    tag = Image.Exif()
+    tag[0x0112] = 6  # turn by 90 degrees to the right
+    plain.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.png", exif=tag)
+    predict(checkpoint, folder, tmp_path / "out")
+    one, two = (float(line["confidence"]) for line in lines_of(tmp_path / "out"))
+    assert (one == pytest.approx(two, abs=1e-7)) == (flag == "--upright")
+
+
 def test_without_training_images_the_means_are_those_of_the_predicted_images(coloured, tmp_path):
     folder = make_colours(tmp_path / "pictures", [f"{i}.png" for i in range(6)])
     predict(coloured, folder, tmp_path / "out")
@@ -166,6 +179,37 @@ def test_nested_folders_and_one_image(coloured, tmp_path):
     assert (line["path"], line["cluster"]) == ("2.png", beside["cluster"])
     assert float(line["confidence"]) == pytest.approx(float(beside["confidence"]), abs=1e-6)
     assert tree(tmp_path / "one" / "sorted") == {f"{line['cluster']}/2.png"}
+
+
+def test_as_a_user_types_it(run_python, digits, tmp_path):
+    words = [
+        "predict.py",
+        "--checkpoint",
+        "models/digits.safetensors",
+        "--data",
+        digits,
+        "--output-dir",
+        tmp_path / "out",
+    ]
+    done = run_python(*words, "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert "40 images in 10 of 10 clusters of classifier 5 (chosen by lowest training loss)" in done.stdout
+    assert (tmp_path / "out" / "atlas.html").stat().st_size > 10_000
+    done = run_python(*words, "--classifier", "7")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "holds predictions of classifier 5; give another folder" in done.stderr
+
+
+def test_a_data_set_becomes_files(tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["unpack", "digits", str(tmp_path / "files"), "--split", "train", "--most", "3"])
+        unpack.main()
+        assert "wrote 3 images" in capsys.readouterr().out
+        with pytest.raises(InputError, match="is not empty: name a new folder"):
+            unpack.main()
+    images = open_data("digits", "train").images
+    for i in range(3):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "files" / f"0000{i}.png")), images[i, 0].numpy())
 
 
 def test_the_default_folder_has_the_name_of_the_data(trained, digits, tmp_path, monkeypatch):
@@ -311,6 +355,18 @@ def test_different_paths_have_different_names(tmp_path):
     assert all(len(name.encode()) <= 255 and "/" not in name for name in names)
 
 
+@pytest.mark.parametrize("place", ["../x", "/x", "a/../x", "a/..", "./x", "a", "a/b/c"])
+def test_a_place_outside_the_sorted_folder_is_refused(place, tmp_path):
+    """Such a place can only come from a database that somebody has changed."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "victim").write_text("precious")
+    with Target(tmp_path / "out") as target:
+        for act in (lambda: target.put(str(tmp_path / "victim"), place, kind="copies"), lambda: target.remove(place)):
+            with pytest.raises(RunError, match="is no place in a folder of a cluster"):
+                act()
+    assert tree(tmp_path) == {"victim"}
+
+
 # ---- interrupted, continued, updated ------------------------------------------------------------------------------
 
 
@@ -319,9 +375,9 @@ def decoded(monkeypatch):
     """The names of the files that were decoded."""
     names, decode = [], stream.decode
 
-    def counting(path):
+    def counting(path, **how):
         names.append(os.path.basename(path))
-        return decode(path)
+        return decode(path, **how)
 
     monkeypatch.setattr(stream, "decode", counting)
     # The judgement of trust looks at a sample again.
@@ -332,10 +388,10 @@ def decoded(monkeypatch):
 def test_an_interrupted_run_continues_without_repeats_and_gaps(trained, digits, tmp_path, decoded, capsys, monkeypatch):
     real = stream.decode
 
-    def interrupting(path):
+    def interrupting(path, **how):
         if path.endswith("00020.png"):
             signal.raise_signal(signal.SIGINT)
-        return real(path)
+        return real(path, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(stream, "decode", interrupting)
@@ -354,10 +410,10 @@ def test_an_interrupted_run_continues_without_repeats_and_gaps(trained, digits, 
 def _killed(file, data, out):
     decode = stream.decode
 
-    def killing(path):
+    def killing(path, **how):
         if path.endswith("00020.png"):
             os._exit(9)
-        return decode(path)
+        return decode(path, **how)
 
     stream.decode = killing
     predict(file, data, out, "--batch-size", "8")

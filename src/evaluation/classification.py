@@ -98,8 +98,10 @@ def run(options: ClsEvalOptions) -> None:
         )
         write(job.session.folder, drawing, result)
         if seen is not None:
-            sentences = result["trust"]["sentences"] if "trust" in result else ()
-            atlas.write(replace(seen, notes=sentences), job.session.folder)
+            if "trust" in result:
+                levels = trust.cluster_levels(result["trust"])
+                seen = replace(seen, notes=result["trust"]["sentences"], levels=levels)
+            atlas.write(seen, job.session.folder)
     distributed.stop()
 
 

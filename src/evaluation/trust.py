@@ -2,8 +2,9 @@
 
 A network can be sure of a wrong partition, for example one that puts two classes into one cluster. So the confidence of an image
 says nothing about the partition. Other heads do: two heads with the same partition differ only where one of them errs. If their
-mean confidences p and q are right, that is at most a share (1 - p) + (1 - q) of the images. Heads that differ on more do not
-have the same partition, and at least one of them is wrong or surer than it should be.
+mean confidences p and q are right, that is at most a share (1 - p) + (1 - q) of the images, and less because both err on the same
+hard images. Heads that differ on more than 3/4 of this share do not count as the same partition. We chose 3/4 on ten runs on
+digits; see benchmarks/trust.py.
 
 Heads of the same run share their features and may share a mistake. Only independent runs, with other seeds, can confirm a
 partition. The levels are the words "green", "yellow" and "red".
@@ -24,6 +25,7 @@ from .clustering import Clustering
 from .quality import align
 
 GREEN, YELLOW, RED = "green", "yellow", "red"
+ERRORS_APART = 0.75  # share of their errors that two heads with the same partition do not have in common, at most
 LOWER = 0.05  # a loss is lower than another one if the relative difference is larger
 LEVELS = {GREEN: "good", YELLOW: "unsure", RED: "bad"}  # as the atlas calls them
 SAMPLE = 5_000  # images whose neighbours are searched
@@ -56,11 +58,11 @@ def agreement_of(one: Head, other: Head, size: int) -> tuple[float, float]:
         size: C.
 
     Returns:
-        The share of the images on which they agree after their clusters are matched, and the share on which two heads with
-        the same partition would agree at least, p + q - 1.
+        The share of the images on which they agree after their clusters are matched, and the smallest share on which two heads
+        with the same partition agree: with mean confidences p and q, 1 - 3/4 ((1 - p) + (1 - q)).
     """
     share = float((align(other.clusters, one.clusters, size)[other.clusters] == one.clusters).mean())
-    return share, one.confidence + other.confidence - 1
+    return share, 1 - ERRORS_APART * (2 - one.confidence - other.confidence)
 
 
 def judge_partition(own: Head, *, same_run: Sequence[Head], independent: Sequence[Head], size: int) -> dict[str, Any]:
@@ -256,6 +258,11 @@ def neighbours_of(rows: Tensor) -> np.ndarray:
     """Return the positions of the ten nearest other rows of each row by cosine, (N, 10)."""
     unit = F.normalize(rows.float(), dim=1)
     return nearest(unit, unit, NEIGHBOURS + 1)[1][:, 1:].numpy()  # the first one is the row itself, or an equal one
+
+
+def cluster_levels(judged: dict[str, Any]) -> list[str]:
+    """Return the level of each cluster as the atlas calls it, "" for a cluster without one."""
+    return [LEVELS.get(each["level"], "") for each in judged["clusters"]]
 
 
 def notes(judged: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,13 +1,14 @@
 """Write the atlas of the predicted images. It shows at most `MOST_IMAGES` of them and lists some of the others."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..data.decoding import decode
 from ..errors import printable
+from ..evaluation.trust import cluster_levels, notes
 from ..reports.atlas import MOST_IMAGES, AtlasData, Clusters, choose, write
 from .network import Classifier
 from .store import Store
@@ -16,14 +17,12 @@ FILE = "atlas.html"
 MOST_LISTED = 10_000  # images that the page only lists, over all clusters
 
 
-def write_atlas(
-    store: Store, classifier: Classifier, *, top: Path, folder: Path, notes: Sequence[tuple[str, str]]
-) -> None:
+def write_atlas(store: Store, classifier: Classifier, *, top: Path, folder: Path, judged: dict[str, Any]) -> None:
     """Write atlas.html into the output folder.
 
     Args:
         top: folder of the images.
-        notes: sentences about how far to trust the clusters, see `AtlasData`.
+        judged: how far to trust the clusters, see `trust.judge`.
 
     Raises:
         OSError: if the file cannot be written.
@@ -60,7 +59,8 @@ def write_atlas(
             left_out=_left_out(store, numbers=numbers, clusters=clusters, chosen=chosen, top=top),
             history=classifier.state.get("history", []),
             config=classifier.trained,
-            notes=notes,
+            notes=notes(judged),
+            levels=cluster_levels(judged),
         ),
         folder / FILE,
     )

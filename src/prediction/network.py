@@ -13,7 +13,7 @@ from ..config import PredictOptions, ViewSettings, as_plain
 from ..data.base import Views
 from ..data.datasets import ImageFiles, Images, open_data
 from ..data.loaders import single_views
-from ..data.stream import Request, stream
+from ..data.stream import Request, Streamed, stream
 from ..data.views import build_views
 from ..errors import InputError
 from ..evaluation.classification import choose_classifier
@@ -62,7 +62,6 @@ class Classifier:
             "classifier": self.number,
             "precision": self.precision,
             "view": as_plain(self.view) if self.view else None,
-            "upright": self.upright,
         }
 
     def predict(
@@ -77,9 +76,7 @@ class Classifier:
             B numbers, (B, C) probabilities and (B, F) embeddings. B may be 0.
         """
         empty = np.zeros((0, self.clusters), dtype=np.float32)
-        for batch in stream(
-            requests, self.views, device=self.device, workers=self.options.workers, upright=self.upright
-        ):
+        for batch in self._stream(requests):
             damaged(batch.damaged)
             if batch.images is None:
                 yield [], empty, empty
@@ -87,11 +84,6 @@ class Classifier:
             pairs = self._predictions([(batch.images, np.array(batch.numbers))])
             for probabilities, embeddings, _ in pairs:
                 yield batch.numbers, probabilities.numpy(), embeddings.numpy()
-
-    @property
-    def upright(self) -> bool:
-        """Whether images are rotated as their EXIF orientation says: as in the training."""
-        return bool(self.trained["upright"])
 
     @property
     def equals(self) -> list[int]:
@@ -110,9 +102,7 @@ class Classifier:
 
         def batches() -> Iterator[tuple[Tensor, np.ndarray]]:
             nonlocal shown
-            for batch in stream(
-                requests, self.views, device=self.device, workers=self.options.workers, upright=self.upright
-            ):
+            for batch in self._stream(requests):
                 if batch.images is not None:
                     yield batch.images, np.arange(shown, shown + len(batch.images))
                     shown += len(batch.images)
@@ -127,6 +117,20 @@ class Classifier:
             )
             for k in self.equals
         ]
+
+    @property
+    def upright(self) -> bool:
+        """Whether images are rotated as their EXIF orientation says, as in training."""
+        return bool(self.trained.get("upright"))
+
+    def _stream(self, requests: Iterable[Request], views: Views | None = None) -> Iterator[Streamed]:
+        return stream(
+            requests,
+            views or self.views,
+            device=self.device,
+            workers=self.options.workers,
+            upright=self.upright,
+        )
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -174,7 +178,7 @@ class Classifier:
             yield from single_views(kept, views, batch_size=size, device=self.device)
             return
         requests = ([(row, data.paths[row]) for row in rows[i : i + size].tolist()] for i in range(0, len(rows), size))
-        for batch in stream(requests, views, device=self.device, workers=self.options.workers, upright=self.upright):
+        for batch in self._stream(requests, views):
             if batch.images is not None:
                 yield batch.images, np.array(batch.numbers)
 

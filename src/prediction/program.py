@@ -265,7 +265,7 @@ def finish(
     result = describe(store, classifier, names)
     if options.atlas:
         print("writing the atlas", flush=True)
-        write_atlas(store, classifier, top=top, folder=folder, notes=notes(result["trust"]))
+        write_atlas(store, classifier, top=top, folder=folder, judged=result["trust"])
         written.append(ATLAS)
     write_json(folder / "predict.json", result)
     print("\n".join(as_text(result)))

@@ -54,6 +54,7 @@ class AtlasData:
         history: the epochs of the run.
         config: the configuration of the run.
         notes: sentences about how far to trust the clusters, each with the level "good", "unsure" or "bad".
+        levels: such a level for each cluster of the first clustering, "" for none; empty: no levels.
     """
 
     title: str
@@ -70,6 +71,7 @@ class AtlasData:
     history: Sequence[Mapping[str, Any]] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[tuple[str, str]] = ()
+    levels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         count = len(self.paths)

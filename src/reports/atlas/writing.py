@@ -36,6 +36,7 @@ SCRIPTS = (
     "filters",
     "matrix",
     "compare",
+    "levels",
     "run",
     "app",
 )
@@ -99,6 +100,7 @@ def describe(data: AtlasData, pictures: Pictures, *, folder: Path) -> dict[str, 
         "history": [_numbers(epoch) for epoch in data.history],
         "config": {key: _shown(value) for key, value in data.config.items()},
         "notes": [list(note) for note in data.notes],
+        "levels": list(data.levels),
     }
 
 

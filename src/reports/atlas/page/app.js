@@ -6,6 +6,7 @@ const PAGES = {
   filters: { title: "Filters", make: filtersPage, there: true },
   classes: { title: "Classes", make: classesPage, there: !!images.labels },
   compare: { title: "Compare", make: comparePage, there: clusterings.length > 1 },
+  levels: { title: "Levels", make: levelsPage, there: levels().length > 1 },
   run: { title: "Run", make: runPage, there: content.history.length > 0 || Object.keys(content.config).length > 0 },
 };
 const pages = Object.keys(PAGES).filter((key) => PAGES[key].there);

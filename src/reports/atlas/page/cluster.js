@@ -21,7 +21,7 @@ function clusterPage(key) {
   draw();
   return [
     el("div.toolbar.heading", {}, dot(group), el("h2", {}, group.name), el("span.muted", {}, countText(group)),
-      group.rejected ? el("span.badge", {}, "rejected") : null, el("span.gap", {}),
+      group.rejected ? el("span.badge", {}, "rejected") : null, levelBadge(group), el("span.gap", {}),
       ...changeButtons(group)),
     meters(group),
     confusedWith(group),
@@ -76,8 +76,7 @@ function selectionBar(name, marked = () => {}) {
 function leftOut(group) {
   if (state.clustering !== 0 || group.part !== undefined) return null;
   const list = [group.cluster, ...group.merged].flatMap((k) => content.left_out[k] ?? []);
-  const total = content.totals ? [group.cluster, ...group.merged].reduce((sum, k) => sum + content.totals[k], 0) : group.members.length;
-  const hidden = total - group.members.length;
+  const hidden = totalOf(group) - group.members.length;
   if (hidden <= 0) return null;
   return el("details", {}, el("summary", {}, `${plural(hidden, "more image")} without a thumbnail`),
     el("ul.files", {}, ...list.map(([name, link]) => el("li", {}, el("a", { href: link, target: "_blank", rel: "noreferrer" }, name)))),

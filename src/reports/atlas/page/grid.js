@@ -27,6 +27,11 @@ function moveByArrows(element) {
     const all = cells();
     const at = all.indexOf(document.activeElement);
     if (at < 0 || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Enter") { // before the key is up again, or the opened image would get the rest of it
+      event.preventDefault();
+      all[at].click();
+      return;
+    }
     const columns = Math.max(all.filter((each) => each.offsetTop === all[0].offsetTop).length, 1);
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -at, End: all.length - 1 - at }[event.key];
     if (step === undefined || !all[at + step]) return;

@@ -7,6 +7,7 @@ function openImage(image, list = state.listed) {
   state.listed = list.includes(image) ? list : [image];
   showImage(image);
   if (!imageDialog.open) imageDialog.showModal();
+  imageDialog.querySelector("h2").focus({ preventScroll: true }); // the buttons are new, and the keys need a place
   setParameter("image", image);
 }
 
@@ -20,7 +21,7 @@ function showImage(image) {
   const link = images.links?.[image];
   imageDialog.replaceChildren(
     el("div.top", {},
-      el("h2.path", {}, name),
+      el("h2.path", { tabindex: -1 }, name),
       el("button", { "aria-label": "Previous image", disabled: at <= 0, onclick: () => step(-1) }, "←"),
       el("button", { "aria-label": "Next image", disabled: at >= state.listed.length - 1, onclick: () => step(1) }, "→"),
       el("button", { "aria-label": "Close", onclick: () => imageDialog.close() }, "✕")),

@@ -29,7 +29,7 @@ function overviewPage() {
 
 function notesBox() {
   if (!content.notes.length) return null;
-  return el("ul.notes", {}, ...content.notes.map(([level, text]) => el(`li.${level}`, {}, el("strong", {}, level), " ", text)));
+  return el("ul.notes", {}, ...content.notes.map(([level, text]) => el(`li.${level}`, {}, text)));
 }
 
 /** Sizes of all groups as the parts of one bar. */
@@ -48,7 +48,7 @@ function clusterTile(group) {
   const tileElement = el(`article.tile${group.rejected ? ".rejected" : ""}`, { "aria-label": group.name },
     el("header", {},
       dot(group), el("h3", {}, el("a", { href: `#cluster=${group.key}` }, group.name)),
-      group.rejected ? el("span.badge", {}, "rejected") : null,
+      group.rejected ? el("span.badge", {}, "rejected") : null, levelBadge(group),
       group.merged.length ? el("span.badge", {}, `+ ${group.merged.join(", ")}`) : null,
       el("span.gap", {}),
       el("span.count", {}, countText(group))),
@@ -61,16 +61,32 @@ function clusterTile(group) {
   return tileElement;
 }
 
+const LEVEL_WORDS = { good: "green", unsure: "yellow", bad: "red" };
+
+/** How far to trust a cluster, in a word. */
+function levelBadge(group) {
+  const level = state.clustering === 0 && group.part === undefined && !group.merged.length ? content.levels[group.cluster] : "";
+  return level ? el(`span.badge.${level}`, { title: "How far to trust this cluster" }, LEVEL_WORDS[level]) : null;
+}
+
 const dot = (group) => {
   const mark = el("span.dot", { "aria-hidden": "true" });
   mark.style.background = group.colour;
   return mark;
 };
 
+/** Number of images of a group, also of those that the atlas does not show. */
+function totalOf(group) {
+  if (!content.totals || state.clustering !== 0 || group.part !== undefined) return group.members.length;
+  const { clusters } = clusterings[0];
+  const own = new Set([group.cluster, ...group.merged]);
+  const away = edits[0].split.reduce((sum, part) => sum + part.images.filter((i) => own.has(clusters[i])).length, 0);
+  return [...own].reduce((sum, k) => sum + content.totals[k], 0) - away;
+}
+
 /** Number of images, of all images if the atlas shows only a part of them. */
 function countText(group) {
-  const total = content.totals && state.clustering === 0 && group.part === undefined
-    ? [group.cluster, ...group.merged].reduce((sum, k) => sum + content.totals[k], 0) : group.members.length;
+  const total = totalOf(group);
   return total > group.members.length ? `${number(group.members.length)} of ${plural(total, "image")}` : plural(total, "image");
 }
 
