@@ -15,6 +15,7 @@ from torch import nn
 pytest.importorskip("pycocotools", reason="pycocotools is not installed: it decodes masks")
 
 from detection.checkpoints import read_backbone
+from detection.coco import read_coco
 from detection.data import Stream, TrainingPictures, seed_of
 from detection.errors import InputError, RunError, Stopped
 from detection.heads import Anchors, SeededSampler, box_losses, crop_masks, mask_loss
@@ -395,11 +396,23 @@ def test_photographs_and_a_checkpoint_of_our_own_training(tmp_path, run_program)
     shapes = paste_shapes(files, tmp_path / "pasted")
     words = (*flags_of(shapes), "--max-size", 160, "--steps", 3, "--pretrained", tmp_path / "pretrained")
     run_detection("train", *words, "--output-dir", tmp_path / "run")
-    data = ("--annotations", shapes / "annotations.json", "--images", shapes / "images")
+    everything = read_coco(shapes / "annotations.json", shapes / "images", masks=True).for_training()
+    pictures = TrainingPictures(everything, sizes=(64,), longest=160, masks=True)
+    for place in range(250):
+        image, target, unusable = pictures[place, place]
+        assert unusable == []
+        assert min(image.shape[1:]) <= 64
+        assert len(target["boxes"]) == 1
+        share = target["masks"][0].sum() / (target["boxes"][0, 2:] - target["boxes"][0, :2]).prod()
+        assert 0.4 < share < 1.1  # the mask lies in the box: a triangle fills half of it
+    content = json.loads((shapes / "annotations.json").read_text())
+    content["images"] = content["images"][:8]
+    (shapes / "few.json").write_text(json.dumps(content))
+    data = ("--annotations", shapes / "few.json", "--images", shapes / "images")
     run_detection("evaluate", "--checkpoint", tmp_path / "run", *data, "--workers", 0)
     scores = json.loads((tmp_path / "run" / "evaluate.json").read_text())
-    assert scores["images"] == 250
-    assert scores["problems"] == {}
+    assert scores["images"] == 8
+    assert scores["problems"] == {"annotations of images that the file does not list": 242}
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(shapes, tmp_path, monkeypatch):
@@ -423,8 +436,6 @@ def test_batches_that_the_ranks_cannot_share_are_refused(shapes, tmp_path, monke
 
 
 def test_pictures_are_mirrored_and_resized_by_their_seed(shapes):
-    from detection.coco import read_coco
-
     annotations = read_coco(shapes / "annotations.json", shapes / "images", masks=True).for_training()
     pictures = TrainingPictures(annotations, sizes=(24, 48), longest=100, masks=True)
     seen = set()

@@ -180,10 +180,14 @@ def test_all_evaluators_agree(shapes, kind, evaluator):
 
 def test_perfect_and_missing_detections(shapes):
     pytest.importorskip("pycocotools", reason="pycocotools is not installed")
-    annotations = read_coco(shapes / "annotations.json", shapes / "images", masks=False)
+    from pycocotools import mask as tools
+
+    annotations = read_coco(shapes / "annotations.json", shapes / "images", masks=True)
+    dot = tools.frPyObjects([[0, 0, 1, 0, 1, 1, 0, 1]], 64, 64)[0]["counts"].decode()
     found = [
         {
             "number": picture.number,
+            "masks": [{"size": [64, 64], "counts": dot} for _ in picture.things],
             "boxes": [list(thing.box) for thing in picture.things],
             "labels": [thing.label for thing in picture.things],
             "scores": [1.0] * len(picture.things),
@@ -193,6 +197,8 @@ def test_perfect_and_missing_detections(shapes):
     truth = as_coco(annotations)
     scores = metrics.coco_scores(truth, as_results(found, annotations), kind="bbox", evaluator="pycocotools")
     assert (scores["ap"], scores["ap50"], scores["ap75"]) == pytest.approx((1.0, 1.0, 1.0))
+    scores = metrics.coco_scores(truth, as_results(found, annotations), kind="segm", evaluator="pycocotools")
+    assert scores["ap"] == 0.0  # the boxes are right, the masks are not
     assert set(metrics.coco_scores(truth, [], kind="bbox", evaluator="pycocotools").values()) == {0.0}
 
 
