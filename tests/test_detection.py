@@ -385,11 +385,11 @@ def test_photographs_and_a_checkpoint_of_our_own_training(tmp_path, run_program)
     assert len(files) == 250
     few = tmp_path / "few"
     few.mkdir()
-    for file in files[:4]:
+    for file in files[:8]:
         (few / file.name).symlink_to(file)
     views = ("--global-crops-size", "32", "--local-crops-number", "0")
     trained = run_program(
-        *("train.py", "--data", str(few), "--arch", "resnet50", "--epochs", "1", "--batch-size", "4", "--unlabelled"),
+        *("train.py", "--data", str(few), "--arch", "resnet50", "--epochs", "1", "--batch-size", "8", "--unlabelled"),
         *(*views, "--output-dir", str(tmp_path / "pretrained"), "--device", "cpu", "--workers", "0"),
     )
     assert trained.returncode == 0, trained.stderr[-2000:]
