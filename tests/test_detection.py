@@ -452,7 +452,7 @@ def test_pictures_are_mirrored_and_resized_by_their_seed(shapes):
     assert len(seen) == 4  # two sizes, mirrored or not
 
 
-@pytest.mark.slow  # two and a half minutes of one core
+@pytest.mark.slow  # about three and a half minutes of one core
 def test_a_detector_overfits_shapes(tmp_path):
     shapes = write_shapes(tmp_path / "shapes", images=64)
     words = (*flags_of(shapes), "--batch-size", 4, "--steps", 400, "--lr", 0.02, "--warmup-steps", 40)
