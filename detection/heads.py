@@ -10,7 +10,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
-from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import roi_align
 
 from . import distributed
@@ -33,7 +33,8 @@ class Anchors(AnchorGenerator):
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Return the (A, 4) anchors of all levels for each image; the centre of the first one is at 0, 0."""
-        self.set_cell_anchors(feature_maps[0].dtype, feature_maps[0].device)
+        # boxes need more than the 8 bits of bfloat16
+        self.set_cell_anchors(torch.promote_types(feature_maps[0].dtype, torch.float32), feature_maps[0].device)
         grids = [list(features.shape[-2:]) for features in feature_maps]
         strides = [[torch.tensor(stride, device=feature_maps[0].device)] * 2 for stride in self.strides]
         anchors = torch.cat(self.grid_anchors(grids, strides))
@@ -78,18 +79,20 @@ class SeededSampler(BalancedPositiveNegativeSampler):
         return chosen
 
 
+class ProposalHead(RPNHead):
+    """torchvision's head of the proposal network, which returns float32 also where the convolutions run in bfloat16."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return objectness and box deltas of each level."""
+        scores, deltas = super().forward(x)
+        return [one.float() for one in scores], [one.float() for one in deltas]
+
+
 class ProposalNetwork(RegionProposalNetwork):
     """Region proposal network whose losses are sums over the sampled anchors, divided by the size of a full sample.
 
     detectron2 divides by this constant too, and its box loss is the absolute difference (smooth L1 with beta 0).
     """
-
-    def forward(
-        self, images: ImageList, features: dict[str, Tensor], targets: Targets | None = None
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return the proposals of each image and, in training, the losses. Images that are smaller than the batch are padded."""
-        with torch.autocast(images.tensors.device.type, enabled=False):  # boxes need more than the 8 bits of bfloat16
-            return super().forward(images, {name: x.float() for name, x in features.items()}, targets)
 
     def compute_loss(self, objectness, pred_bbox_deltas, labels, regression_targets) -> tuple[Tensor, Tensor]:
         """Return the losses of objectness and boxes; (N·A, 1), (N·A, 4), N × (A,), N × (A, 4)."""

@@ -10,11 +10,10 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign, RoIAlign
 
-from .heads import Anchors, Heads, ProposalNetwork, SeededSampler, Targets
+from .heads import Anchors, Heads, ProposalHead, ProposalNetwork, SeededSampler, Targets
 from .normalization import BatchNormOverRanks
 
 MEAN, STD = (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)  # of ImageNet, for pixels from 0 to 255
@@ -172,7 +171,7 @@ def backbone_tensors(model: Detector) -> dict[str, Tensor]:
 def _proposals(options: ModelOptions, anchors: Anchors, channels: int) -> ProposalNetwork:
     return ProposalNetwork(
         anchors,
-        RPNHead(channels, anchors.num_anchors_per_location()[0]),
+        ProposalHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=0.7,
         bg_iou_thresh=0.3,
         batch_size_per_image=options.rpn_batch,
