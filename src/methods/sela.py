@@ -362,7 +362,6 @@ PRESETS = {
     "stl10": {"base": "photographs"},
     "digits": {
         "arch": "small_convnet",
-        "global_crops_number": 1,
         "global_crops_size": 8,
         "local_crops_number": 0,
         "classes": (10, 10, 10, 10, 10, 10, 10, 10),
