@@ -3,16 +3,16 @@
     python -m src.pretrained list
     python -m src.pretrained get swav-800ep         # then: python train.py --pretrained swav-800ep
     python -m src.pretrained export runs/mine/checkpoint.pt resnet50.pth      # our backbone with torchvision's names
+    python -m src.pretrained pack runs/mine mine.safetensors                  # the whole network, for evaluations and predict.py
 
-Importing torch takes seconds. The first two commands do not need torch, so only the third one imports it.
+Importing torch takes seconds. The first two commands do not need torch, so only the last two import it.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from . import downloads
+from . import downloads, files
 from .config import OneLineParser
 from .errors import InputError, RunError, printable, run_script
 from .releases import RELEASES, Release, downloaded_files, hint
@@ -62,12 +62,12 @@ def _fetch_drive_folder(url: str, target: Path) -> None:
     gdown = _import_gdown(url)
     part = target.with_name(f".{target.name}.part")
     try:
-        files = gdown.download_folder(url=url, output=str(part), quiet=not sys.stderr.isatty(), resume=True)
+        found = gdown.download_folder(url=url, output=str(part), quiet=not sys.stderr.isatty(), resume=True)
     except Exception as error:  # gdown, requests and the disk raise many kinds
         raise RunError(f"{url}: {error}; the same command continues the download in {part}") from None
-    if not files:
+    if not found:
         raise RunError(f"{url}: gdown found no file there; fetch it by hand and pass its path")
-    os.replace(part, target)
+    files.move(part, target)
 
 
 def _fetch_drive_file(release: Release, target: Path) -> None:
@@ -81,7 +81,7 @@ def _fetch_drive_file(release: Release, target: Path) -> None:
         raise RunError(f"{release.url}: {error}; the same command tries again") from None
     if not found:
         raise RunError(f"{release.url}: gdown found no file there; fetch it by hand and pass its path and --arch")
-    os.replace(part, target)
+    files.move(part, target)
 
 
 def _import_gdown(url: str) -> Any:
@@ -109,7 +109,15 @@ def main() -> None:
     exporter.add_argument(
         "--arch", default="", help="architecture of the backbone if the checkpoint does not name it (default: resnet50)"
     )
+    packer = commands.add_parser("pack", help="write the network of a run without the state of the optimiser")
+    packer.add_argument("checkpoint", help="run folder or file of train.py")
+    packer.add_argument("file", help="file to write, with the suffix .safetensors")
     options = parser.parse_args()
+    if options.command == "pack":
+        from .export import pack  # imports torch
+
+        print(printable(pack(options.checkpoint, options.file)))
+        return
     if options.command == "export":
         from .export import export  # imports torch
 
@@ -120,9 +128,9 @@ def main() -> None:
             print(printable(path))
         return
     for name, release in RELEASES.items():
-        files = downloaded_files(name)
-        here = f"{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB here" if files else ""
-        print(f"{name:28}{release.what:76}{here}")
+        here = downloaded_files(name)
+        size = f"{sum(path.stat().st_size for path in here) / 1e6:,.0f} MB here" if here else ""
+        print(f"{name:28}{release.what:76}{size}")
     print(f"\npython -m src.pretrained get NAME downloads a model to {printable(downloads.cache_folder())}")
 
 

@@ -291,7 +291,13 @@ class Trainer:
             known = (here >= 0) & (there >= 0)
             add |= {"neighbor_known": known.sum().float(), "neighbor_agree": ((here == there) & known).sum().float()}
         for name, value in add.items():
-            self.totals[name] = self.totals[name] + value if name in self.totals else value.clone()
+            before = self.totals.get(name)
+            if before is not None and before.shape != value.shape:  # from a checkpoint
+                raise RunError(
+                    f"the checkpoint does not fit this run: its total {name} has the shape {tuple(before.shape)}, expected "
+                    f"{tuple(value.shape)}; give another --output-dir, or start over with --fresh"
+                )
+            self.totals[name] = value.clone() if before is None else before + value
 
     def _finish_epoch(self) -> dict[str, Any]:
         taken = self.done - self.skipped
@@ -353,12 +359,19 @@ class Trainer:
             raise InputError(f"the checkpoint does not fit this run: {error}; {advice}") from None
         except KeyError as error:
             raise InputError(f"the checkpoint does not fit this run: it has no {error}; {advice}") from None
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # torch explains what does not fit
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+        ) as error:  # torch explains what does not fit
             detail = " ".join(str(error).split())[:300]
             raise InputError(f"the checkpoint does not fit this run: {detail}; {advice}") from None
 
     def _load(self, state: dict[str, Any]) -> None:
         self.method.load_saved_state(state["model"])
+        self.method.check_positions(len(self.loader.data))
         load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]
@@ -366,6 +379,8 @@ class Trainer:
         if "operations" in state:
             self.operations.load_state_dict(state["operations"])
         self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
+        if self.done > self.skipped:
+            self.method.summarize({"loss": self.totals["loss"], **self.totals})  # raises if a total is missing
         torch.set_rng_state(state["generator"])
         if self.device.type == "cuda" and state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)

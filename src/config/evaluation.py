@@ -75,6 +75,7 @@ class ClsEvalOptions(KMeansOptions, EvaluationOptions):
     pca: bool = False  # plot the features of the backbone along their two principal directions
     tsne: int = 0  # number of t-SNE figures of the features of the backbone, each with other random classes
     tsne_classes: int = 10  # number of classes per t-SNE figure (0: all)
+    atlas: bool = False  # also write atlas.html, a page to explore the clusters in a browser; at most 10,000 images, chosen evenly
     figures: Literal["png", "pdf", "svg"] = "png"  # file format of the figures
     dpi: int = 150  # resolution of the figures in dots per inch
     output_dir: str = (

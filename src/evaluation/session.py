@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..config import DataOptions, EvaluationOptions, ViewSettings, as_plain, check_patches, flag
+from ..config import DataOptions, EvaluationOptions, EvalViewOptions, ViewSettings, as_plain, check_patches, flag
 from ..data.base import Views
 from ..data.datasets import FeatureRows, ImageFiles, Images, MemoryImages, check_channels, open_data
 from ..data.loaders import single_views
@@ -191,7 +191,7 @@ def open_session(
 
 
 def choose_view(
-    options: EvaluationOptions, state: dict[str, Any], images: Images, *, data: str, protocol: str = ""
+    options: EvalViewOptions, state: dict[str, Any], images: Images, *, data: str, protocol: str = ""
 ) -> Preprocessing | None:
     """Return the evaluation view of photographs for a network; None for digits and features, which have their own views.
 

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..logs import percent, table
 from ..metrics import balance
 from ..models.heads import ProjectionHead, Prototypes
+from ..queues import EmbeddingQueue, NearestNeighborQueue
 
 
 class Step(NamedTuple):
@@ -163,6 +164,19 @@ class Method(nn.Module):
         """Load tensors that `saved_state` returned."""
         self.make_room(state)
         self.load_state_dict(state)
+
+    def check_positions(self, num_images: int) -> None:
+        """Check that what the method remembers, as loaded from a checkpoint, can be used as positions.
+
+        Args:
+            num_images: number of images of the data set.
+
+        Raises:
+            InputError: naming the values that lie outside.
+        """
+        for module in self.modules():
+            if isinstance(module, EmbeddingQueue | NearestNeighborQueue):
+                module.check(num_images)
 
     # ---- the log ----
 

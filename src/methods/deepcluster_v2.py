@@ -91,6 +91,9 @@ class MemoryBankMethod(PrototypeMethod):
                 )
             self.bank.make_room(number)
 
+    def check_positions(self, num_images: int) -> None:
+        self.bank.check(num_images, self.classes)
+
     def prepare_run(self, data: TrainingData) -> None:
         """Fill the bank with the embeddings of the views of the first epoch."""
 

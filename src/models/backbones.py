@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .base import Backbone
+from .sela_networks import BIG, SMALL, AlexNet, PreActivationResNet
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
 STL_RESNETS = {"stl_resnet18": (2, 2, 2, 2)}  # as for CIFAR, with max-pooling in the stem
@@ -25,16 +27,6 @@ OWN_NAMES = (
     *VITS,
 )  # parameter names differ from torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
-
-
-class Backbone(nn.Module):
-    """A network without a classifier, (B, C, H, W) → (B, F).
-
-    Attributes:
-        width: F, the size of the features.
-    """
-
-    width: int
 
 
 def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> Backbone:
@@ -101,8 +93,6 @@ def _torchvision(arch: str, in_channels: int) -> Backbone:
 
 def _sela(arch: str, in_channels: int, *, image_size: int) -> Backbone:
     """Build one of SeLa's networks."""
-    from .sela_networks import BIG, SMALL, AlexNet, PreActivationResNet  # it imports this module
-
     if arch == "sela_resnet50":
         return PreActivationResNet(in_channels)
     if not 224 <= image_size < 255:

@@ -6,7 +6,7 @@ The names of the parameters are those of the authors' checkpoints.
 import torch
 from torch import Tensor, nn
 
-from .backbones import Backbone
+from .base import Backbone
 
 AlexNetLayers = tuple[tuple[int, int, int, int] | None, ...]
 BIG: AlexNetLayers = (  # output channels, kernel, stride and padding of each convolution; None: max-pooling
