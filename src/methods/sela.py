@@ -51,7 +51,7 @@ class Config:
         "none"  # also predict by how many quarter turns views are rotated, or only this
     )
     label_memory: float = (
-        4.0  # memory per rank in GiB for the logits of one head in an update; else computed repeatedly
+        12.0  # memory per rank in GiB for the logits of one head in an update; else computed repeatedly
     )
 
     fewest_views = 1
