@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from evaluating import run_here
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from src import pseudo_labels
 from src.assignments import LARGEST_SHIFT, balanced_labels, balanced_prototype_labels
@@ -24,6 +25,7 @@ from src.data.training import TrainingData
 from src.data.views import build_views
 from src.errors import InputError
 from src.evaluation.probe import LayerProbes, LinearProbe
+from src.flops import OperationCounter
 from src.loading import load_method
 from src.methods.sela import SeLa, update_steps
 from src.models.backbones import build_backbone
@@ -182,6 +184,33 @@ def test_the_log_describes_the_last_update():
         counts = torch.bincount(method.labels[k], minlength=size)
         assert (summary[f"smallest_{k}"], summary[f"largest_{k}"]) == (counts.min(), counts.max())
         assert summary[f"changed_{k}"] == pytest.approx((before[k] != method.labels[k]).double().mean())
+
+
+def test_an_update_counts_one_pass_over_all_images(monkeypatch):
+    """Within a hook whose operations are counted anyway, nothing is counted twice."""
+
+    def operations(updates):
+        monkeypatch.setitem(test_methods.FLAGS, "sela", f"--updates {updates}")
+        trainer = test_methods.make_trainer("sela")
+        test_methods.train(trainer)
+        return trainer
+
+    with FlopCounterMode(display=False) as counter:
+        trainer = operations(0)
+        before = counter.get_total_flops()
+        trainer.method.eval().backbone(torch.zeros(1, 1, 8, 8))
+        one = counter.get_total_flops() - before
+    assert operations(5).operations.total - trainer.operations.total == 5 * test_methods.IMAGES * one
+    counted = OperationCounter()
+    product = torch.ones(2, 3)
+    counted.run(lambda: counted.run(torch.matmul, product, product.T))
+    assert counted.total == 2 * 2 * 3 * 2
+
+
+def test_the_number_of_steps_must_be_known():
+    assert training_data(images=50, batch=12, epochs=3).steps == 12
+    with pytest.raises(ValueError, match="the number of epochs is unknown"):
+        training_data(epochs=0).steps  # noqa: B018
 
 
 # ---- the transport in memory ----------------------------------------------------------------------------------------
