@@ -37,6 +37,7 @@ METRICS = ("acc", "nmi", "ami", "ari")
 NAMES = {
     "self_classifier": "Self-Classifier",
     "sela_v2": "SeLa-v2",
+    "sela": "SeLa",
     "deepcluster_v2": "DeepCluster-v2",
     "swav": "SwAV",
 }

@@ -42,7 +42,7 @@ FLAGS = {
     "swav": f"{FROZEN} --queue-length 256 --queue-start 0 --freeze-prototypes 2",
     "deepcluster_v2": f"{FROZEN} --prototypes 10 12",
     "sela_v2": f"{FROZEN} --prototypes 10 12 --freeze-prototypes 2",
-    "sela": f"{FROZEN} --classes 10 12 --updates 8",
+    "sela": f"{FROZEN} --global-crops-number 1 --classes 10 12 --updates 8",
 }
 
 

@@ -34,7 +34,7 @@ LIMIT = 600  # seconds for the tests of one mutation
 
 LOSSES, ASSIGNMENTS, QUEUES, OPTIM = "src/losses.py", "src/assignments.py", "src/queues.py", "src/optim.py"
 BASE, SWAV, SELA = "src/methods/base.py", "src/methods/swav.py", "src/methods/sela_v2.py"
-DEEPCLUSTER = "src/methods/deepcluster_v2.py"
+DEEPCLUSTER, FIRST_SELA = "src/methods/deepcluster_v2.py", "src/methods/sela.py"
 SELF_CLASSIFIER, FIRST_GENERATION = "src/methods/self_classifier.py", "src/methods/self_classifier_v1.py"
 METRICS, NEIGHBORS, KMEANS = "src/metrics.py", "src/neighbors.py", "src/evaluation/kmeans.py"
 
@@ -42,6 +42,7 @@ T_LOSSES, T_ASSIGNMENTS, T_QUEUES = "tests/test_losses.py", "tests/test_assignme
 T_OPTIM, T_METRICS, T_KNN = "tests/test_optim.py", "tests/test_metrics.py", "tests/test_knn.py"
 T_OBJECTIVES, T_SWAV = "tests/test_objectives.py", "tests/test_swav.py"
 T_SELF_CLASSIFIER, T_FIRST_GENERATION = "tests/test_self_classifier.py", "tests/test_self_classifier_v1.py"
+T_SELA = "tests/test_sela.py"
 T_MEMORY, T_KMEANS = "tests/test_memory.py", "tests/test_kmeans.py"
 RANKS = f"{T_OBJECTIVES}::test_objectives_of_two_ranks_are_those_of_one_process"
 
@@ -278,6 +279,50 @@ MUTATIONS = [
             "(products if bias is None else products.add_(bias)).div_(temperature)",
             "(products if bias is None else products.add_(bias))",
         ),
+    ),
+    *mistakes(
+        ASSIGNMENTS,
+        (T_SELA,),
+        (
+            "column sums of a plan in memory not scaled",
+            "ratio * (totals.reciprocal() @ self.kept)",
+            "ratio * self.kept.sum(dim=0)",
+        ),
+        ("factor of a row of a plan in memory inverted", "self.log_c - totals.log()", "self.log_c + totals.log()"),
+        ("bias of a head ignored", "products if bias is None else products.add_(bias)", "products"),
+    ),
+    # ---- SeLa ---------------------------------------------------------------------------------------------------------
+    *mistakes(
+        FIRST_SELA,
+        (T_SELA,),
+        ("updates spread evenly", '{"quadratic": 2, "linear": 1}', '{"quadratic": 1, "linear": 1}'),
+        ("update one step late", "self._planned[1].get(step)", "self._planned[1].get(step - 1)"),
+        ("several updates before one step", "max(at, found[-1] + 1 if found else 0)", "max(at, 0)"),
+        ("labels from training mode", "    if not training:\n", "    if False:\n"),
+        ("mode of frozen modules lost", "each.training = mode", "each.training = True"),
+        ("one head always labelled", "[number % len(self.classes)]", "[0]"),
+        ("the same random labels for all heads", "default_rng([data.seed, head])", "default_rng([data.seed, 0])"),
+        (
+            "labels predicted from turned views",
+            "stacked = torch.cat(embeddings[:V])",
+            "stacked = torch.cat(embeddings[-V:])",
+        ),
+        (
+            "turns in the order of the images",
+            ".repeat_interleave(len(logits) // TURNS)",
+            ".repeat(len(logits) // TURNS)",
+        ),
+        ("only rotations also learns labels", "(0 * loss if", "(loss if"),
+        (
+            "labels of images without features lost",
+            "torch.where(labels == IGNORED, self.labels[head], labels)",
+            "labels.clamp(min=0)",
+        ),
+    ),
+    *mistakes(
+        OPTIM,
+        (T_SELA,),
+        ("the rate falls one step late", "step >= epochs * steps_per_epoch", "step > epochs * steps_per_epoch"),
     ),
     *mistakes(
         ASSIGNMENTS,

@@ -5,11 +5,13 @@ import math
 
 import numpy as np
 import pytest
+import test_methods
 import torch
 import torch.nn.functional as F
 from evaluating import run_here
 from PIL import Image
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from src import pseudo_labels
 from src.assignments import LARGEST_SHIFT, balanced_labels, balanced_prototype_labels
@@ -23,6 +25,7 @@ from src.data.training import TrainingData
 from src.data.views import build_views
 from src.errors import InputError
 from src.evaluation.probe import LayerProbes, LinearProbe
+from src.flops import OperationCounter
 from src.loading import load_method
 from src.methods.sela import SeLa, update_steps
 from src.models.backbones import build_backbone
@@ -183,6 +186,33 @@ def test_the_log_describes_the_last_update():
         assert summary[f"changed_{k}"] == pytest.approx((before[k] != method.labels[k]).double().mean())
 
 
+def test_an_update_counts_one_pass_over_all_images(monkeypatch):
+    """Within a hook whose operations are counted anyway, nothing is counted twice."""
+
+    def operations(updates):
+        monkeypatch.setitem(test_methods.FLAGS, "sela", f"--updates {updates}")
+        trainer = test_methods.make_trainer("sela")
+        test_methods.train(trainer)
+        return trainer
+
+    with FlopCounterMode(display=False) as counter:
+        trainer = operations(0)
+        before = counter.get_total_flops()
+        trainer.method.eval().backbone(torch.zeros(1, 1, 8, 8))
+        one = counter.get_total_flops() - before
+    assert operations(5).operations.total - trainer.operations.total == 5 * test_methods.IMAGES * one
+    counted = OperationCounter()
+    product = torch.ones(2, 3)
+    counted.run(lambda: counted.run(torch.matmul, product, product.T))
+    assert counted.total == 2 * 2 * 3 * 2
+
+
+def test_the_number_of_steps_must_be_known():
+    assert training_data(images=50, batch=12, epochs=3).steps == 12
+    with pytest.raises(ValueError, match="the number of epochs is unknown"):
+        training_data(epochs=0).steps  # noqa: B018
+
+
 # ---- the transport in memory ----------------------------------------------------------------------------------------
 
 
@@ -337,7 +367,9 @@ def test_what_is_no_table_of_labels_is_refused(text, message, tmp_path):
     (tmp_path / "l.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         read_labels(str(tmp_path / "l.csv"))
-    with pytest.raises(InputError, match=r"cannot be read \(No such file"):
+    with pytest.raises(
+        InputError, match=r"cannot be read \(No such file.+ write it with `python -m src\.pseudo_labels"
+    ):
         read_labels(str(tmp_path / "nowhere.csv"))
 
 
@@ -438,6 +470,32 @@ def test_names_are_paths_in_the_common_folder_or_positions():
     assert names_of(named.keep(np.array([1]), np.zeros(1, dtype=np.int64), ["a"])) == ["1.png"]
 
 
+# ---- ranks and restarts ---------------------------------------------------------------------------------------------
+
+OTHER_WAYS = (
+    "--updates 5 --label-mode train --label-view augmented --update-heads in_turn --label-memory 0 --update-spacing linear "
+    "--rotation add"
+)
+
+
+@pytest.mark.slow
+def test_two_ranks_continue_a_run_with_updates_as_published(run_ranks, tmp_path, monkeypatch):
+    """From within the first epoch of one process; tests/test_methods.py has the default options."""
+    monkeypatch.setitem(test_methods.FLAGS, "sela", OTHER_WAYS)
+    first = test_methods.make_trainer("sela", dtype=torch.float64)
+    test_methods.train(first, stop_after=3)
+    torch.save(first.state_dict(), tmp_path / "begun.pt")
+    code = f"""
+        import test_methods
+        test_methods.FLAGS["sela"] = {OTHER_WAYS!r}
+        torch.save(test_methods.outcome("sela", torch.load(out / "begun.pt")), out / f"{{rank}}.pt")
+    """
+    states = run_ranks(2, code)
+    expected = test_methods.outcome("sela")
+    for state in states:
+        test_methods.assert_close(state, expected)
+
+
 # ---- options --------------------------------------------------------------------------------------------------------
 
 
@@ -450,6 +508,10 @@ def test_names_are_paths_in_the_common_folder_or_positions():
         ("--updates -1", "--updates is -1"),
         ("--rotation only", "--rotation only learns from rotations and needs no labels"),
         ("--global-crops-number 0 --local-crops-number 0", "make no view|--global-crops-number is 0"),
+        (
+            "--labels nowhere.csv --updates 3",
+            "--labels nowhere.csv gives the labels, and --updates 3 would replace them",
+        ),
         ("--lr-drops 5 3", "--lr-drops 5 3: expected ascending numbers"),
         ("--lr-drops 0 3", "--lr-drops 0 3: expected ascending numbers"),
         ("--lr-drops 90", "--lr-drops 90 are not all below --epochs 90"),

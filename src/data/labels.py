@@ -61,7 +61,9 @@ def read_labels(path: str) -> tuple[list[str], np.ndarray]:
             return _wide(path, first, rows)
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"--labels {path}: cannot be read ({reason}): expected a CSV file of labels") from None
+        raise InputError(
+            f"--labels {path}: cannot be read ({reason}): write it with `python -m src.pseudo_labels --checkpoint RUN --output FILE`"
+        ) from None
 
 
 def _long(path: str, rows: Iterator[list[str]]) -> tuple[list[str], np.ndarray]:

@@ -1,7 +1,7 @@
 """The training data as a method sees it: without labels."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,36 +96,45 @@ class TrainingData:
         Raises:
             ValueError: if this rank has no image and gets no rows from other ranks.
         """
-        values, indices = [], []
-        if epoch is None:
-            batches = single_views(
-                self._loader.data,
-                self._loader.views,
-                batch_size=self._loader.per_rank,
-                device=self._loader.device,
-                workers=self._loader.workers,
-            )
-            for images, batch_indices in batches:
-                values.append(self._count(function, [images]))
-                indices.append(torch.from_numpy(batch_indices))
-        else:
-            for batch in self.batches(epoch):
-                values.append(self._count(function, batch.views))
-                indices.append(batch.indices)
+        values, indices, filled = torch.empty(0), [], 0
         device = self._loader.device
-        if not values:
-            own = None
-        else:
-            positions = torch.cat([each.to(device) for each in indices])
-            # The loader replaces a damaged image by another one, which may then appear twice.
-            unique, place = positions.unique(return_inverse=True)
-            stacked = torch.cat(values)
-            own = Rows(stacked.new_zeros(len(unique), *stacked.shape[1:]).index_copy_(0, place, stacked), unique)
+        for views, batch_indices in self._views(epoch):
+            rows = self._count(function, views)
+            if (
+                not filled
+            ):  # memory for all rows at once, because a list of them and their concatenation would take twice as much
+                most = -(-len(self) // distributed.world_size())
+                values = rows.new_empty(most, *rows.shape[1:])
+            if filled + len(rows) > len(values):
+                values = torch.cat([values, values.new_empty(len(rows), *rows.shape[1:])])
+            values[filled : filled + len(rows)] = rows
+            indices.append(batch_indices.to(device))
+            filled += len(rows)
+        own = None
+        if filled:
+            values, positions = values[:filled], torch.cat(indices)
+            if (positions.diff() > 0).all():
+                own = Rows(values, positions)
+            else:
+                # The loader replaces a damaged image by another one, which may then appear twice.
+                unique, place = positions.unique(return_inverse=True)
+                own = Rows(values.new_zeros(len(unique), *values.shape[1:]).index_copy_(0, place, values), unique)
         if distributed.world_size() == 1 or sharded:
             if own is None:
                 raise ValueError("this rank has no image, expected at least one per rank: start fewer ranks")
             return own
         return self._from_all(own)
+
+    def _views(self, epoch: int | None) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Yield the views of this rank's images and the positions of the images; see `embed`."""
+        if epoch is not None:
+            for batch in self.batches(epoch):
+                yield batch.views, batch.indices
+            return
+        loader = self._loader
+        how: dict[str, Any] = {"batch_size": loader.per_rank, "device": loader.device, "workers": loader.workers}
+        for images, indices in single_views(loader.data, loader.views, **how):
+            yield [images], torch.from_numpy(indices)
 
     def _from_all(self, own: Rows | None) -> Rows:
         """Return the rows of all ranks. The ranks exchange them in pieces, to save memory."""

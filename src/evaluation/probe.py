@@ -98,6 +98,9 @@ class LinearProbe(Method):
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
         """Return the cross-entropy with the labels. The mean of the losses of the ranks is the loss of the joined batch."""
         (logits,) = embeddings
+        return self._cross_entropy(logits, indices)
+
+    def _cross_entropy(self, logits: Tensor, indices: Tensor) -> Step:
         assert self.labels is not None  # a probe without labels is not trained
         total = F.cross_entropy(logits, self.labels[indices], reduction="sum")
         images = total.new_tensor(float(len(logits)))
@@ -185,7 +188,7 @@ class LayerProbes(LinearProbe):
 
     def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
         (logits,) = embeddings
-        steps = [super(LayerProbes, self).objective([each], indices) for each in logits]
+        steps = [self._cross_entropy(each, indices) for each in logits]
         sums = [step.numbers["loss_sum"] for step in steps]
         total = torch.stack([step.loss for step in steps]).sum()
         return Step(total, {"loss_sum": torch.stack(sums).sum(), "images": steps[0].numbers["images"]})

@@ -52,7 +52,7 @@ class Config:
         "none"  # also predict by how many quarter turns views are rotated, or only this
     )
     label_memory: float = (
-        4.0  # memory per rank in GiB for the logits of one head in an update; else computed repeatedly
+        12.0  # memory per rank in GiB for the logits of one head in an update; else computed repeatedly
     )
 
     fewest_views = 1
@@ -366,7 +366,6 @@ PRESETS = {
     "stl10": {"base": "photographs"},
     "digits": {
         "arch": "small_convnet",
-        "global_crops_number": 1,
         "global_crops_size": 8,
         "local_crops_number": 0,
         "classes": (10, 10, 10, 10, 10, 10, 10, 10),
