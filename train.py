@@ -19,7 +19,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src import config
 from src.errors import InputError, printable, run_script
@@ -44,7 +44,7 @@ def main() -> None:
 
     from src import distributed
     from src.data.loaders import TrainLoader
-    from src.evaluation.clustering import evaluate
+    from src.evaluation.clustering import evaluate, nearest_score
     from src.loading import start_from
     from src.logs import Progress
     from src.machine import keep_freed_memory, resolve_precision
@@ -62,6 +62,7 @@ def main() -> None:
 
     # data: a method sees views and indices; labels are for monitoring
     data, held_out = open_images(options)
+    data, selection = hold_out(options, knobs, data)
     views = open_views(options, data)
     loader = TrainLoader(
         data,
@@ -72,6 +73,7 @@ def main() -> None:
         workers=options.workers,
         decode_on_device=options.decode_on_gpu,
     )
+    loader.held_out = selection
     METHODS[name].check_data(
         knobs,
         batch_size=options.batch_size,
@@ -79,6 +81,10 @@ def main() -> None:
         num_views=options.num_views,
         steps=options.epochs * len(loader),
     )
+
+    earlier = METHODS[name].earlier_stage
+    if earlier and not options.pretrained:
+        raise InputError(f"--method {name} continues a run of {earlier}: {first_stage(options, earlier)}")
 
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
@@ -129,14 +135,16 @@ def main() -> None:
     def score(summary: dict) -> dict:
         if held_out is None or (trainer.epoch % options.eval_every and trainer.epoch < options.epochs):
             return {}
-        k = summary["classifier"]
-        return evaluate(
-            method, held_out, views, batch_size=options.batch_size, device=device, classifier=k, autocast=autocast
-        )
+        how: dict[str, Any] = {"batch_size": options.batch_size, "device": device, "autocast": autocast}
+        if "classifier" not in summary:
+            return nearest_score(method, data, held_out, views=views, **how)
+        return evaluate(method, held_out, views, classifier=summary["classifier"], **how)
 
     run.train(trainer, options.epochs, progress, score=score)
     progress.say(method.report(run.history[-1]))
     checkpoint = printable(shlex.quote(str(run.last)))
+    if run.best.exists():
+        progress.say(f"{printable(run.best)} holds the epoch with the lowest loss without labels on {selected_on(knobs)}")
     progress.say(f"\nsaved {printable(run.last)}; score it: python cls_eval.py --checkpoint {checkpoint}")
     distributed.stop()
 
@@ -172,25 +180,29 @@ def look_at(folder: str) -> config.Survey:
     return survey(open_data(folder, "train"), gpu=torch.cuda.is_available())
 
 
+def open_split(options: config.TrainOptions, split: str) -> "Images":
+    """Open the split "train" or "test" of the data."""
+    from src.data.datasets import open_data
+
+    return open_data(
+        options.data,
+        split,
+        root=options.data_root,
+        download=options.download,
+        subset=options.subset,
+        subset_file=options.subset_file,
+        unlabelled=options.unlabelled,
+        val_share=options.val_share,
+    )
+
+
 def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
     """Return the training images, and with --eval-every also the images of the test split."""
     from src import distributed
-    from src.data.datasets import ImageFiles, open_data
+    from src.data.datasets import ImageFiles
 
-    def open_split(split: str) -> "Images":
-        return open_data(
-            options.data,
-            split,
-            root=options.data_root,
-            download=options.download,
-            subset=options.subset,
-            subset_file=options.subset_file,
-            unlabelled=options.unlabelled,
-            val_share=options.val_share,
-        )
-
-    data = open_split("train")
-    held_out = open_split("test") if options.eval_every else None
+    data = open_split(options, "train")
+    held_out = open_split(options, "test") if options.eval_every else None
     if options.keep_decoded and isinstance(data, ImageFiles):  # the flag is refused for other data
         data = data.keeping(int(options.keep_decoded * 2**30))
     if options.in_memory and isinstance(data, ImageFiles):
@@ -200,6 +212,30 @@ def open_images(options: config.TrainOptions) -> "tuple[Images, Images | None]":
             if distributed.is_main():
                 print(f"{printable(error)}; until then the files are decoded in every epoch", flush=True)
     return data, held_out
+
+
+def hold_out(options: config.TrainOptions, knobs: Any, data: "Images") -> "tuple[Images, Images | None]":
+    """Return the images to train on, and those on which the method selects its model, if it has the option `select_on`."""
+    share = getattr(knobs, "select_share", 0.0)
+    if not share:
+        return data, None
+    from src.data.datasets import ImageFiles, divide
+
+    if knobs.select_on == "train":
+        return divide(data, share)
+    test = open_split(options, "test")
+    return data, test.in_memory() if options.in_memory and isinstance(test, ImageFiles) else test
+
+
+def selected_on(knobs: Any) -> str:
+    """Return on which images a method selects its model, for messages."""
+    return "the test images" if knobs.select_on == "test" else "held-out training images"
+
+
+def first_stage(options: config.TrainOptions, earlier: str) -> str:
+    """Return the advice to run an earlier stage first, with its command."""
+    words = ["python", "train.py", "--method", earlier, "--data", options.data]
+    return f"run that step first, `{shlex.join(words)}`, and pass its folder with --pretrained"
 
 
 def open_views(options: config.TrainOptions, data: "Images") -> "Views":

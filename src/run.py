@@ -1,5 +1,6 @@
 """The folder of a run: configuration, checkpoints, and one line per epoch. Only rank 0 writes into it."""
 
+import math
 import os
 import shlex
 import signal
@@ -340,6 +341,20 @@ class Run:
         if not milestone.exists() or milestone.stat().st_size != source.stat().st_size:
             files.copy(source, milestone)
 
+    def _keep_best(self, source: Path) -> None:
+        """Copy the checkpoint of the epoch that has just ended if its `selection_loss` is the lowest so far.
+
+        A loss that equals an earlier one is not lower.
+        """
+        losses = [epoch.get("selection_loss", math.inf) for epoch in self.history]
+        if losses[-1] < min(losses[:-1], default=math.inf):
+            files.copy(source, self.best)
+
+    @property
+    def best(self) -> Path:
+        """The file of the checkpoint with the lowest `selection_loss`, if the method computes one."""
+        return self.folder / f"{self.name}_best.pt"
+
     def _milestone(self, epoch: int) -> Path:
         return self.folder / f"{self.name}_{epoch}.pt"
 
@@ -432,7 +447,7 @@ class Run:
         comment: Callable[[dict[str, Any]], Iterable[str]],
     ) -> None:
         try:
-            while trainer.epoch < epochs:
+            while trainer.epoch < epochs and not trainer.method.ended(self.history):
                 summary = trainer.train_epoch(progress)
                 summary |= score(summary)
                 self.finish_epoch(trainer, summary)
@@ -440,6 +455,7 @@ class Run:
                 for line in (trainer.method.diagnose(self.history), advice, *comment(summary)):
                     if line:
                         progress.say(line)
+            progress.say(trainer.method.ended(self.history) or "")
         except Interrupted as stopped:
             trainer.check_weights()
             self.save(trainer)
@@ -457,6 +473,7 @@ class Run:
         def write() -> None:
             if self.save_every and trainer.epoch % self.save_every == 0:
                 files.copy(self.last, self._milestone(trainer.epoch))
+            self._keep_best(self.last)
             if self.log:
                 self.log.write(self.history)
 

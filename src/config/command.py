@@ -70,6 +70,10 @@ def parse_train(
         # the ratio that the preset has, but at most 1: a warm-up does not lower the rate
         values.warmup_start = values.lr * min(whole["warmup_start"] / whole["lr"], 1.0)
     options, knobs = flags.collect(TrainOptions, values), flags.collect(method.config, values)
+    if options.num_views < getattr(method.config, "fewest_views", 2):
+        raise InputError(
+            "--global-crops-number 1 and --local-crops-number 0 make one view, but training needs two: raise one of them"
+        )
     flags.refuse_unused(given, options.unused())
     if notes is not None:
         if found is not None:

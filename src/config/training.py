@@ -140,7 +140,9 @@ class OptimizationOptions(Options):
 
     epochs: int = 800  # number of passes over the training images
     batch_size: int = 4092  # number of images per step over all ranks
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"  # optimizer; lars is SGD with layer-wise learning rates
+    optimizer: Literal["lars", "sgd", "adamw", "adam"] = (
+        "lars"  # optimizer; lars is SGD with layer-wise learning rates; adam adds the weight decay to the gradient
+    )
     lr: float = (
         3.2  # peak learning rate, not scaled by the batch size; the paper uses 0.2 per 256 images for 800 epochs
     )
@@ -243,10 +245,6 @@ class TrainOptions(
     """The flags of train.py that all methods share. The defaults are those of Self-Classifier, 800 epochs on ImageNet."""
 
     def check(self) -> None:
-        if self.num_views < 2:
-            raise InputError(
-                "--global-crops-number 1 and --local-crops-number 0 make one view, but training needs two: raise one of them"
-            )
         sizes = {"global_crops_size": self.global_crops_size}
         if self.local_crops_number:
             sizes["local_crops_size"] = self.local_crops_size
@@ -317,8 +315,8 @@ class TrainOptions(
         reasons = {}
         if not self.arch.startswith("vit_"):
             reasons["--patch-size"] = f"--arch {self.arch} is not a ViT"
-        if self.optimizer == "adamw":
-            reasons["--momentum"] = "--optimizer adamw has no momentum"
+        if self.optimizer in ("adamw", "adam"):
+            reasons["--momentum"] = f"--optimizer {self.optimizer} has no momentum"
         if self.data in BUILT_IN_DATA or self.data.endswith(".npz"):
             reasons["--in-memory"] = f"--data {self.data} is in memory anyway"
         return reasons

@@ -209,6 +209,27 @@ def open_data(
     return data
 
 
+def divide(data: Images, share: float) -> tuple[Images, Images]:
+    """Divide a data set at random into two parts that are the same in every run.
+
+    Args:
+        share: share of the images in the second part; both parts get at least two images.
+
+    Returns:
+        Both parts, with the images in their order.
+
+    Raises:
+        InputError: if there are fewer than four images.
+    """
+    if len(data) < 4:
+        raise InputError(f"{len(data)} images: expected at least 4 to hold some of them out; add images")
+    number = min(max(round(share * len(data)), 2), len(data) - 2)
+    order = np.random.default_rng(0).permutation(len(data))
+    labels = data.labels.numpy()
+    rest, part = (np.sort(rows) for rows in (order[number:], order[:number]))
+    return data.keep(rest, labels[rest], data.classes), data.keep(part, labels[part], data.classes)
+
+
 def check_channels(data: Images, name: str, channels: int) -> None:
     """Raise InputError if the images of `--data name` do not have the number of channels that the network takes."""
     if data.channels != channels:

@@ -35,6 +35,11 @@ class TrainingData:
         return len(self._loader.data)
 
     @property
+    def num_held_out(self) -> int:
+        """Number of images that are not trained on, and on which a method may select a model; see `embed`."""
+        return 0 if self._loader.held_out is None else len(self._loader.held_out)
+
+    @property
     def seed(self) -> int:
         """Seed of the run."""
         return self._loader.seed
@@ -53,7 +58,12 @@ class TrainingData:
 
     @torch.no_grad()
     def embed(
-        self, function: Callable[[list[Tensor]], Tensor], *, epoch: int | None = None, sharded: bool = False
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        *,
+        epoch: int | None = None,
+        sharded: bool = False,
+        held_out: bool = False,
     ) -> Rows:
         """Apply a function to the views of every image and return its rows, ordered by image. All ranks must call it.
 
@@ -62,6 +72,7 @@ class TrainingData:
                 gradients. It sets training or evaluation mode and the precision itself.
             epoch: None: the function gets one view, the evaluation view of the image. A number: it gets the training views
                 of that epoch, without the images of the last partial batch that the epoch drops.
+            held_out: embed the images that are held out instead of the training images. They have evaluation views only.
             sharded: return only the rows that this rank computed. By default every rank gets the rows of all ranks.
 
         Returns:
@@ -71,9 +82,12 @@ class TrainingData:
             ValueError: if this rank has no image and gets no rows from other ranks.
         """
         values, indices = [], []
+        images_of = self._loader.held_out if held_out else self._loader.data
+        if images_of is None:
+            raise ValueError("no images are held out: pass held_out=False")
         if epoch is None:
             batches = single_views(
-                self._loader.data,
+                images_of,
                 self._loader.views,
                 batch_size=self._loader.per_rank,
                 device=self._loader.device,
@@ -99,15 +113,15 @@ class TrainingData:
             if own is None:
                 raise ValueError("this rank has no image, expected at least one per rank: start fewer ranks")
             return own
-        return self._from_all(own)
+        return self._from_all(own, len(images_of))
 
-    def _from_all(self, own: Rows | None) -> Rows:
-        """Return the rows of all ranks. The ranks exchange them in pieces, to save memory."""
+    def _from_all(self, own: Rows | None, number: int) -> Rows:
+        """Return the rows of all ranks for a data set of `number` images. The ranks exchange them in pieces, to save memory."""
         shapes = distributed.from_all(None if own is None else (tuple(own.values.shape[1:]), own.values.dtype))
         shape, dtype = next(known for known in shapes if known is not None)
         device = self._loader.device
-        values = torch.zeros(len(self), *shape, dtype=dtype, device=device)
-        counts = torch.zeros(len(self), dtype=torch.long, device=device)
+        values = torch.zeros(number, *shape, dtype=dtype, device=device)
+        counts = torch.zeros(number, dtype=torch.long, device=device)
         if own is not None:
             values[own.indices], counts[own.indices] = own.values, 1
         rows_per_piece = max(PIECE // max(values[0].numel() * values.element_size(), 1), 1)
