@@ -326,7 +326,7 @@ PRESETS = {
         "optimizer": "adamw",
         "lr": 0.0005,
         "warmup_epochs": 0,
-        "warmup_start": 0.0,
+        "warmup_start": 0.0005,
         "final_lr": 0.0005,
         "weight_decay": 0.0001,
     },
