@@ -144,7 +144,9 @@ def main() -> None:
     progress.say(method.report(run.history[-1]))
     checkpoint = printable(shlex.quote(str(run.last)))
     if run.best.exists():
-        progress.say(f"{printable(run.best)} holds the epoch with the lowest loss without labels on {selected_on(knobs)}")
+        progress.say(
+            f"{printable(run.best)} holds the epoch with the lowest loss without labels on {selected_on(knobs)}"
+        )
     progress.say(f"\nsaved {printable(run.last)}; score it: python cls_eval.py --checkpoint {checkpoint}")
     distributed.stop()
 

@@ -128,7 +128,9 @@ def load_classifiers(
             _architecture(name, weights, arch if strict else "")
         method, state = load_method(name, weights)
         if not method.classes:
-            raise Unclassified(f"checkpoint {name}: {weights.method} has no classifiers; expected a method with classifiers")
+            raise Unclassified(
+                f"checkpoint {name}: {weights.method} has no classifiers; expected a method with classifiers"
+            )
         return method, state
     heads = {key: value for key, value in weights.tensors.items() if _part(key) == "classifiers"}
     if not heads:

@@ -44,8 +44,9 @@ PARTS = (1, 2)
 # Small networks. Everything that starts late in a normal run, such as a queue, starts within the 30 steps.
 SHARED = (
     f"--data digits --preset digits --device cpu --batch-size {BATCH} --epochs {EPOCHS} --warmup-epochs 1 "
-    "--lr 0.002 --warmup-start 0.0002 --final-lr 0.00002 --hidden-dim 32 --dim 16"
+    "--lr 0.002 --warmup-start 0.0002 --final-lr 0.00002"
 )
+HEAD = "--hidden-dim 32 --dim 16"  # of the methods with a projection head
 LOCAL = "--local-crops-number 1 --local-crops-size 6"
 FLAGS = {
     "self_classifier": f"{LOCAL} --classes 10 10 20 --queue-length 32",
@@ -54,6 +55,9 @@ FLAGS = {
     "swav": f"{LOCAL} --queue-length 32 --queue-start 1 --freeze-prototypes 2",
     "deepcluster_v2": f"{LOCAL} --prototypes 10 12",
     "sela_v2": f"{LOCAL} --prototypes 10 12 --freeze-prototypes 2",
+    # These two start from a network with random weights.
+    "scan": "--num-classifiers 2 --neighbors 5",
+    "selflabel": "--threshold 0.105",
 }
 
 
@@ -81,7 +85,8 @@ def follow(method: str, accumulate: int, *flags: str, epochs: int = EPOCHS) -> d
         losses: the loss of each step.
         views: the mean of each view in the first batch of this rank.
     """
-    words = f"--method {method} {SHARED} {FLAGS.get(method, '')} --accumulate {accumulate}".split()
+    head = HEAD if "hidden_dim" in vars(METHODS[method].Config) else ""
+    words = f"--method {method} {SHARED} {head} {FLAGS.get(method, '')} --accumulate {accumulate}".split()
     options, name, knobs = parse_train([*words, *flags])
     with _in_float64():
         torch.manual_seed(options.seed)
@@ -108,10 +113,11 @@ def follow(method: str, accumulate: int, *flags: str, epochs: int = EPOCHS) -> d
             labels=data.labels,
             accumulate=accumulate,
         )
-        first: list[Tensor] = next(iter(loader.epoch(0, apart=True))).views
         progress = _Losses()
         while trainer.epoch < epochs:
             trainer.train_epoch(progress)
+        # after the training, because a method may know the companions of a batch only then
+        first: list[Tensor] = next(iter(loader.epoch(0, apart=True))).views
     return {"losses": progress.losses, "views": [view.mean().item() for view in first]}
 
 

@@ -29,8 +29,9 @@ STOP = 10  # the step during which the signal comes, in the second of three epoc
 # What a preset gives today may change, so the flags name it.
 SHARED = (
     "--data digits --preset digits --device cpu --batch-size 200 --epochs 3 --warmup-epochs 1 --warmup-start 0.0002 "
-    "--lr 0.002 --final-lr 0.00002 --dim 16 --hidden-dim 32"
+    "--lr 0.002 --final-lr 0.00002"
 )
+HEAD = "--dim 16 --hidden-dim 32"  # of the methods with a projection head
 # Adam needs two more numbers per weight. A backbone that is not trained keeps these files small.
 FROZEN = "--freeze backbone"
 FLAGS = {
@@ -40,15 +41,31 @@ FLAGS = {
     "swav": f"{FROZEN} --queue-length 256 --queue-start 0 --freeze-prototypes 2",
     "deepcluster_v2": f"{FROZEN} --prototypes 10 12",
     "sela_v2": f"{FROZEN} --prototypes 10 12 --freeze-prototypes 2",
+    "scan": f"{FROZEN} --num-classifiers 2 --neighbors 5 --pretrained simclr",
+    "selflabel": f"{FROZEN} --threshold 0.11 --pretrained scan",
 }
 
 
 def logits_of(path: Path) -> list[list[float]]:
-    """Return what the first classifier of a checkpoint gives for two images, in float64, (2, C)."""
+    """Return what the first classifier of a checkpoint gives for two images, in float64, (2, C), or their embeddings."""
     method, _ = load_method(path)
     images = 2 * (open_data("digits", "test").images[:2].double() / 255) - 1
     with torch.no_grad():
+        if not method.classes:  # then the embeddings tell whether the network is the same
+            return method.double().eval().embed(images).tolist()
         return method.double().eval().predict(images)[0].tolist()
+
+
+def flags_of(method: str) -> list[str]:
+    """Return the flags of the run of a method."""
+    head = HEAD if "hidden_dim" in vars(METHODS[method].Config) else ""
+    return f"--method {method} {SHARED} {head} {FLAGS.get(method, FROZEN)}".split()
+
+
+def earlier_stages(method: str) -> list[str]:
+    """Return the methods that must run before a method, in their order."""
+    earlier = METHODS[method].earlier_stage
+    return [*earlier_stages(earlier), earlier] if earlier else []
 
 
 def train(words: list[str], folder: str) -> float:
@@ -79,11 +96,13 @@ def read(folder: Path) -> dict[str, dict]:
 
 def keep(method: str, target: Path) -> dict:
     """Write the checkpoint of a run that is stopped in its second epoch, and return what its tests expect."""
-    words = f"--method {method} {SHARED} {FLAGS.get(method, FROZEN)}".split()
+    words = flags_of(method)
     with (
         tempfile.TemporaryDirectory() as scratch,
         contextlib.chdir(scratch),
     ):  # the checkpoint then holds no path of ours
+        for stage in earlier_stages(method):
+            train(flags_of(stage), stage)
         with stopped(), contextlib.suppress(SystemExit):
             train(words, "stopped")
         kept = target / f"{method}.pt"

@@ -19,6 +19,9 @@ TITLES = {
     "swav": "SwAV",
     "deepcluster_v2": "DeepCluster-v2",
     "sela_v2": "SeLa-v2",
+    "simclr": "SimCLR",
+    "scan": "SCAN",
+    "selflabel": "Self-labelling",
 }
 
 

@@ -86,7 +86,7 @@ def confident_by_loops(weak: Tensor, strong: Tensor, threshold: float, balance: 
             losses.setdefault(label, []).append(-log_q[label])
     if not losses:
         return 0.0
-    groups = list(losses.values()) if balance else [sum(losses.values(), [])]
+    groups = list(losses.values()) if balance else [[loss for group in losses.values() for loss in group]]
     return sum(sum(group) / len(group) for group in groups) / len(groups)
 
 

@@ -11,7 +11,7 @@ from ..preprocessing import Preprocessing, of_training
 from . import flags
 from .flags import Options, flag, require_at_least, require_at_most, require_momentum, require_positive
 
-BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
+BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10", "stl10-labelled")
 SUBSETS = ("imagenet-50", "imagenet-100", "imagenet-200")
 DEFAULT_METHOD = "self_classifier"
 Pair = tuple[float, float]
@@ -24,9 +24,9 @@ Pair = tuple[float, float]
 class DataOptions(Options):
     """data"""
 
-    data: str = "digits"  # data set: digits, cifar10, cifar100-20, stl10, a folder of images, or an .npz file of features; see docs/data.md
-    data_root: str = ""  # folder that holds the files of cifar10, cifar100-20 or stl10
-    download: bool = False  # download the files of cifar10, cifar100-20 or stl10 into --data-root first
+    data: str = "digits"  # data set: digits, cifar10, cifar100-20, stl10, stl10-labelled, a folder of images, or an .npz file of features
+    data_root: str = ""  # folder that holds the files of cifar10, cifar100-20, stl10 or stl10-labelled
+    download: bool = False  # download the files of these data sets into --data-root first
     subset: str = (
         ""  # published subset of ImageNet's classes: imagenet-50, imagenet-100 or imagenet-200 (default: all classes)
     )

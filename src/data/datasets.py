@@ -177,7 +177,7 @@ def open_data(
     """Open one split of a data set.
 
     Args:
-        name: "digits", "cifar10", "cifar100-20", "stl10", an .npz file of features (see `open_features`), or a folder
+        name: "digits", "cifar10", "cifar100-20", "stl10", "stl10-labelled", an .npz file of features (see `open_features`), or a folder
             (see `open_folder`).
         split: "train" or "test".
         root: folder that holds torchvision's data sets.
@@ -268,8 +268,9 @@ def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> Me
     from torchvision import datasets  # slow to import
 
     try:
-        if name == "stl10":
-            source = _stl10(root, split="train+unlabeled" if split == "train" else "test", download=download)
+        if name in ("stl10", "stl10-labelled"):
+            train = "train+unlabeled" if name == "stl10" else "train"
+            source = _stl10(root, split=train if split == "train" else "test", download=download)
             images, labels = torch.from_numpy(source.data), np.asarray(source.labels)  # -1: no label
         else:
             source = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(

@@ -55,7 +55,8 @@ def build_views(
 ) -> Views:
     """Build the views of a data set.
 
-    The digits have a recipe of their own, and no augmentation in the first view of `scan_self_label`. For photographs, `--augment` names the recipe.
+    The digits have a recipe of their own, and no augmentation in the first view of `scan_self_label`.
+    For photographs, `--augment` names the recipe.
 
     Args:
         name: value of `--data`.

@@ -51,7 +51,9 @@ class Method(nn.Module):
     temperature: float = 1.0  # the probabilities of the classes are softmax(logits / temperature)
     classes: tuple[int, ...] = ()  # the size of each classifier
     backbone: nn.Module
-    earlier_stage: ClassVar[str] = ""  # the method whose network --pretrained must name; "": the method starts from any weights
+    earlier_stage: ClassVar[str] = (
+        ""  # the method whose network --pretrained must name; "": the method starts from any weights
+    )
     why_skipped = "the method found nothing to learn from"  # reason in the error message if a whole epoch is skipped
 
     def __init_subclass__(cls, *, config: type[Any] | None = None, **keywords: Any) -> None:

@@ -104,7 +104,9 @@ class LinearHeads(ClassifierMethod):
             if name in state:
                 found = state[name]
                 if found.dim() != 2 or found.dtype != torch.int32:
-                    raise InputError(f"{name} has shape {tuple(found.shape)}, expected a table of positions: use another file")
+                    raise InputError(
+                        f"{name} has shape {tuple(found.shape)}, expected a table of positions: use another file"
+                    )
                 setattr(self, name, torch.zeros(found.shape, dtype=torch.int32, device=getattr(self, name).device))
 
     tables: tuple[str, ...] = ("held_out_neighbors",)  # buffers whose size depends on the data set
@@ -168,9 +170,7 @@ class SCAN(LinearHeads, config=Config):
 
     @staticmethod
     def check_data(config: Any, *, batch_size: int, num_images: int, num_views: int, steps: int | None = None) -> None:
-        LinearHeads.check_data(
-            config, batch_size=batch_size, num_images=num_images, num_views=num_views, steps=steps
-        )
+        LinearHeads.check_data(config, batch_size=batch_size, num_images=num_images, num_views=num_views, steps=steps)
         if config.neighbors >= num_images:
             raise InputError(
                 f"--neighbors {config.neighbors}: expected fewer neighbours than the {num_images} training images"
@@ -191,10 +191,10 @@ class SCAN(LinearHeads, config=Config):
         self._host = None
         if not len(self.neighbors):
             network = self._earlier[0].to(self.draws.device).eval() if self._earlier else self.eval()
-            self.neighbors = mined(data, network, self.config.mine_from, self.config.neighbors)
+            self.neighbors = mined(data, network, layer=self.config.mine_from, k=self.config.neighbors)
             if data.num_held_out:
                 few = min(self.config.select_neighbors, data.num_held_out - 1)
-                self.held_out_neighbors = mined(data, network, self.config.mine_from, few, held_out=True)
+                self.held_out_neighbors = mined(data, network, layer=self.config.mine_from, k=few, held_out=True)
         self._earlier = []
         self.train()
 
@@ -238,7 +238,7 @@ class SCAN(LinearHeads, config=Config):
         return super().summarize(averages) | parts
 
 
-def mined(data: TrainingData, network: nn.Module, layer: str, k: int, *, held_out: bool = False) -> Tensor:
+def mined(data: TrainingData, network: nn.Module, *, layer: str, k: int, held_out: bool = False) -> Tensor:
     """Return each image and its k nearest neighbours in the features of a network, (N, 1 + k) int32.
 
     Args:
@@ -281,6 +281,7 @@ PRESETS = {
     # ImageNet: ten heads on a frozen backbone.
     "imagenet-50": {
         "base": "published",
+        "subset": "imagenet-50",
         "arch": "resnet50",
         "global_crops_size": 224,
         "global_crops_scale": (0.2, 1.0),
@@ -297,10 +298,10 @@ PRESETS = {
         "final_lr": 5.0,
         "weight_decay": 0.0,
     },
-    "imagenet-100": {"base": "imagenet-50", "num_classes": 100, "batch_size": 1024},
-    "imagenet-200": {"base": "imagenet-100", "num_classes": 200},
+    "imagenet-100": {"base": "imagenet-50", "subset": "imagenet-100", "num_classes": 100, "batch_size": 1024},
+    "imagenet-200": {"base": "imagenet-100", "subset": "imagenet-200", "num_classes": 200},
     # The authors' answer to a question: a batch of about 4,000 images, so that every cluster appears in it.
-    "imagenet": {"base": "imagenet-50", "num_classes": 1000, "batch_size": 4096},
+    "imagenet": {"base": "imagenet-50", "subset": "", "num_classes": 1000, "batch_size": 4096},
     # For own images; src/config/recipe.py has what all methods share.
     "small_images": {
         "global_crops_number": 1,

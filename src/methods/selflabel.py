@@ -20,7 +20,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,9 +90,7 @@ class SelfLabel(LinearHeads, config=Config):
 
     @staticmethod
     def check_data(config: Any, *, batch_size: int, num_images: int, num_views: int, steps: int | None = None) -> None:
-        LinearHeads.check_data(
-            config, batch_size=batch_size, num_images=num_images, num_views=num_views, steps=steps
-        )
+        LinearHeads.check_data(config, batch_size=batch_size, num_images=num_images, num_views=num_views, steps=steps)
         if num_views != 2:
             raise InputError(
                 f"{num_views} views: self-labelling has a plain view and a strong view, give --global-crops-number 2 "
@@ -105,7 +103,9 @@ class SelfLabel(LinearHeads, config=Config):
         heads = getattr(earlier, "classifiers", None)
         head = heads[chosen] if heads else None
         if not isinstance(head, nn.Linear):
-            raise InputError("--pretrained holds no linear classifiers: run the SCAN step first, train.py --method scan")
+            raise InputError(
+                "--pretrained holds no linear classifiers: run the SCAN step first, train.py --method scan"
+            )
         number = head.out_features
         if number != self.config.num_classes:
             raise InputError(
@@ -119,7 +119,7 @@ class SelfLabel(LinearHeads, config=Config):
             copied.load_state_dict(part.state_dict())
         if data.num_held_out:
             few = min(self.config.select_neighbors, data.num_held_out - 1)
-            self.held_out_neighbors = mined(data, self.eval(), "backbone", few, held_out=True)
+            self.held_out_neighbors = mined(data, self.eval(), layer="backbone", k=few, held_out=True)
             (score,), _ = self.scores(data)
             self.before.fill_(score.loss)
         self.train()
@@ -129,7 +129,11 @@ class SelfLabel(LinearHeads, config=Config):
 
     def embed_views(self, views: list[Tensor], idle: int = 0) -> list[Tensor]:
         """Compute the features of both views, 2 × (B, F). They pass separately, as in the authors' code."""
-        return [embedded for i, view in enumerate(views) for embedded in super(SelfLabel, self).embed_views([view], int(i < idle))]
+        return [
+            embedded
+            for i, view in enumerate(views)
+            for embedded in super(SelfLabel, self).embed_views([view], int(i < idle))
+        ]
 
     @torch.no_grad()
     def prepare_step(self, step: int, data: TrainingData) -> None:
@@ -170,14 +174,14 @@ class SelfLabel(LinearHeads, config=Config):
         for copied, part in zip(self.averaged, (self.backbone, self.classifiers), strict=False):
             for average, new in zip(copied.parameters(), part.parameters(), strict=True):
                 average.mul_(alpha).add_(new, alpha=1 - alpha)
-            for average, new in zip(copied.buffers(), part.buffers(), strict=True):
-                average.copy_(new)
+            for buffer, now in zip(copied.buffers(), part.buffers(), strict=True):
+                buffer.copy_(now)
 
     def embed(self, images: Tensor) -> Tensor:
         return self.averaged[0](images) if len(self.averaged) else self.backbone(images)
 
     def predict(self, images: Tensor) -> list[Tensor]:
-        heads = self.averaged[1] if len(self.averaged) else self.classifiers
+        heads = cast(nn.ModuleList, self.averaged[1]) if len(self.averaged) else self.classifiers
         features = self.embed(images)
         return [head(features) for head in heads]
 
@@ -256,6 +260,7 @@ PRESETS = {
     "stl10": {"base": "published", "arch": "stl_resnet18", "global_crops_size": 96, "epochs": 100},
     "imagenet-50": {
         "base": "published",
+        "subset": "imagenet-50",
         "arch": "resnet50",
         "global_crops_size": 224,
         "num_classes": 50,
@@ -268,8 +273,8 @@ PRESETS = {
         "final_lr": 0.03,
         "weight_decay": 0.0,
     },
-    "imagenet-100": {"base": "imagenet-50", "num_classes": 100},
-    "imagenet-200": {"base": "imagenet-50", "num_classes": 200},
+    "imagenet-100": {"base": "imagenet-50", "subset": "imagenet-100", "num_classes": 100},
+    "imagenet-200": {"base": "imagenet-50", "subset": "imagenet-200", "num_classes": 200},
     # For own images; src/config/recipe.py has what all methods share.
     "small_images": {
         "augment": "scan_self_label",

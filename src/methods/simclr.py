@@ -109,7 +109,7 @@ PRESETS = {
     "cifar100-20": {"base": "published"},
     "stl10": {"base": "published", "arch": "stl_resnet18", "global_crops_size": 96},
     # For own images; src/config/recipe.py has what all methods share.
-    "small_images": {"global_crops_size": 24, "eval_size": 24, "eval_resize": 24, "temperature": 0.2},
+    "small_images": {"temperature": 0.2, "head_bn": True, "batch_size": 256},
     "photographs": {"base": "small_images"},
     "digits": {
         "arch": "small_convnet",
