@@ -6,8 +6,11 @@ import gc
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -114,6 +117,34 @@ def parse(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def write(path: Path | None, where: dict, results: list) -> None:
-    """Write the results as JSON if there is a path."""
+    """Write a card if there is a path: the command, the commit, the date, the machine and the results."""
     if path:
-        path.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n")
+        made = {"command": _command(), "commit": _commit(), "date": date.today().isoformat()}
+        path.write_text(json.dumps({**made, "machine": where, "results": results}, indent=1) + "\n")
+
+
+def _command() -> str:
+    """Return the command of this program without `--json FILE`, and without the folders of this machine."""
+    words, given = [f"benchmarks/{Path(sys.argv[0]).name}"], iter(sys.argv[1:])
+    for word in given:
+        if word == "--json":
+            next(given, None)
+        elif not word.startswith("--json="):
+            words.append("FOLDER" if Path(word).is_dir() else word)
+    return " ".join(["python", *words])
+
+
+def _commit() -> str:
+    """Return the commit of this checkout, with a "+" if the code was changed; "unknown" outside git."""
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    try:
+        commit, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (
+                ("rev-parse", "--short=7", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks"),
+            )
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}+" if changed else commit

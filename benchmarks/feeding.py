@@ -21,8 +21,9 @@ from benchmarks.step import Ours
 from src.config import ViewSettings
 from src.data.datasets import open_folder
 from src.data.decoding import check_decoding_on
-from src.data.loaders import Batch, TrainLoader, available_workers
+from src.data.loaders import Batch, TrainLoader
 from src.data.photographs import PhotoViews, published_views
+from src.data.workers import available_workers
 from src.methods.self_classifier import Config, SelfClassifier
 from src.models.backbones import build_backbone
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import distributed
 
 CHUNK = 1 << 22  # entries of a samples × prototypes matrix that are held at once in float64
+LARGEST_SHIFT = 30.0  # a plan in memory is computed again when the logarithm of a factor has changed by more
 
 
 # ---- on a batch -----------------------------------------------------------------------------------------------------
@@ -118,32 +119,50 @@ def balanced_prototype_labels(
     lam: float,
     tolerance: float,
     max_iterations: int | None,
+    bias: Tensor | None = None,
+    memory: int = 0,
 ) -> Tensor:
-    """Compute `balanced_labels` for p = softmax(embeddings · prototypes / temperature).
+    """Compute `balanced_labels` for p = softmax((embeddings · prototypes + bias) / temperature).
 
     Every iteration computes p again, one chunk at a time. So only the embeddings and one chunk of p are in memory. The
     embeddings have D numbers per image, the whole matrix p has K. On ImageNet with 3,000 prototypes, the whole matrix would
-    take 15 GB over all ranks.
+    take 15 GB over all ranks. If there is room for it, it is computed once.
 
     Args:
         embeddings: (B, D) of this rank's images.
         prototypes: (K, D), the same on all ranks.
         temperature: temperature of the softmax, above 0.
         lam, tolerance, max_iterations: see `balanced_labels`.
+        bias: (K,), the same on all ranks; None: zero.
+        memory: number of bytes that the whole matrix of this rank may take.
     """
 
     def read(rows: slice) -> Tensor:
-        return (embeddings[rows] @ prototypes.T).div_(temperature)
+        products = embeddings[rows] @ prototypes.T
+        return (products if bias is None else products.add_(bias)).div_(temperature)
 
+    B, K = len(embeddings), len(prototypes)
+    in_memory = B * K * (8 + embeddings.element_size()) <= memory
+    if in_memory:
+        scores = embeddings.new_empty(B, K)
+        for rows in _chunks(B, K):
+            scores[rows] = read(rows)
     return _balance(
-        read,
-        len(embeddings),
-        len(prototypes),
+        scores.__getitem__ if in_memory else read,
+        B,
+        K,
         device=embeddings.device,
         lam=lam,
         tolerance=tolerance,
         max_iterations=max_iterations,
+        in_memory=in_memory,
     )
+
+
+def _chunks(B: int, K: int) -> list[slice]:
+    """Divide B rows of K entries into chunks that are processed at once."""
+    size = max(CHUNK // K, 1)
+    return [slice(start, start + size) for start in range(0, B, size)]
 
 
 def _balance(
@@ -155,16 +174,19 @@ def _balance(
     lam: float,
     tolerance: float,
     max_iterations: int | None,
+    in_memory: bool = False,
 ) -> Tensor:
     """Compute `balanced_labels`. `read(rows)` returns log-probabilities of some rows, each row up to a constant.
 
     The plan has the entries c_n r_k p_nk^lam, with a factor c for each image n and a factor r for each class k.
+
+    Args:
+        in_memory: keep the plan in memory, which saves most of the time.
     """
     if lam <= 0 or tolerance <= 0:
         raise ValueError(f"lam is {lam}, tolerance is {tolerance}: expected lam > 0 and tolerance > 0")
-    size = max(CHUNK // K, 1)
-    chunks = [slice(start, start + size) for start in range(0, B, size)]
-    images = distributed.sum_over_ranks(torch.tensor(B, device=device)).item()
+    chunks = _chunks(B, K)
+    images = int(distributed.sum_over_ranks(torch.tensor(B, device=device)))
     log_c = torch.full((B,), -math.log(images), dtype=torch.float64, device=device)
     # r_k = 1/K / sum_n c_n p_nk^lam: a log-sum-exp that is accumulated over the chunks, then over the ranks
     peak = torch.full((K,), -math.inf, dtype=torch.float64, device=device)
@@ -181,18 +203,12 @@ def _balance(
     log_r = -(total.log() + highest) - math.log(K)
     # sums are N times the column sums of the plan. With these initial values, the first iteration does not change r.
     sums = torch.full_like(log_r, images / K)
+    kept = log_r.new_empty(B, K) if in_memory else None
+    plan = _Plan(read, chunks, lam=lam, images=images, kept=kept)
     for iteration in islice(count(), max_iterations):
         # r_k /= K sums_k / N. No sum is 0, because the previous r gave every column an entry of at least 1/(K N).
         log_r = log_r - (sums * K / images).log()
-        # c_n = 1/N / sum_k r_k p_nk^lam, so that row n of the plan sums to 1/N. `plan` is N times a chunk of the plan.
-        before, log_c, sums = log_c, torch.empty_like(log_c), torch.zeros_like(log_r)
-        for rows in chunks:
-            logs = read(rows).double().mul(lam).add_(log_r)
-            peaks = logs.amax(dim=1, keepdim=True)
-            plan = _exp(logs.sub_(peaks))
-            row_sums = plan.sum(dim=1, keepdim=True)
-            sums += plan.div_(row_sums).sum(dim=0)
-            log_c[rows] = -(peaks + row_sums.log()).flatten() - math.log(images)
+        before, (log_c, sums) = log_c, plan.scale(log_r, log_c)
         sums = distributed.sum_over_ranks(sums)
         if not sums.isfinite().all():
             raise ValueError("a probability is not finite, or a class has probability 0 for every image")
@@ -204,6 +220,53 @@ def _balance(
     for rows in chunks:
         labels[rows] = read(rows).double().mul(lam).add_(log_r).argmax(dim=1)
     return labels
+
+
+class _Plan:
+    """N times the transport plan of this rank's images, computed one chunk at a time or kept in memory.
+
+    Args:
+        read: returns log-probabilities of some rows, each row up to a constant.
+        chunks: the rows that are processed at once.
+        images: number N of images over all ranks.
+        kept: (B, K) float64 memory for the plan; None: only one chunk is in memory.
+    """
+
+    def __init__(
+        self, read: Callable[[slice], Tensor], chunks: list[slice], *, lam: float, images: int, kept: Tensor | None
+    ):
+        self.read, self.chunks, self.lam, self.images, self.kept = read, chunks, lam, images, kept
+        self.log_c = self.log_r = torch.empty(0)  # the scaling of the plan that is kept
+
+    def scale(self, log_r: Tensor, log_c: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale the rows for given factors of the classes: c_n = 1/N / sum_k r_k p_nk^lam. Then each row sums to 1/N.
+
+        Args:
+            log_r: (K,) logarithms of r.
+            log_c: (B,) logarithms of the previous c.
+
+        Returns:
+            (B,) logarithms of c, and the (K,) column sums of the rows of this rank.
+        """
+        if self.kept is not None and len(self.log_r):
+            shift = log_r - self.log_r
+            if shift.abs().max() < LARGEST_SHIFT:
+                ratio = shift.exp()
+                totals = self.kept @ ratio
+                return self.log_c - totals.log(), ratio * (totals.reciprocal() @ self.kept)
+        log_c, sums = torch.empty_like(log_c), torch.zeros_like(log_r)
+        for rows in self.chunks:
+            logs = self.read(rows).double().mul(self.lam).add_(log_r)
+            peaks = logs.amax(dim=1, keepdim=True)
+            plan = _exp(logs.sub_(peaks))
+            row_sums = plan.sum(dim=1, keepdim=True)
+            sums += plan.div_(row_sums).sum(dim=0)
+            log_c[rows] = -(peaks + row_sums.log()).flatten() - math.log(self.images)
+            if self.kept is not None:
+                self.kept[rows] = plan
+        if self.kept is not None:
+            self.log_r, self.log_c = log_r, log_c
+        return log_c, sums
 
 
 # ---- k-means --------------------------------------------------------------------------------------------------------

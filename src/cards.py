@@ -1,7 +1,7 @@
 """Run cards: one JSON file per run with how the run was made and its numbers. The tables of the documentation come from them.
 
 A card holds the resolved configuration, the starts of the run (commit, versions, processor, fingerprint of the data), the
-minutes of training, the metrics per epoch, and the results of the evaluations.
+minutes of training, the PFLOP if they were counted, the metrics per epoch, and the results of the evaluations.
 """
 
 import json
@@ -70,6 +70,7 @@ def make_card(run: Path) -> dict[str, Any]:
         "config": _without_places(config),
         "starts": starts,
         "minutes": round(sum(epoch["seconds"] for epoch in epochs) / 60, 2),
+        **({"pflop": _rounded(epochs[-1]["total_pflop"], DIGITS)} if "total_pflop" in epochs[-1] else {}),
         "per_epoch": _per_epoch(epochs),
         **{name: _rounded(_without_places(_read(path)), 7) for name, path in found.items() if path.exists()},
     }

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from . import files, inspection, pickles, schema
+from . import files, inspection, packed, pickles, schema
 from .errors import InputError, RunError
 from .foreign import AuthorsQueue, Weights, translate
 
@@ -25,7 +25,7 @@ VERSION = 1
 # a function here, so that older files stay readable; CONTRIBUTING.md has the steps.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # Options that earlier code did not have, with the values that stand for what it did.
-LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0}
+LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0, "upright": False}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -185,6 +185,8 @@ def _read(path: str | Path) -> object:
     """Read the content of a file with torch's safe loader, after `inspection.checked_checkpoint` has checked the file."""
     if not Path(path).is_file():
         raise InputError(f"checkpoint {path}: {'a folder, expected a file' if Path(path).is_dir() else 'no such file'}")
+    if Path(path).suffix == packed.SUFFIX:
+        return packed.read(Path(path))
     try:
         with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
             warnings.simplefilter("ignore")

@@ -23,8 +23,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from . import measured
 from .cards import candidates, read_cards, scores, spread
 from .errors import InputError
+from .measured import as_table
 
 BLOCK = re.compile(r"<!-- results: (?P<name>.+?) -->(?P<text>.*?)<!-- end -->", flags=re.DOTALL)
 TABLE = re.compile(r"^(?:\|.*\|\n)+", flags=re.MULTILINE)
@@ -86,6 +88,8 @@ def _render(root: Path, name: str, where: str) -> str:
         raise InputError(
             f"{where}: results: {name}: a card has no {error}: score the run and write its card again"
         ) from None
+    except ValueError as error:
+        raise InputError(f"{where}: results: {name}: {error}") from None
 
 
 def _first_difference(found: str, expected: str) -> str:
@@ -111,11 +115,6 @@ def _tables_without_card(text: str) -> list[str]:
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in [header, *rows]]
-    return "\n" + "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]]) + "\n"
 
 
 def _of(results: Path, runs: str) -> Cards:
@@ -148,7 +147,7 @@ def seeds(results: Path, runs: str, *groups: str) -> str:
         rows.append([title, *(spread(scores(_seeds(cards, words), metric)) for metric in METRICS), "", ""])
     number = len(candidates(next(iter(cards.values()))))
     header = ["seed", *map(str.upper, METRICS), f"mean ACC of the {number} candidates", "worst candidate"]
-    return _table(header, rows)
+    return as_table(header, rows)
 
 
 def methods(results: Path, folder: str, words: str, *names: str) -> str:
@@ -167,14 +166,14 @@ def methods(results: Path, folder: str, words: str, *names: str) -> str:
         )
     if pixels := [f"{score:.1f}" for score in _pixels(results, folder)]:
         rows.append(["k-means on pixels", pixels[0], "", *pixels[1:], "", ""])
-    return _table(["method", "ACC", "worst", "NMI", "AMI", "ARI", "mean ACC of single heads", "heads"], rows)
+    return as_table(["method", "ACC", "worst", "NMI", "AMI", "ARI", "mean ACC of single heads", "heads"], rows)
 
 
 def accuracies(results: Path, folder: str, words: str, *names: str) -> str:
     """Return a table with the accuracy of each method (rows) and seed (columns)."""
     found = {name: _seeds(read_cards(results / folder, name), words) for name in names}
     rows = [[NAMES.get(name, name), *(f"{acc:.1f}" for acc in scores(cards, "acc"))] for name, cards in found.items()]
-    return _table(["method", *(f"seed {seed}" for seed in next(iter(found.values())))], rows)
+    return as_table(["method", *(f"seed {seed}" for seed in next(iter(found.values())))], rows)
 
 
 def two_nodes(results: Path, words: str) -> str:
@@ -184,7 +183,7 @@ def two_nodes(results: Path, words: str) -> str:
     rows = [[str(seed), *(f"{column[i]:.1f}" for column in columns)] for i, seed in enumerate(pair[0])]
     rows.append(["mean ± std", *map(spread, columns)])
     titles = [f"{metric}, {where}" for metric in ("ACC", "NMI") for where in ("two nodes", "one process")]
-    return _table(["seed", *titles], rows)
+    return as_table(["seed", *titles], rows)
 
 
 def overview(results: Path) -> str:
@@ -209,7 +208,7 @@ def overview(results: Path) -> str:
         ["ImageNet-1k val", "ResNet-50, 800 epochs", *(f"{published[metric]:.1f}" for metric in METRICS), "the authors"]
     )
     rows.append(["ImageNet-1k val", "ResNet-50, 800 epochs", "not run", "", "", "", "ours"])
-    return _table(["data", "network, training", *map(str.upper, METRICS), "source"], rows)
+    return as_table(["data", "network, training", *map(str.upper, METRICS), "source"], rows)
 
 
 def _pixels(results: Path, folder: str) -> list[float]:
@@ -266,5 +265,8 @@ def made_with(results: Path, folder: str) -> str:
 
 BLOCKS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (seeds, methods, accuracies, two_nodes, overview, pixels, worst, single, minutes, made_with)
+    for function in (
+        *(seeds, methods, accuracies, two_nodes, overview, pixels, worst, single, minutes, made_with),
+        *measured.BLOCKS,
+    )
 }

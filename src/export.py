@@ -1,12 +1,14 @@
-"""Export a backbone to a file that other libraries can load."""
+"""Export a backbone to a file that other libraries can load, or a whole network without the optimiser."""
 
 import errno
 from pathlib import Path
 
-from .checkpoint import write_tensors
+from . import packed
+from .checkpoint import load, write_tensors
 from .errors import InputError, RunError
 from .loading import load_backbone
 from .models.backbones import OWN_NAMES, WIDE_RESNETS
+from .releases import resolve
 
 BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 
@@ -48,3 +50,33 @@ def export(name: str | Path, file: str | Path, arch: str = "") -> str:
     if arch in WIDE_RESNETS:
         return f"{written}; the names are those of torchvision's resnet50, which is narrower"
     return f"{written}; load them into torchvision.models.{arch}() with load_state_dict(..., strict=False); only fc is missing"
+
+
+def pack(name: str | Path, file: str | Path) -> str:
+    """Write the network of a checkpoint of train.py as a safetensors file, without the state of the optimiser.
+
+    Args:
+        name: a run folder or a file of train.py.
+        file: file to write, with the suffix .safetensors. It must not exist.
+
+    Returns:
+        One line that says what was written.
+
+    Raises:
+        InputError: if `name` is no checkpoint of train.py, or `file` has another suffix, exists or cannot be created.
+        RunError: if writing fails.
+    """
+    path = Path(file)
+    if path.suffix != packed.SUFFIX:
+        raise InputError(f"{file}: expected a name that ends in {packed.SUFFIX}: name another file")
+    if path.exists():
+        raise InputError(f"{file} exists already: name another file")
+    state = load(resolve(name))
+    tensors = state["model"]
+    try:
+        packed.write(path, state, tensors)
+    except OSError as error:
+        raise (InputError if error.errno in BAD_PATH else RunError)(
+            f"{file} cannot be written ({error.strerror})"
+        ) from None
+    return f"{file}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB; evaluations and predict.py take it as --checkpoint"

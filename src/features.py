@@ -6,7 +6,7 @@ Each image is processed once. The position of a result is the index of its image
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from pathlib import Path
 from typing import Protocol, cast
@@ -33,6 +33,7 @@ class Classifiers(Protocol):
     """Interface of a network that predicts clusters, such as `methods.base.Method`."""
 
     temperature: float
+    classes: Sequence[int]
 
     def predict(self, images: Tensor) -> list[Tensor]:
         """Return the (B, C_k) logits of each classifier k."""
@@ -85,6 +86,54 @@ def predict_clusters(
 
 
 @torch.no_grad()
+def predict_likeliest(
+    method: nn.Module,
+    batches: Batches,
+    num_images: int,
+    *,
+    count: int,
+    classifier: int,
+    autocast: torch.dtype | None = None,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """Predict the most likely clusters of every image with each of the K classifiers of a method, in evaluation mode.
+
+    Args:
+        method, batches, num_images, autocast: as for `predict_clusters`. The method has its classifiers in `classifiers`.
+        count: T, the number of clusters; a classifier with fewer clusters returns all of them.
+        classifier: the classifier whose input is returned.
+
+    Returns:
+        For each classifier the clusters and their probabilities, both (N, min(T, C_k)), the most likely first; and the input
+        of the classifier, (N, F) float32, for our methods the embeddings.
+    """
+    layer = cast(nn.ModuleList, method.classifiers)[classifier]
+    inputs: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    found: list[tuple[Tensor, Tensor]] = []
+    embeddings = torch.empty(0)
+    try:
+        for logits, indices in _scaled_logits(method, batches, autocast):
+            rows = inputs.pop().float().cpu()
+            best = [z.softmax(dim=1).topk(min(count, z.shape[1]), dim=1) for z in logits]
+            if not found:
+                embeddings = torch.zeros(num_images, rows.shape[1])
+                widths = [each.values.shape[1] for each in best]
+                found = [
+                    (torch.zeros(num_images, width, dtype=torch.long), torch.zeros(num_images, width))
+                    for width in widths
+                ]
+            embeddings[indices] = rows
+            for (clusters, shares), each in zip(found, best, strict=True):
+                clusters[indices], shares[indices] = each.indices.cpu(), each.values.cpu()
+    finally:
+        hook.remove()
+    if distributed.world_size() > 1:  # only one rank has processed an image; the other ranks hold zeros for it
+        embeddings = distributed.sum_over_ranks(embeddings)
+        found = [(distributed.sum_over_ranks(a), distributed.sum_over_ranks(b)) for a, b in found]
+    return [(clusters.numpy(), shares.numpy()) for clusters, shares in found], embeddings.numpy()
+
+
+@torch.no_grad()
 def average_clusters(
     method: nn.Module,
     batches: Batches,
@@ -112,6 +161,45 @@ def average_clusters(
         best = reduce(torch.add, shares).max(dim=1)
         clusters[indices], confidences[indices] = best.indices.cpu(), best.values.cpu()
     return distributed.sum_over_ranks(clusters).numpy(), distributed.sum_over_ranks(confidences).numpy()
+
+
+@torch.no_grad()
+def stream_predictions(
+    method: nn.Module, batches: Batches, *, classifier: int, autocast: torch.dtype | None = None
+) -> Iterator[tuple[Tensor, Tensor, np.ndarray]]:
+    """Yield the predictions of one classifier batch by batch; nothing is kept.
+
+    Args:
+        method, batches, autocast: as for `predict_clusters`. The method has its classifiers in `classifiers`.
+        classifier: number of the classifier.
+
+    Yields:
+        The probabilities, (B, C) float32; the input of the classifier, (B, F) float32, for our methods the embeddings; and the
+        indices of the images. Both tensors are on the CPU.
+
+    Raises:
+        InputError: if the network returns probabilities that are NaN or infinite.
+    """
+    inputs: list[Tensor] = []
+    layer = cast(nn.ModuleList, method.classifiers)[classifier]
+    hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        for logits, indices in _scaled_logits(method, batches, autocast):
+            probabilities = logits[classifier].softmax(dim=1).cpu()
+            _refuse_nan(~probabilities.isfinite().all(dim=1), "probabilities")
+            yield probabilities, inputs.pop().float().cpu(), indices
+    finally:
+        hook.remove()
+
+
+def predict_probabilities(
+    method: nn.Module, batches: Batches, num_images: int, *, classifier: int, autocast: torch.dtype | None = None
+) -> np.ndarray:
+    """Return the probabilities of the clusters of one classifier for every image, (N, C) float32; see `predict_clusters`."""
+    found = torch.zeros(num_images, cast(Classifiers, method).classes[classifier])
+    for probabilities, _, indices in stream_predictions(method, batches, classifier=classifier, autocast=autocast):
+        found[indices] = probabilities
+    return (distributed.sum_over_ranks(found) if distributed.world_size() > 1 else found).numpy()
 
 
 def _scaled_logits(

@@ -35,7 +35,7 @@ def of_images(data: Images) -> str:
     """Return the SHA-256 of the images, without their labels.
 
     For images in memory the hash covers their contents. For image files it covers their paths relative to their common
-    folder, their sizes and their modification times, because reading a million files would take as long as computing
+    folder, their sizes, their modification times and `upright`, because reading a million files would take as long as computing
     their features.
 
     Raises:
@@ -46,6 +46,8 @@ def of_images(data: Images) -> str:
         digest.update(str(tuple(data.images.shape)).encode())
         digest.update(of_bytes(data.images))
         return digest.hexdigest()
+    if data.upright:
+        digest.update(b"upright")
     top = os.path.dirname(data.paths[0]) if len(data) == 1 else os.path.commonpath(data.paths)
     for path in data.paths:
         try:

@@ -23,20 +23,29 @@ class OperationCounter:
 
     def __init__(self) -> None:
         self.total, self.epoch = 0, 0
+        self._counting = False
         self._known: dict[str, int] = {}
 
     def run(self, function: Callable[..., Result], *arguments: Any, like: Hashable = None) -> Result:
         """Call a function with these arguments, and add its operations.
 
+        If this happens within a function that is counted, nothing is added twice.
+
         Args:
             like: calls with an equal value take equally many operations within an epoch; None: every call is counted.
         """
+        if self._counting:
+            return function(*arguments)
         key = "" if like is None else f"{function.__name__} {like}"
         if key in self._known:
             self._add(self._known[key])
             return function(*arguments)
-        with FlopCounterMode(display=False) as counter:
-            result = function(*arguments)
+        self._counting = True
+        try:
+            with FlopCounterMode(display=False) as counter:
+                result = function(*arguments)
+        finally:
+            self._counting = False
         found = counter.get_total_flops()
         if key:
             self._known[key] = found

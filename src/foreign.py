@@ -66,6 +66,7 @@ class Source:
         beside: names of entries of the file, of which at least one must exist; (): no condition.
         method: see `Weights`.
         arches: the backbones that have these names and shapes, if they are not torchvision's.
+        network: returns the name of the backbone from the renamed tensors; None: the file names it, or it is a ResNet.
         views: {(backbone, data set): evaluation view}. The key (backbone, "") is for all other data sets, and ("", "") for all
             other backbones. {}: the source does not state it, so that the rule of our own networks decides.
     """
@@ -76,6 +77,7 @@ class Source:
     beside: tuple[str, ...] = ()
     method: str | None = None
     arches: tuple[str, ...] = ()
+    network: Callable[[dict[str, Tensor]], str] | None = None
     views: Views = field(default_factory=lambda: {("", ""): IMAGENET})
 
 
@@ -86,11 +88,19 @@ def _small_block(match: re.Match[str]) -> str:
     return f"backbone.stages.{2 * (layer - 1) + block}.{inside.get(part, part)}."
 
 
+def _alexnet_in(tensors: dict[str, Tensor]) -> str:
+    """Return the variant of SeLa's AlexNet with these tensors."""
+    first = tensors.get("backbone.features.0.weight")
+    return "sela_alexnet_small" if first is not None and len(first) == 64 else "sela_alexnet"
+
+
 TRUNK = (r"(conv1|bn1|layer[1-4])\.", r"backbone.\1.")  # torchvision's names
 SCAN_HEADS = (
     (r"cluster_head\.(\d+)\.", r"classifiers.\1."),
     (r"contrastive_head\.", "projection_head.mlp."),
 )
+
+SELA_HEADS = ((r"top_layer(\d+)\.", r"classifiers.\1."), (r"top_layer\.(0\.)?", "classifiers.0."))
 
 PROTOTYPES = (  # SwAV has one matrix of prototypes, DeepCluster-v2 and SeLa-v2 have a numbered matrix for each head
     TRUNK,
@@ -179,15 +189,35 @@ SOURCES = (
         signs=(r"backbone\.", r"(cluster|contrastive)_head\."),
         rules=((r"backbone\.", "backbone."), *SCAN_HEADS),
     ),
-    Source(  # AlexNet and the pre-activation ResNet, which this project does not have
-        "SeLa",
-        signs=(r"features\.", r"top_layer"),
+    Source(
+        "SeLa, AlexNet",
+        signs=(r"features\.", r"classifier\.4\.", r"top_layer"),
         rules=(
             (r"features\.(module\.)?", "backbone.features."),
             (r"classifier\.", "backbone.classifier."),
-            (r"top_layer(\d+)\.", r"classifiers.\1."),
-            (r"top_layer\.(0\.)?", "classifiers.0."),
+            *SELA_HEADS,
         ),
+        method="sela",
+        network=_alexnet_in,
+    ),
+    Source(
+        "SeLa, pre-activation ResNet",
+        signs=(r"features\.(module\.)?2\.0\.bn1\.", r"top_layer"),
+        rules=((r"features\.(module\.)?", "backbone.features."), *SELA_HEADS),
+        method="sela",
+        network=lambda tensors: "sela_resnet50",
+    ),
+    Source(  # a ResNet of torchvision as a sequence
+        "SeLa, ResNet",
+        signs=(r"features\.(module\.)?4\.0\.conv1\.", r"top_layer"),
+        rules=(
+            (r"features\.(module\.)?0\.", "backbone.conv1."),
+            (r"features\.(module\.)?1\.", "backbone.bn1."),
+            (r"features\.(?:module\.)?([4-7])\.", lambda match: f"backbone.layer{int(match[1]) - 3}."),
+            *SELA_HEADS,
+        ),
+        method="sela",
+        network=lambda tensors: _resnet_in(tensors),
     ),
     Source(
         "SeLa, exported to torchvision's names",
@@ -292,18 +322,47 @@ def translate(content: object) -> Weights:
     queue = beside.get("nn_queue") if "state_dict" in beside else None
     if isinstance(queue, AuthorsQueue):
         tensors |= queue.buffers()
+    rotation: set[str] = set()
+    if source.method == "sela":
+        rotation = _rotation_head(tensors)
+        tensors = {name: value for name, value in tensors.items() if name not in rotation}
+        if "L" in beside:
+            schema.dense_tensor("L", beside["L"])
+            tensors["labels"] = beside["L"].int()
     arch, epoch = beside.get("arch"), beside.get("epoch")
     best = next((beside[name] for name in ("head", "best_loss_head") if isinstance(beside.get(name), int)), None)
     history = {} if best is None else {"history": [{"classifier": best}]}
     return Weights(
         tensors,
         source.name,
-        left_out=[name for name, new in renamed.items() if not new],
+        left_out=[name for name, new in renamed.items() if not new or new in rotation],
         method=source.method,
-        arch="" if source.arches else schema.shown(arch) if isinstance(arch, str) else _resnet_in(tensors),
+        arch=_backbone_in(tensors, source, named=arch),
         record={"epoch": epoch if type(epoch) is int else None, **history},
         arches=source.arches,
     )
+
+
+def _rotation_head(tensors: dict[str, Tensor]) -> set[str]:
+    """Return the names of the head of SeLa that predicts rotations: the last one, with four classes where others have more."""
+    heads = [k for k in range(99) if f"classifiers.{k}.weight" in tensors]
+    sizes = [len(tensors[f"classifiers.{k}.weight"]) for k in heads]
+    if len(sizes) < 2 or sizes[-1] != 4 or min(sizes[:-1]) <= 4:
+        return set()
+    return {f"classifiers.{heads[-1]}.{part}" for part in ("weight", "bias")}
+
+
+def _backbone_in(tensors: dict[str, Tensor], source: Source, *, named: object) -> str:
+    """Return the backbone of a file, "" if it is unknown.
+
+    Args:
+        named: the entry of the file that names it, if there is one.
+    """
+    if source.arches:
+        return ""
+    if source.network:
+        return source.network(tensors)
+    return schema.shown(named) if isinstance(named, str) else _resnet_in(tensors)
 
 
 def evaluation_view(name: str, *, arch: str, data: str) -> Preprocessing | None:

@@ -2,10 +2,11 @@
 
 import contextlib
 import json
+import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from . import files
@@ -86,6 +87,49 @@ class Progress:
         """Finish the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+class SlowStep:
+    """Says once, while a step runs, that it takes longer than a minute, and which flags make it cheaper.
+
+    A thread watches the steps, because the main thread may be in one call of C++ code for the whole step.
+
+    Args:
+        cheaper: the flags in words; "": nothing is said.
+        limit: seconds from which on a step is slow.
+    """
+
+    def __init__(self, cheaper: str, limit: float = 60.0):
+        self.cheaper, self.limit = cheaper, limit
+        self.number, self.began = 0, math.inf
+
+    @contextlib.contextmanager
+    def watched(self, say: Callable[[str], None]) -> Iterator[Callable[[int], None]]:
+        """Watch the steps that run in the block. The block calls the function that it gets with the number of each step."""
+        if not self.cheaper:
+            yield lambda number: None
+            return
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(min(self.limit / 4, 1.0)):
+                if self.cheaper and time.monotonic() - self.began > self.limit:
+                    say(
+                        f"step {self.number} takes longer than {self.limit:g} seconds; steps get cheaper with {self.cheaper}"
+                    )
+                    self.cheaper = ""
+
+        thread = threading.Thread(target=watch, name="slow step", daemon=True)
+        thread.start()
+        try:
+            yield self._begin
+        finally:
+            self.began = math.inf
+            ended.set()
+            thread.join()
+
+    def _begin(self, number: int) -> None:
+        self.number, self.began = number, time.monotonic()
 
 
 class EpochLog:

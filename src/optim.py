@@ -226,3 +226,24 @@ def warmup_cosine(
         return final + 0.5 * (base - final) * (1 + math.cos(math.pi * (step - warmup) / decay))
 
     return lr
+
+
+def warmup_drops(
+    base: float, drops: Sequence[int], *, warmup_start: float, warmup_epochs: int, steps_per_epoch: int
+) -> Callable[[int], float]:
+    """Return the learning rate as a function of the step: a linear warm-up, then falls to a tenth.
+
+    Args:
+        base: learning rate after the warm-up.
+        drops: numbers of epochs after which the learning rate falls to a tenth.
+        warmup_start, warmup_epochs: as for `warmup_cosine`.
+    """
+    warmup = warmup_epochs * steps_per_epoch
+    risen = warmup_cosine(base, base, warmup_start, warmup_epochs, warmup_epochs + 1, steps_per_epoch)
+
+    def lr(step: int) -> float:
+        if step < warmup:
+            return risen(step)
+        return base / 10 ** sum(step >= epochs * steps_per_epoch for epochs in drops)
+
+    return lr

@@ -3,8 +3,9 @@
     python -m src.pretrained list
     python -m src.pretrained get swav-800ep         # then: python train.py --pretrained swav-800ep
     python -m src.pretrained export runs/mine/checkpoint.pt resnet50.pth      # our backbone with torchvision's names
+    python -m src.pretrained pack runs/mine mine.safetensors                  # the whole network, for evaluations and predict.py
 
-Importing torch takes seconds. The first two commands do not need torch, so only the third one imports it.
+Importing torch takes seconds. The first two commands do not need torch, so only the last two import it.
 """
 
 import os
@@ -109,7 +110,15 @@ def main() -> None:
     exporter.add_argument(
         "--arch", default="", help="architecture of the backbone if the checkpoint does not name it (default: resnet50)"
     )
+    packer = commands.add_parser("pack", help="write the network of a run without the state of the optimiser")
+    packer.add_argument("checkpoint", help="run folder or file of train.py")
+    packer.add_argument("file", help="file to write, with the suffix .safetensors")
     options = parser.parse_args()
+    if options.command == "pack":
+        from .export import pack  # imports torch
+
+        print(printable(pack(options.checkpoint, options.file)))
+        return
     if options.command == "export":
         from .export import export  # imports torch
 

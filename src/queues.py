@@ -1,9 +1,12 @@
 """Keep past embeddings in buffers of fixed size. The buffers work for any vectors."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from .distributed import gather_no_grad
+from .errors import InputError
 from .losses import IGNORED
 
 CHUNK = 32768  # rows of the queue that are compared at once
@@ -30,6 +33,20 @@ class _Queue(nn.Module):
     def _read_back(self) -> None:
         """Copy the loaded buffers to the host."""
         self.pointer, self.full = int(self._pointer), bool(self._full)
+
+    def check(self, num_images: int) -> None:
+        """Check that what was loaded from a checkpoint can be used as positions.
+
+        Args:
+            num_images: number of images of the data set.
+
+        Raises:
+            InputError: naming the buffer and the value that lies outside.
+        """
+        if not 0 <= self.pointer < len(self.embeddings):
+            raise InputError(
+                f"its queue of {len(self.embeddings)} rows writes next to row {self.pointer}, which does not exist"
+            )
 
     @torch.no_grad()
     def _append(self, embeddings: Tensor) -> Tensor:
@@ -104,6 +121,10 @@ class NearestNeighborQueue(_Queue):
         self.register_buffer("indices", torch.zeros(length, dtype=torch.long))
         self.register_buffer("labels", torch.full((length,), -1, dtype=torch.long))
 
+    def check(self, num_images: int) -> None:
+        super().check(num_images)
+        _check_range("indices of its queue", self.indices, low=0, high=num_images)
+
     @torch.no_grad()
     def push(self, embeddings: Tensor, indices: Tensor, labels: Tensor | None = None) -> Tensor:
         """Overwrite the oldest rows with this step's (B, D) embeddings of every rank and return the positions of the rows.
@@ -163,6 +184,15 @@ class NearestNeighborQueue(_Queue):
         return self.embeddings[rows], self.labels[rows]
 
 
+def _check_range(what: str, values: Tensor, *, low: int, high: int) -> None:
+    """Raise InputError unless all values are at least `low` and below `high`."""
+    if not len(values):
+        return
+    least, most = int(values.min()), int(values.max())
+    if least < low or most >= high:
+        raise InputError(f"the {what} go from {least} to {most}, expected {low} to {high - 1}")
+
+
 class MemoryBank(nn.Module):
     """Store the last embedding and the cluster of every image of a data set.
 
@@ -200,6 +230,22 @@ class MemoryBank(nn.Module):
         self.embeddings = self.embeddings.new_zeros(num_banks, num_images, dim)
         self.written = self.written.new_zeros(num_images)
         self.clusters = self.clusters.new_full((num_heads, num_images), IGNORED)
+
+    def check(self, num_images: int, sizes: Sequence[int]) -> None:
+        """Check that what was loaded from a checkpoint fits a data set.
+
+        Args:
+            num_images: number of images of the data set.
+            sizes: number of clusters of each head.
+
+        Raises:
+            InputError: if the bank has another number of images, or an image has a cluster that does not exist.
+        """
+        if len(self) != num_images:
+            raise InputError(f"its memory bank has {len(self)} images, expected {num_images}")
+        for head, size in enumerate(sizes):
+            clusters = self.clusters[head]
+            _check_range(f"clusters of its head {head}", clusters[clusters != IGNORED], low=0, high=size)
 
     @torch.no_grad()
     def fill(self, embeddings: Tensor, indices: Tensor) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import checkpoint, distributed, files, locks
-from .config import FREE_TO_CHANGE, flag
+from .config import FREE_TO_CHANGE, flag, stored_path
 from .errors import InputError, RunError, drop_output, explain, print_line, printable
 from .logs import EpochLog, Progress, write_json
 from .stopping import Interrupted
@@ -178,7 +178,16 @@ def _compare(folder: Path, found: str) -> None:
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> list[str]:
-    """Return the names of the options that differ. A checkpoint may lack an option that is newer, and is off now."""
+    """Return the names of the options that differ. A checkpoint may lack an option that is newer, and is off now.
+
+    The data are compared by their fingerprint, if the checkpoint has one, so their folder may have moved. Otherwise they are
+    compared by their path.
+    """
+    if "data_fingerprint" in before:
+        free = free | {"data"}
+    else:
+        free = free | ({"data_fingerprint"} if before.get("data") else {"data_fingerprint", "data"})
+        before = {**before, "data": stored_path(before.get("data", ""))}
     return [
         name
         for name in sorted(before.keys() | now.keys())
@@ -190,6 +199,11 @@ def _refuse(folder: Path, name: str, *, before: dict[str, Any], now: dict[str, A
     if "method" in differing:
         raise InputError(
             f"{folder} holds a run of --method {before.get('method')}: give another --output-dir, or give --fresh"
+        )
+    if "data_fingerprint" in differing:
+        raise InputError(
+            f"{folder} holds a run on other images: those of --data {before.get('data')}, now --data {now.get('data')} (files were "
+            "added, removed or renamed, or the labels differ); give the same images or another --output-dir, or give --fresh"
         )
     options = ", ".join(f"{flag(option)} {before.get(option)} (now {now.get(option)})" for option in differing)
     if differing == ["epochs"] and name == "checkpoint":

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import distributed
-from .config import as_plain, parse_train
+from .config import as_plain, parse_train, read_method
 from .data.datasets import MemoryImages, open_data
 from .data.loaders import TrainLoader
 from .data.views import build_views
@@ -46,7 +46,7 @@ SHARED = (
     f"--data digits --preset digits --device cpu --batch-size {BATCH} --epochs {EPOCHS} --warmup-epochs 1 "
     "--lr 0.002 --warmup-start 0.0002 --final-lr 0.00002"
 )
-HEAD = "--hidden-dim 32 --dim 16"  # of the methods with a projection head
+HEAD = "--hidden-dim 32 --dim 16"  # of the methods that have a projection head
 LOCAL = "--local-crops-number 1 --local-crops-size 6"
 FLAGS = {
     "self_classifier": f"{LOCAL} --classes 10 10 20 --queue-length 32",
@@ -55,6 +55,7 @@ FLAGS = {
     "swav": f"{LOCAL} --queue-length 32 --queue-start 1 --freeze-prototypes 2",
     "deepcluster_v2": f"{LOCAL} --prototypes 10 12",
     "sela_v2": f"{LOCAL} --prototypes 10 12 --freeze-prototypes 2",
+    "sela": f"--global-crops-number 2 {LOCAL} --classes 10 12 --updates 12",
     # These two start from a network with random weights.
     "scan": "--num-classifiers 2 --neighbors 5",
     "selflabel": "--threshold 0.105",
@@ -85,7 +86,7 @@ def follow(method: str, accumulate: int, *flags: str, epochs: int = EPOCHS) -> d
         losses: the loss of each step.
         views: the mean of each view in the first batch of this rank.
     """
-    head = HEAD if "hidden_dim" in vars(METHODS[method].Config) else ""
+    head = HEAD if "hidden_dim" in read_method(method).comments else ""
     words = f"--method {method} {SHARED} {head} {FLAGS.get(method, '')} --accumulate {accumulate}".split()
     options, name, knobs = parse_train([*words, *flags])
     with _in_float64():
@@ -94,7 +95,9 @@ def follow(method: str, accumulate: int, *flags: str, epochs: int = EPOCHS) -> d
         assert isinstance(digits, MemoryImages)
         data = MemoryImages(digits.images[:IMAGES], digits.labels[:IMAGES], digits.classes)
         views = build_views(options.data, data, options.views)
-        loader = TrainLoader(data, views, batch_size=BATCH, seed=options.seed, device=torch.device("cpu"))
+        loader = TrainLoader(
+            data, views, batch_size=BATCH, seed=options.seed, device=torch.device("cpu"), epochs=EPOCHS
+        )
         network = build_method(name, knobs, {**as_plain(options), "channels": data.channels})
         groups = parameter_groups(network, options.weight_decay)
         trainer = Trainer(

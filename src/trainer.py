@@ -17,7 +17,7 @@ from .data.loaders import DAMAGED_SHARE, Batch, TrainLoader
 from .data.training import TrainingData
 from .errors import InputError, RunError
 from .flops import OperationCounter
-from .logs import Progress
+from .logs import Progress, SlowStep
 from .methods.base import Method, Step
 from .models.memory import statistics_kept
 from .optim import clip_gradients, load_optimizer
@@ -55,6 +55,8 @@ class Trainer:
         sync_bn_group: consecutive ranks that share batch-norm statistics; 0: all ranks.
         log_every: steps between readings of the loss on a GPU, where each reading waits for the device. On a CPU the
             trainer reads it in every step.
+        cheaper: flags that make a step cheaper, for a line that the log gets if a step takes longer than a minute; "": no
+            line.
 
     Attributes:
         epoch: number of finished epochs.
@@ -79,6 +81,7 @@ class Trainer:
         clip_grad: float = 0.0,
         sync_bn_group: int = 0,
         log_every: int = 16,
+        cheaper: str = "",
         stop_request: StopRequest | None = None,
     ):
         if loader.per_rank % accumulate:
@@ -88,9 +91,11 @@ class Trainer:
         loader.companions = method.companions
         self.method, self.optimizer, self.lr, self.loader = method, optimizer, lr, loader
         self.forward = distributed.parallel(TrainingStep(method), device, sync_bn_group)
-        self.data = TrainingData(loader)
+        self.operations = OperationCounter()
+        self.data = TrainingData(loader, count=self.operations.run)
         self.labels = None if labels is None else labels.to(device)
         self.device, self.autocast = device, autocast
+        self.slow = SlowStep(cheaper)
         self.read_every = 1 if device.type == "cpu" else log_every
         self.stop_request = stop_request or StopRequest()
         self.accumulate, self.clip_grad = accumulate, clip_grad
@@ -100,7 +105,6 @@ class Trainer:
         self.epoch, self.done, self.skipped = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
         self.seconds = 0.0
-        self.operations = OperationCounter()
         self.asked = False  # in the current step, the ranks have already agreed whether to stop after it
         self.stops_after = 0  # the step after which they stop, if this rank has asked for it
 
@@ -132,7 +136,14 @@ class Trainer:
             self.operations.run(self.method.prepare_run, self.data)
         if self.done == 0:
             self.operations.run(self.method.prepare_epoch, self.epoch, self.data)
+        with self.slow.watched(progress.say) as begin:
+            self._run_steps(progress, begin)
+        return self._finish_epoch()
+
+    def _run_steps(self, progress: Progress, begin: Callable[[int], None]) -> None:
+        """Run the remaining steps of the epoch. `begin` is told the number of each step before its batch is loaded."""
         unread: list[Tensor] = []
+        begin(self.step + 1)
         for batch in self._timed(self.loader.epoch(self.epoch, start=self.done)):
             self.method.prepare_step(self.step, self.data)
             for group, scale in zip(self.optimizer.param_groups, self.lr_scales, strict=True):
@@ -153,7 +164,7 @@ class Trainer:
                 unread.clear()
             if stop:
                 raise Interrupted(stop)
-        return self._finish_epoch()
+            begin(self.step + 1)
 
     def _update(self, batch: Batch, step: Step, backward: Callable[[], None]) -> None:
         """Compute the gradients, update the weights, and add the step to the epoch's totals."""
@@ -280,7 +291,13 @@ class Trainer:
             known = (here >= 0) & (there >= 0)
             add |= {"neighbor_known": known.sum().float(), "neighbor_agree": ((here == there) & known).sum().float()}
         for name, value in add.items():
-            self.totals[name] = self.totals[name] + value if name in self.totals else value.clone()
+            before = self.totals.get(name)
+            if before is not None and before.shape != value.shape:  # from a checkpoint
+                raise RunError(
+                    f"the checkpoint does not fit this run: its total {name} has the shape {tuple(before.shape)}, expected "
+                    f"{tuple(value.shape)}; give another --output-dir, or start over with --fresh"
+                )
+            self.totals[name] = value.clone() if before is None else before + value
 
     def _finish_epoch(self) -> dict[str, Any]:
         taken = self.done - self.skipped
@@ -343,12 +360,19 @@ class Trainer:
             raise InputError(f"the checkpoint does not fit this run: {error}; {advice}") from None
         except KeyError as error:
             raise InputError(f"the checkpoint does not fit this run: it has no {error}; {advice}") from None
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # torch explains what does not fit
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            IndexError,
+        ) as error:  # torch explains what does not fit
             detail = " ".join(str(error).split())[:300]
             raise InputError(f"the checkpoint does not fit this run: {detail}; {advice}") from None
 
     def _load(self, state: dict[str, Any]) -> None:
         self.method.load_saved_state(state["model"])
+        self.method.check_positions(len(self.loader.data))
         load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.done, self.seconds = state["epoch"], state["done"], state["seconds"]
@@ -356,6 +380,8 @@ class Trainer:
         if "operations" in state:
             self.operations.load_state_dict(state["operations"])
         self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
+        if self.done > self.skipped:
+            self.method.summarize({"loss": self.totals["loss"], **self.totals})  # raises if a total is missing
         torch.set_rng_state(state["generator"])
         if self.device.type == "cuda" and state["cuda_generator"] is not None:
             torch.cuda.set_rng_state(state["cuda_generator"], self.device)

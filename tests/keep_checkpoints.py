@@ -19,6 +19,7 @@ import torch
 
 from src import logs
 from src.checkpoint import VERSION
+from src.config import read_method
 from src.data.datasets import open_data
 from src.loading import load_method
 from src.methods import METHODS
@@ -31,7 +32,7 @@ SHARED = (
     "--data digits --preset digits --device cpu --batch-size 200 --epochs 3 --warmup-epochs 1 --warmup-start 0.0002 "
     "--lr 0.002 --final-lr 0.00002"
 )
-HEAD = "--dim 16 --hidden-dim 32"  # of the methods with a projection head
+HEAD = "--dim 16 --hidden-dim 32"  # of the methods that have a projection head
 # Adam needs two more numbers per weight. A backbone that is not trained keeps these files small.
 FROZEN = "--freeze backbone"
 FLAGS = {
@@ -41,6 +42,7 @@ FLAGS = {
     "swav": f"{FROZEN} --queue-length 256 --queue-start 0 --freeze-prototypes 2",
     "deepcluster_v2": f"{FROZEN} --prototypes 10 12",
     "sela_v2": f"{FROZEN} --prototypes 10 12 --freeze-prototypes 2",
+    "sela": f"{FROZEN} --classes 10 12 --updates 8",
     "scan": f"{FROZEN} --num-classifiers 2 --neighbors 5 --pretrained simclr",
     "selflabel": f"{FROZEN} --threshold 0.11 --pretrained scan",
 }
@@ -58,7 +60,7 @@ def logits_of(path: Path) -> list[list[float]]:
 
 def flags_of(method: str) -> list[str]:
     """Return the flags of the run of a method."""
-    head = HEAD if "hidden_dim" in vars(METHODS[method].Config) else ""
+    head = HEAD if "hidden_dim" in read_method(method).comments else ""
     return f"--method {method} {SHARED} {head} {FLAGS.get(method, FROZEN)}".split()
 
 

@@ -263,8 +263,8 @@ MUTATIONS = [
         (T_ASSIGNMENTS,),
         (
             "sharpness of the transport ignored",
-            "logs = read(rows).double().mul(lam)",
-            "logs = read(rows).double()",
+            "logs = self.read(rows).double().mul(self.lam)",
+            "logs = self.read(rows).double()",
         ),
         (
             "labels without the scaling of the classes",
@@ -275,8 +275,8 @@ MUTATIONS = [
         ("balance checked in every iteration", "if iteration % 10 == 0:", "if True:"),
         (
             "temperature of the prototypes' probabilities ignored",
-            "(embeddings[rows] @ prototypes.T).div_(temperature)",
-            "(embeddings[rows] @ prototypes.T)",
+            "(products if bias is None else products.add_(bias)).div_(temperature)",
+            "(products if bias is None else products.add_(bias))",
         ),
     ),
     *mistakes(
@@ -499,7 +499,7 @@ MUTATIONS = [
             T_OBJECTIVES,
             T_SELF_CLASSIFIER,
         ),
-        ("occupancy of the view that is replaced", "z = views[1].float()", "z = views[0].float()"),
+        ("occupancy of the view that is replaced", "z = views[min(1, len(views) - 1)].float()", "z = views[0].float()"),
         ("occupancy without temperature", "(z / self.temperature).softmax(dim=1)", "z.softmax(dim=1)"),
         ("classifiers of different size compared", "if size == self.classes[0]]", "if size]"),
         ("unused classes counted as used", "(share > 0).sum()", "(share >= 0).sum()"),

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 FILES = sorted(SRC.rglob("*.py"))
-SCRIPTS = [ROOT / f"{name}.py" for name in ("train", "lincls_eval", "knn_eval", "cls_eval")]
+SCRIPTS = [ROOT / f"{name}.py" for name in ("train", "lincls_eval", "knn_eval", "cls_eval", "predict")]
 
 
 def table() -> dict[str, set[str]]:

@@ -202,7 +202,14 @@ def test_cifar_convnet_from_16_to_40_pixels(in_channels):
         for size in (16, 24, 32, 40):
             features = backbone(torch.rand(5, in_channels, size, size))
             assert features.shape == (5, 256)
-            assert (features >= 0).all()
+
+
+def test_the_stem_of_cifar_convnet_starts_with_an_orthonormal_basis_of_both_signs():
+    stem = build_backbone("cifar_convnet").blocks[0].weight.detach().flatten(1)
+    assert torch.allclose(stem[:12] @ stem[:12].T, torch.eye(12), atol=1e-6)
+    assert torch.equal(stem[12:], -stem[:12])
+    grey = torch.tensor([1.0, -1, 1, -1]).repeat(3) / 12**0.5  # a vertical edge
+    assert torch.allclose(stem[3], grey, atol=1e-6)
 
 
 def test_operations_of_a_view_of_cifar_convnet():

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 import torch
-from conftest import ROOT
 
-from tests.campaign import long_runs, program, runs, table
+from src.measured import campaign_table
+from tests.campaign import long_runs, program, runs
 from tests.campaign.injection import Injector, Plan
 from tests.campaign.trials import ROWS, Row, executed, judge
 
@@ -94,6 +94,11 @@ def test_a_failure_names_the_command_that_repeats_it(monkeypatch):
     assert found["failures"] == [{"problem": "broken", "command": command}]
 
 
+def test_a_row_ends_after_its_time():
+    row = Row("some-row", "what", 5, 1, lambda numbers, seed, place: ((n, "") for n in numbers))
+    assert program.try_row(row, range(5), seed=7, loud=False, seconds=-1)["tried"] == 1
+
+
 # ---- faults at exact calls ------------------------------------------------------------------------------------------
 
 
@@ -136,16 +141,9 @@ def test_the_call_of_the_plan_fails_and_no_other(tmp_path, inject):
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_and_readme_state_the_kept_results():
-    results = table.load()
-    page = (ROOT / table.PAGE).read_text()
-    assert table.block(results) in page
-    assert table.sentence(results) in (ROOT / "README.md").read_text()
-
-
 def test_the_table_adds_up():
     entry = {"what": "kills", "tried": 1200, "survived": 1199, "commit": "abc"}
-    text = table.render({"a": entry, "b": {**entry, "tried": 1, "survived": 1, "left out": "no root"}})
+    text = campaign_table({"a": entry, "b": {**entry, "tried": 1, "survived": 1, "left out": "no root"}})
     assert "| kills | 1,200 | 1,199 | 1 | abc |\n" in text
     assert "| kills (left out: no root) | 1 | 1 | 0 | abc |\n" in text
-    assert "| **all** | **1,201** | **1,200** | **1** | |\n" in text
+    assert "| **all** | **1,201** | **1,200** | **1** |  |\n" in text

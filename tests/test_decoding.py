@@ -11,7 +11,7 @@ from PIL import Image
 from src.config import parse_train
 from src.data import decoding
 from src.data.datasets import open_folder
-from src.data.decoding import decode
+from src.data.decoding import decode, decode_on, encoded
 from src.data.loaders import TrainLoader
 from src.data.views import build_views
 from src.errors import InputError, RunError
@@ -72,6 +72,22 @@ def test_a_turned_photograph_stays_as_it_is_stored(codec, tmp_path, orientation)
     photograph().save(tmp_path / "b.jpg", exif=exif)
     assert is_pillows(tmp_path / "b.jpg")
     assert codec
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_upright_photograph_is_turned_as_a_viewer_turns_it(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = str(tmp_path / f"a{suffix}")
+    photograph().save(path, exif=exif)
+    stored, shown = (decode(path, upright=upright).permute(1, 2, 0).numpy() for upright in (False, True))
+    turned = {3: stored[::-1, ::-1], 6: stored.swapaxes(0, 1)[:, ::-1], 8: stored.swapaxes(0, 1)[::-1]}
+    turned |= {2: stored[:, ::-1], 4: stored[::-1], 5: stored.swapaxes(0, 1), 7: stored[::-1, ::-1].swapaxes(0, 1)}
+    expected = turned.get(orientation, stored)
+    assert shown.shape == expected.shape
+    assert np.abs(shown.astype(int) - expected).max() <= 1
+    assert decode_on(torch.device("cpu"), [encoded(path, upright=True)])[0].shape[1] == shown.shape[0]
 
 
 def test_what_torchcodec_does_not_take_goes_to_pillow(codec, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from evaluating import run_here
 
-from src import cards, documents, results
+from src import cards, documents, measured, results
 from src.config import method_names
 from src.errors import InputError
 
@@ -41,7 +41,7 @@ def write_run(folder: Path, seed: int, acc: float, *, start: dict = START, **cha
         {"epoch": 1, "step": 5, "loss": 1.23456789, "seconds": 45.0, "images_per_second": 9.0, "classifier": 0}
         | {"used_0": 1, "used_1": 2, "used_2": 5},
         {"epoch": 2, "step": 10, "loss": 0.5, "seconds": 60.0, "images_per_second": 9.0, "classifier": 1}
-        | {"used_0": 2, "used_1": 3, "used_2": 6, "acc": 0.25},
+        | {"used_0": 2, "used_1": 3, "used_2": 6, "acc": 0.25, "total_pflop": 0.123456},
     ]
     sizes = ((3, acc - 0.2), (3, acc), (6, acc - 0.4))
     evaluation = {
@@ -75,11 +75,13 @@ def test_a_card_holds_how_a_run_was_made_and_its_numbers(tmp_path):
         "config": {"method": "swav", "seed": 3, "epochs": 2, "lr": 0.1, "data": "pictures"},
         "starts": [START],
         "minutes": 1.75,  # 45 s and 60 s
+        "pflop": 0.12346,
         "per_epoch": {
             "loss": [1.2346, 0.5],
             "classifier": [0, 1],
             "used of classifier 1": [2, 3],
             "acc": [None, 0.25],
+            "total_pflop": [None, 0.12346],
         },
         "cls_eval": {
             "acc": 0.9,
@@ -224,6 +226,9 @@ def test_a_changed_card_is_found(project):
         ("worst toys/swav 0-4", "there is no card of seed 2"),
         ("methods toys 0-4 swav", "there is no card of seed 2"),
         ("worst toys/swav", "README.md: results: worst toys/swav: wrong number of arguments"),
+        ("value speed 0 d", r"speed\.json: No such file or directory, expected a card"),
+        ("value toys/swav-0 minute d", "results: value toys/swav-0 minute d: a card has no 'minute'"),
+        ("value toys/swav-0 minutes d", "results: value toys/swav-0 minutes d: Unknown format code"),
     ],
 )
 def test_a_block_without_function_or_card_is_one_line(project, block, message):
@@ -268,6 +273,63 @@ def test_different_machines_are_not_named_as_one(project):
     card.write_text(card.read_text().replace("Abacus", "Slide rule"))
     with pytest.raises(InputError, match="the cards have 2 processors, versions or commits, expected one"):
         documents.made_with(folder.parent, "toys")
+
+
+# ---- measurements ---------------------------------------------------------------------------------------------------
+
+
+def write_card(project: Path, name: str, card: object) -> Path:
+    path = project / "docs" / "results" / f"{name}.json"
+    path.write_text(json.dumps(card))
+    return project / "docs" / "results"
+
+
+def test_a_number_of_a_card_stands_in_a_sentence(project):
+    row = {
+        "seconds": {"ours, both": [0.3, 0.1, 0.2], "old": {"median": 68e-3}},
+        "peak": 3 << 20,
+        "share": 0.046,
+        "text": "a",
+    }
+    folder = write_card(project, "speed", {"results": [{}, row]})
+    assert measured.value(folder, "speed", "1", "seconds", "ours,_both", ".2f") == "0.20"  # the median of the turns
+    assert measured.value(folder, "speed", "1", "seconds", "old", ".0fms") == "68"
+    assert measured.value(folder, "speed", "1", "peak", ".0fMiB") == "3"
+    assert measured.value(folder, "speed", "1", "share", ".1%") == "4.6 %"
+    assert measured.value(folder, "speed", "1", "text", "s") == "a"
+
+
+def test_times_have_three_digits_and_a_range():
+    assert measured.spread([0.25, 0.125, 12.5]) == "0.250 (0.125 to 12.5)"
+    assert measured.spread([1234.5]) == "1,234"  # one turn has no range
+    assert (
+        measured.spread({"median": 0.62, "least": 0.6, "most": 0.7}) == "0.62 (0.6 to 0.7)"
+    )  # copied: no digits are added
+
+
+def test_the_bytes_of_more_ranks_follow_from_those_of_two(project):
+    """Two ranks of 10 images and 5 classes send one vector, 2 · 1/2 · 5 · 4 bytes, and all logits, 1/2 · 10 · 5 · 4 bytes."""
+    row = {"processes": 2, "views": 1, "N": 10, "C": 5, "sent_bytes": {"ours": 20, "gathered": 100}}
+    folder = write_card(project, "loss", {"results": [row]})
+    # four ranks, two views, a million classes, 1000 images: 2 · 3/4 · 2e6 · 4 bytes and 3/4 · 2e6 · 1000 · 4 bytes
+    assert measured.sent(folder, "loss", "2", "1000000", "1000", "4").splitlines()[3] == "| 4 | 12.0 MB | 6.0 GB |"
+
+
+def test_the_campaign_is_compared_with_its_results(project):
+    row = {"what": "kills", "tried": 1200, "survived": 1199, "commit": "abc", "date": "today", "hardware": "one core"}
+    write_card(project, "reliability", {"a": {**row, "versions": "Python 3"}})
+    page = project / "docs" / "results" / "reliability.md"
+    page.write_text("<!-- results: campaign -->\n<!-- end -->\nAll: <!-- results: faults --><!-- end -->.\n")
+    documents.differences(project, write=True)
+    assert page.read_text() == (
+        "<!-- results: campaign -->\ntoday, one core, Python 3.\n\n"
+        "| what | tried | survived | failures | commit |\n|---|---|---|---|---|\n"
+        "| kills | 1,200 | 1,199 | 1 | abc |\n| **all** | **1,200** | **1,199** | **1** |  |\n<!-- end -->\n"
+        "All: <!-- results: faults -->1,200 faults tried, 1,199 survived<!-- end -->.\n"
+    )
+    page.write_text(page.read_text().replace("1,199 survived", "1,200 survived"))
+    (line,) = documents.differences(project)
+    assert line.startswith("docs/results/reliability.md: faults: found '1,200 faults tried, 1,200 survived'")
 
 
 # ---- this project ---------------------------------------------------------------------------------------------------

@@ -56,6 +56,25 @@ def load_backbone(weights, arch):
     )
 
 
+def linear(prefix, *shape):
+    return {f"{prefix}.weight": empty(*shape), f"{prefix}.bias": empty(shape[0])}
+
+
+def sela_alexnet(arch):
+    """An AlexNet of SeLa's code on several GPUs, with two heads."""
+    with META:
+        state = build_backbone(arch).state_dict()
+    state = {key.replace("features.", "features.module."): value for key, value in state.items()}
+    return state | linear("top_layer0", 50, 4096) | linear("top_layer1", 50, 4096)
+
+
+def sela_resnet():
+    """The first version of SeLa's ResNet-50: torchvision's, as a sequence."""
+    places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    parted = {key: key.split(".", 1) for key in trunk()}
+    return {f"features.{places[first]}.{rest}": trunk()[key] for key, (first, rest) in parted.items()}
+
+
 # name of the layout, what the file looks like around it, source, backbone, our parts, what is left out
 LAYOUTS = [
     ("self_classifier_resnet50", "state_dict", "second gen", "resnet50", {"projection_head": 9, "classifiers": 8}, {}),
@@ -71,8 +90,8 @@ LAYOUTS = [
     ("swav_resnet50w2", "", "SwAV", "resnet50w2", {"projection_head": 9, "classifiers": 1}, {}),
     ("scan_cifar10_cluster", "model", "ResNet-18 for small", "cifar_resnet18", {"classifiers": 2}, {}),
     ("scan_cifar10_simclr", "", "ResNet-18 for small", "cifar_resnet18", {"projection_head": 4}, {}),
-    ("sela_resnetv2_1x1000", "state_dict", "SeLa", None, {"backbone": 293, "classifiers": 2}, {}),
-    ("sela_alexnet_10x3000", "", "SeLa", None, {"backbone": 39, "classifiers": 20}, {}),
+    ("sela_resnetv2_1x1000", "state_dict", "SeLa, pre-activation", "sela_resnet50", {"classifiers": 2}, {}),
+    ("sela_alexnet_10x3000", "", "SeLa, AlexNet", "sela_alexnet", {"classifiers": 20}, {}),
     (
         "mocov2_resnet50",
         "state_dict",
@@ -119,10 +138,6 @@ def test_the_authors_second_generation_loads_strictly(name, arch, knobs):
     with META:
         method = kind(build_backbone(arch), kind.Config(**knobs, queue_length=0))
     method.load_state_dict(weights.tensors)
-
-
-def linear(prefix, *shape):
-    return {f"{prefix}.weight": empty(*shape), f"{prefix}.bias": empty(shape[0])}
 
 
 def norm(prefix, width):
@@ -253,14 +268,24 @@ DESCRIBED = {
         [],
     ),
     "sela, parallel": (
-        {
-            "state_dict": {"features.module.0.weight": empty(96, 3, 11, 11), "classifier.1.bias": empty(4096)}
-            | linear("top_layer", 1000, 4096),
-            "L": empty(1, 99),
-        },
-        "SeLa",
-        None,
-        {"backbone.features.0.weight", "backbone.classifier.1.bias", "classifiers.0.weight"},
+        {"state_dict": sela_alexnet("sela_alexnet_small"), "L": torch.zeros(2, 99, dtype=torch.long, device="meta")},
+        "SeLa, AlexNet",
+        "sela_alexnet_small",
+        {"classifiers.0.weight", "classifiers.1.bias", "labels"},
+        [],
+    ),
+    "sela, with rotations": (
+        sela_alexnet("sela_alexnet") | linear("top_layer2", 4, 4096),
+        "SeLa, AlexNet",
+        "sela_alexnet",
+        {"classifiers.0.weight", "classifiers.1.bias"},
+        ["top_layer2.weight", "top_layer2.bias"],
+    ),
+    "sela, resnet": (
+        sela_resnet() | linear("top_layer.0", 1000, 2048),
+        "SeLa, ResNet",
+        "resnet50",
+        {"classifiers.0.weight", "classifiers.0.bias"},
         [],
     ),
 }

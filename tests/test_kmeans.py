@@ -145,8 +145,9 @@ def test_an_early_stop_ends_when_an_iteration_lowers_the_sum_by_less_than_its_sh
     for distances, owner in zip(left, [first, *owners], strict=False):
         sums.append((distances[np.arange(len(rows)), owner.long()] ** 2).sum())  # to the mean of those it is a mean of
     enough = next(n for n in range(1, 39) if sums[n - 1] - sums[n] < gain * sums[n])
-    centroids, _, iterations = kmeans.lloyd(rows, rows[:45], least_gain=gain)
+    centroids, inertia, iterations = kmeans.lloyd(rows, rows[:45], least_gain=gain)
     assert iterations == enough + 1
+    assert inertia == pytest.approx(sums[enough], rel=1e-9)
     assert np.allclose(centroids, theirs(rows, rows[:45], max_iter=enough + 1, tol=0).cluster_centers_, atol=1e-9)
 
 

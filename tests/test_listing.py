@@ -3,11 +3,15 @@
 import json
 import os
 import time
+from collections import Counter
 
 import pytest
 
 from src.data import listing
+from src.data.folders import find_images
+from src.data.formats import describe_others
 from src.data.listing import list_images
+from src.errors import InputError
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def test_names_that_are_no_text(folder, cache, monkeypatch):
 
 def test_a_long_listing_says_how_far_it_is(folder, cache, monkeypatch, capsys):
     monkeypatch.setattr(listing, "SECONDS_BETWEEN_LINES", -1.0)
-    monkeypatch.setattr(listing, "_walk", lambda top, folders: (f"{top}/{i}.png" for i in range(2500)))
+    monkeypatch.setattr(listing, "_walk", lambda top, *_: (f"{top}/{i}.png" for i in range(2500)))
     list_images(folder, ["a"])
     assert capsys.readouterr().out == "".join(f"listing {folder}: {n},000 images so far\n" for n in (1, 2))
 
@@ -145,3 +149,42 @@ def test_a_hostile_list_is_made_again(folder, cache, content):
     (kept,) = cache.iterdir()
     kept.write_text(content)
     assert list_images(folder, ["a", "b"]) == before
+
+
+def test_other_files_are_counted_by_suffix_and_hidden_ones_are_not(folder, cache, monkeypatch):
+    for name in ("a/deeper/y.CR2", "a/z.cr2", "b/README", "b/.hidden.txt"):
+        (folder / name).touch()
+    for parent, _, _ in os.walk(folder):
+        os.utime(parent, (time.time() - 10,) * 2)
+    others = Counter()
+    list_images(folder, ["a", "b"], others=others)
+    assert others == {".cr2": 2, ".txt": 1, "": 1}
+    forbid_walking(monkeypatch)  # the list is taken from the cache
+    again = Counter()
+    list_images(folder, ["a", "b"], others=again)
+    assert again == others
+
+
+@pytest.mark.parametrize("damage", [{"others": {".txt": "x"}}, {"others": [1]}, {"others": None}])
+def test_a_damaged_count_in_the_cache_is_made_again(folder, cache, damage):
+    list_images(folder, ["a", "b"])
+    (file,) = cache.iterdir()
+    file.write_text(json.dumps(json.loads(file.read_text()) | damage))
+    others = Counter()
+    assert list_images(folder, ["a", "b"], others=others) == expected(folder)
+    assert others == {".txt": 1}
+
+
+def test_a_line_names_the_files_that_are_not_read():
+    assert describe_others({}) == ""
+    assert describe_others({".cr2": 1, ".txt": 3, "": 1}) == (
+        "files that are not read: 3 .txt, 1 without a suffix, 1 .cr2"
+    )
+    assert "`pip install pillow-heif`" in describe_others({".heic": 12000})
+    assert describe_others({f".{letter}": 1 for letter in "abcdefgh"}).endswith(".f and 2 others")
+
+
+def test_a_folder_with_nothing_but_unreadable_images_is_told_why(tmp_path):
+    (tmp_path / "a.cr2").touch()
+    with pytest.raises(InputError, match=r"no image in this folder \(files that are not read: 1 \.cr2\), expected"):
+        find_images(str(tmp_path), "train")

@@ -36,6 +36,7 @@ FLAGS = {
     "self_classifier": "--queue-length 48",
     "swav": "--queue-length 48 --queue-start 0 --freeze-prototypes 2",
     "sela_v2": "--freeze-prototypes 2",
+    "sela": "--updates 5",
     "selflabel": "--threshold 0.105",  # of a network that has not been trained
 }
 each_method = pytest.mark.parametrize("name", METHODS)
@@ -92,7 +93,7 @@ def make_trainer(name: str, *, seed=0, dtype=torch.float32, batch_norm=True, acc
         recipes.append(DigitRecipe(size=6))
     except InputError:
         check(num_views=2, steps=EPOCHS * (IMAGES // BATCH))
-    loader = TrainLoader(data, Typed(DigitViews(recipes), dtype), batch_size=BATCH, seed=0, device=CPU)
+    loader = TrainLoader(data, Typed(DigitViews(recipes), dtype), batch_size=BATCH, seed=0, device=CPU, epochs=EPOCHS)
     groups = parameter_groups(method, options.weight_decay)
     optimizer = build_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.momentum)
     lr = warmup_cosine(

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from src.config import Survey, method_names, parse_train, read_method
+from src.config.flags import expand_presets
 from src.data.datasets import ImageFiles, MemoryImages
 from src.data.survey import survey
 from src.errors import InputError
@@ -68,6 +69,32 @@ def test_the_recipe_of_every_method_passes_the_checks_of_the_method(tmp_path, me
         steps=options.epochs * (images // options.batch_size),
     )
     assert options.batch_size <= max(images / 4, 2)
+
+
+@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize(("data", "number"), [("cifar10", 10), ("cifar100-20", 20), ("stl10", 10)])
+def test_a_data_set_chooses_the_preset_of_its_name(method, data, number):
+    notes = []
+    options, _, knobs = parse_train(["--method", method, "--data", data, "--data-root", "somewhere"], notes=notes)
+    assert notes == [f"recipe: preset {data}, for --data {data}; a flag overrides each value"]
+    if method == "self_classifier_v1" and data != "stl10":
+        return  # the authors' recipes, see tests/test_recipes.py
+    assert (options.arch, options.global_crops_size) == (("resnet18", 96) if data == "stl10" else ("cifar_convnet", 24))
+    if method != "self_classifier_v1":  # it has two clusters per class
+        sizes = next(getattr(knobs, name) for name in ("classes", "prototypes") if hasattr(knobs, name))
+        assert (min(sizes) if isinstance(sizes, tuple) else sizes) == number
+
+
+def test_shared_values_reach_only_presets_that_build_on_them():
+    presets = {"a": {"lr": 1}, "b": {"base": "a"}, "old": {"lr": 2}, "c": {"base": "old"}, "d": {"base": "b", "lr": 3}}
+    shared = {"a": {"dim": 4, "lr": 0}, "b": {"dim": 5}, "c": {"dim": 6}, "d": {"dim": 7}}
+    assert expand_presets(presets, shared=shared) == {
+        "a": {"dim": 4, "lr": 1},
+        "b": {"dim": 5, "lr": 1},
+        "old": {"lr": 2},
+        "c": {"lr": 2},
+        "d": {"dim": 7, "lr": 3},
+    }
 
 
 def test_a_given_flag_wins_and_the_others_follow_it(tmp_path):

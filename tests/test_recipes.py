@@ -324,6 +324,64 @@ SELA_V2 = {
     "400ep": {**TRAIN_SELA_V2, **FOUR_SMALL},
     "400ep_2x224": {**TRAIN_SELA_V2, **TWO_VIEWS},
 }
+# SeLa's scripts and the defaults of its programs. --epochs 400 runs 401 epochs there.
+TRAIN_SELA = {
+    "arch": "sela_resnet50",
+    "epochs": 401,
+    "batch_size": 256,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "lr": 0.08,
+    "lr_drops": [150, 300, 350],
+    "warmup_epochs": 0,
+    "weight_decay": 1e-5,
+    "bias_decay": True,
+    "augment": "sela_3",
+    "global_crops_number": 1,
+    "global_crops_size": 224,
+    "global_crops_scale": [0.08, 1.0],
+    "local_crops_number": 0,
+    "classes": [3000] * 10,
+    "lam": 25.0,
+    "tolerance": 0.1,
+    "max_iterations": 0,
+    "updates": 100,
+    "update_spacing": "quadratic",
+    "update_heads": "all",
+    "rotation": "none",
+}
+TRAIN_SELA_CIFAR = {
+    **TRAIN_SELA,
+    "arch": "sela_alexnet",
+    "epochs": 400,
+    "batch_size": 128,
+    "lr": 0.03,
+    "lr_drops": [240, 320],
+    "weight_decay": 5e-4,
+    "global_crops_scale": [0.2, 1.0],
+    "classes": [128] * 10,
+    "lam": 10.0,
+    "tolerance": 0.01,
+    "updates": 400,
+    "update_spacing": "linear",
+    "update_heads": "in_turn",
+}
+SELA = {
+    "published": TRAIN_SELA,
+    "resnet": TRAIN_SELA,
+    "alexnet": {**TRAIN_SELA, "arch": "sela_alexnet"},
+    "retrain": {
+        **TRAIN_SELA,
+        "arch": "sela_alexnet",
+        "updates": 0,
+        "rotation": "add",
+        "epochs": 91,
+        "batch_size": 64,
+        "lr": 0.05,
+        "lr_drops": [30, 60, 80],
+    },
+    "cifar": TRAIN_SELA_CIFAR,
+}
 # SCAN's three steps, from the authors' configurations
 SIMCLR_CIFAR = {
     "arch": "cifar_resnet18",
@@ -443,16 +501,18 @@ SELFLABEL = {
     },
 }
 # what no program of others says
-OWN = {"digits", "cifar10", "small_images", "photographs"}
-OURS = {name: OWN for name in ("self_classifier", "swav", "deepcluster_v2", "sela_v2")}
-OURS |= {"self_classifier_v1": OWN - {"cifar10"}, "self_classifier_simclr": OWN | {"published"}}
-OURS |= {method: OWN - {"cifar10"} for method in ("simclr", "scan", "selflabel")}
+OWN = {"digits", "small_images", "photographs", "cifar10", "cifar100-20", "stl10"}
+OURS = {name: OWN | {"cifar10_200ep"} for name in ("swav", "deepcluster_v2", "sela_v2")} | {"self_classifier": OWN}
+OURS |= {"self_classifier_v1": OWN - {"cifar10", "cifar100-20"}, "self_classifier_simclr": OWN | {"published"}}
+OURS["sela"] = OWN
+OURS |= {method: OWN - {"cifar10", "cifar100-20", "stl10"} for method in ("simclr", "scan", "selflabel")}
 ROWS = [
     ("self_classifier", SECOND),
     ("self_classifier_v1", FIRST),
     ("swav", SWAV),
     ("deepcluster_v2", DEEPCLUSTER_V2),
     ("sela_v2", SELA_V2),
+    ("sela", SELA),
     ("simclr", SIMCLR),
     ("scan", SCAN),
     ("selflabel", SELFLABEL),
@@ -554,6 +614,16 @@ ORIGINAL = {
     "--batch_size --lr --wd --nesterov --scheduler_type --decay_epochs --gamma --final_lr",
     "eval_semisup": SWAV_RANKS + "--labels_perc --dump_path --seed --data_path --workers --arch --pretrained --epochs "
     "--batch_size --lr --lr_last_layer --decay_epochs --gamma",
+    "main (SeLa)": "--epochs --batch-size --lr --lrdrop --wd --dtype --nopts --augs --paugs --lamb --cpu --arch --archspec --ncl "
+    "--hc --device --modeldevice --exp --workers --imagenet-path --comment --log-intv --log-iter",
+    "cifar (SeLa)": "--device --resume -r --test-only --restart --arch --ncl --hc --lamb --nopts --lr --momentum --epochs "
+    "--batch-size --datadir --exp --type",
+    "retrain_with_rotnet (SeLa)": "--epochs --batch-size --lr --lrdrop --arch --archspec --ncl --hc --init --val-only --onlyrot "
+    "--data --device --exp --workers --imagenet-path --comment --log-interval --logiter",
+    "eval_linear_probes (SeLa)": "--arch --data --ckpt-dir --device --modelpath --results --workers --epochs --batch-size "
+    "--learning-rate --tencrops --evaluate --datadir --name",
+    "eval_resnet (SeLa)": "--device --arch --ncl --hc --workers --epochs --batch-size --learning-rate --ckpt-dir --datadir "
+    "--modelpath --name --evaluate",
     "the detection programs": "--config-file --resume --eval-only --num-gpus --num-machines --machine-rank --dist-url",
 }
 
@@ -609,6 +679,7 @@ def tables_of_presets() -> dict[str, list[tuple[str, str, str]]]:
         "SwAV": "swav",
         "DeepCluster-v2": "deepcluster_v2",
         "SeLa-v2": "sela_v2",
+        "SeLa": "sela",
         "SimCLR": "simclr",
         "SCAN": "scan",
         "Self-labelling": "selflabel",

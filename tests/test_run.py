@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from evaluating import read_json, run_here
+from PIL import Image
 
 from src import checkpoint, files, locks
 from src.config import parse_lincls_eval, parse_train
@@ -711,3 +712,25 @@ def test_numbers_beyond_their_type_are_one_line(parse, words, capsys):
 
 def test_the_largest_seed_trains(train):
     assert train("--seed", str(2**63 - 1), epochs=1)[0] == 0
+
+
+def test_a_run_continues_after_its_images_moved_but_not_with_other_images(run_program, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(12):
+        Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(pictures / f"{i}.png")
+    (pictures / "notes.txt").touch()
+    words = ("train.py", "--workers", "1", "--output-dir", tmp_path / "run", "--no-in-memory")
+    first = run_program(*words, "--data", pictures, "--epochs", "1")
+    assert first.returncode == 0, first.stderr
+    assert "files that are not read: 1 .txt" in first.stdout
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["data"], config["upright"]) == (str(pictures), True)
+    moved = pictures.rename(tmp_path / "moved")
+    again = run_program(*words, "--data", os.path.relpath(moved), "--epochs", "2")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == str(moved)
+    (moved / "11.png").rename(moved / "12.png")
+    other = run_program(*words, "--data", moved, "--epochs", "3")
+    assert other.returncode == 2
+    assert "holds a run on other images" in other.stderr

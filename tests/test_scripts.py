@@ -13,7 +13,18 @@ import pytest
 import torch
 from conftest import ROOT
 from slurm import SlurmCluster, why_not
-from test_recipes import DEEPCLUSTER_V2, FIRST, SCAN, SECOND, SELA_V2, SELFLABEL, SIMCLR, SWAV, tables_of_presets
+from test_recipes import (
+    DEEPCLUSTER_V2,
+    FIRST,
+    SCAN,
+    SECOND,
+    SELA,
+    SELA_V2,
+    SELFLABEL,
+    SIMCLR,
+    SWAV,
+    tables_of_presets,
+)
 
 from src import checkpoint
 from src.config import as_plain, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
@@ -88,7 +99,11 @@ LINEAR = {
     "sela_v2/selav2_400ep_pretrain.sh": (71.8, SELA_V2["400ep"], 8, 8, 8, "450G", "25:00:00"),
     "sela_v2/selav2_400ep_2x224_pretrain.sh": (67.2, SELA_V2["400ep_2x224"], 8, 8, 8, "450G", "25:00:00"),
 }
+LINEAR["sela/sela_resnet_pretrain.sh"] = (61.5, SELA["resnet"], 1, 4, 6, "150G", "72:00:00")
 ROWS |= {name: row for name, (_, *row) in LINEAR.items()}
+for name, limit in (("alexnet_pretrain", "72:00:00"), ("alexnet_retrain", "72:00:00"), ("cifar_pretrain", "24:00:00")):
+    row = SELA["retrain" if name == "alexnet_retrain" else name.partition("_")[0]]
+    ROWS[f"sela/sela_{name}.sh"] = (row, 1, 4, 6, "150G", limit)
 # SCAN's authors published configurations without resources: one GPU, and four for the large networks
 SMALL, LARGE = ("cifar10", "cifar100-20", "stl10"), ("imagenet-50", "imagenet-100", "imagenet-200")
 for name in SMALL:
@@ -195,7 +210,8 @@ for data, scores in BEST.items():
 PUBLISHED["scan/scan_imagenet_train.sh"] = "NMI 72.0, AMI 51.2, ARI 27.5, ACC 39.9"
 
 FOLDERS = {"self_classifier": "", "self_classifier_v1": "first_generation/"}
-FOLDERS |= {method: f"{method}/" for method in ("swav", "deepcluster_v2", "sela_v2", "simclr", "scan", "selflabel")}
+OTHERS = ("swav", "deepcluster_v2", "sela_v2", "sela", "simclr", "scan", "selflabel")
+FOLDERS |= {method: f"{method}/" for method in OTHERS}
 
 
 def header(path) -> dict[str, str]:

@@ -227,7 +227,7 @@ def nothing_read(monkeypatch):
     """Fail where an image is decoded or a network is run, or a folder is made."""
     for name in ("src.evaluation.session.single_views", "src.evaluation.session.extract", "src.run.make_folder"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("work has begun"))
-    monkeypatch.setattr("src.data.datasets.decode", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("src.data.datasets.decode", lambda *_, **__: pytest.fail("an image was read"))
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_: pytest.fail("the network was run"))
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from src.data.datasets import MemoryImages, open_data
 from src.data.digits import DigitRecipe, DigitViews
-from src.data.loaders import TrainLoader, available_workers, single_views
+from src.data.loaders import TrainLoader, single_views
 from src.data.photographs import PhotoViews, published_views
+from src.data.workers import available_workers
 from src.errors import InputError, RunError
 from src.logs import Progress
 from src.methods import METHODS, build_method
@@ -51,6 +52,65 @@ class StopAfter:
     @property
     def number(self):
         return signal.SIGTERM if self.trainer.step + 1 == self.at else 0
+
+
+POSITIONS = {
+    "queue.indices": (100, r"the indices of its queue go from 100 to 100, expected 0 to 99"),
+    "queue._pointer": (48, r"its queue of 48 rows writes next to row 48, which does not exist"),
+}
+
+
+@pytest.mark.parametrize("entry", POSITIONS)
+@pytest.mark.parametrize("value", ["beyond", "negative"])
+def test_positions_in_a_checkpoint_that_do_not_exist_are_named(entry, value):
+    state, (beyond, message) = make_trainer().state_dict(), POSITIONS[entry]
+    state["model"] = {
+        **state["model"],
+        entry: torch.full_like(state["model"][entry], beyond if value == "beyond" else -1),
+    }
+    with pytest.raises(InputError, match=message if value == "beyond" else "-1") as refused:
+        make_trainer().load_state_dict(state)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("number", "cluster", "message"),
+    [
+        (3, 0, "its memory bank has 3 images, expected 100"),
+        (100, 6, "the clusters of its head 0 go from 6 to 6, expected 0 to 5"),
+    ],
+)
+def test_a_memory_bank_of_other_images_or_clusters_is_named(number, cluster, message):
+    method = METHODS["deepcluster_v2"]
+    method = build_method("deepcluster_v2", method.Config(prototypes=(6, 10), dim=8, hidden_dim=16), SMALL)
+    method.bank.make_room(number)
+    method.check_positions(number)  # IGNORED is no cluster
+    method.bank.clusters.fill_(cluster)
+    with pytest.raises(InputError, match=message):
+        method.check_positions(100)
+
+
+@pytest.mark.parametrize("entry", ["loss", "terms", "share_0"])
+@pytest.mark.parametrize("change", ["missing", "shape"])
+def test_totals_that_do_not_fit_are_named(entry, change):
+    trainer = make_trainer()
+    trainer.stop_request = StopAfter(trainer, 2)
+    with pytest.raises(Interrupted):
+        trainer.train_epoch(quiet())
+    state = trainer.state_dict()
+    if change == "missing":
+        del state["totals"][entry]
+    else:
+        state["totals"][entry] = torch.ones(7)
+    second = make_trainer()
+
+    def resume():
+        second.load_state_dict(state)
+        second.train_epoch(quiet())
+
+    with pytest.raises((InputError, RunError), match=f"has no '{entry}'|its total {entry} has the shape") as refused:
+        resume()
+    assert "does not fit this run" in str(refused.value)
 
 
 @pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
@@ -247,7 +307,7 @@ from src.data.loaders import TrainLoader
 from src.config import ViewSettings
 from src.data.photographs import PhotoViews, published_views
 decode, read = datasets.decode, []
-datasets.decode = lambda path: time.sleep(10**6) if len(read) == 3 else (read.append(path), decode(path))[1]
+datasets.decode = lambda path, upright: time.sleep(10**6) if len(read) == 3 else (read.append(path), decode(path))[1]
 views = PhotoViews(published_views(ViewSettings(global_crops_size=16, local_crops_number=0)), 16)
 data = open_data({str(Path(data.paths[0]).parent)!r}, "train")
 loader = TrainLoader(data, views, batch_size=2, seed=0, device=torch.device("cpu"), workers=1)

@@ -23,6 +23,7 @@ from .flags import (
     require_views,
 )
 from .methods import MethodSource, method_names, read_method
+from .prediction import PredictOptions, parse_predict
 from .recipe import SMALL_SIDE, Survey
 from .training import (
     BUILT_IN_DATA,
@@ -31,10 +32,12 @@ from .training import (
     SUBSETS,
     DataOptions,
     DeviceOptions,
+    EvalViewOptions,
     TrainOptions,
     ViewSettings,
     check_patches,
     check_settings,
+    stored_path,
 )
 
 __all__ = [
@@ -47,12 +50,14 @@ __all__ = [
     "ClsEvalOptions",
     "DataOptions",
     "DeviceOptions",
+    "EvalViewOptions",
     "EvaluationOptions",
     "KMeansOptions",
     "KnnEvalOptions",
     "LinclsEvalOptions",
     "MethodSource",
     "OneLineParser",
+    "PredictOptions",
     "Survey",
     "TrainOptions",
     "ViewSettings",
@@ -64,6 +69,7 @@ __all__ = [
     "parse_cls_eval",
     "parse_knn_eval",
     "parse_lincls_eval",
+    "parse_predict",
     "parse_train",
     "read_method",
     "read_options",
@@ -71,4 +77,5 @@ __all__ = [
     "require_positive",
     "require_sizes",
     "require_views",
+    "stored_path",
 ]

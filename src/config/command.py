@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from ..errors import InputError
@@ -16,7 +17,11 @@ from .training import BUILT_IN_DATA, DEFAULT_METHOD, TrainOptions
 
 
 def parse_train(
-    argv: Sequence[str] | None = None, *, survey: SurveyFunction | None = None, notes: list[str] | None = None
+    argv: Sequence[str] | None = None,
+    *,
+    survey: SurveyFunction | None = None,
+    notes: list[str] | None = None,
+    estimate: Callable[[TrainOptions, str, Any], str] | None = None,
 ) -> tuple[TrainOptions, str, Any]:
     """Parse the command line of train.py: shared options, the method's name, and the method's own config.
 
@@ -27,6 +32,7 @@ def parse_train(
     Args:
         survey: looks at the folder of images that `--data` names; None: the published preset is used for folders.
         notes: list to which the function appends what it chose and why.
+        estimate: takes the result of this function and returns a line about the cost of the run, for --dry-run.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = flags.OneLineParser(add_help=False, allow_abbrev=False, prog="train.py")
@@ -70,20 +76,32 @@ def parse_train(
         # the ratio that the preset has, but at most 1: a warm-up does not lower the rate
         values.warmup_start = values.lr * min(whole["warmup_start"] / whole["lr"], 1.0)
     options, knobs = flags.collect(TrainOptions, values), flags.collect(method.config, values)
-    if options.num_views < getattr(method.config, "fewest_views", 2):
-        raise InputError(
-            "--global-crops-number 1 and --local-crops-number 0 make one view, but training needs two: raise one of them"
-        )
+    _require_views(options, getattr(knobs, "fewest_views", 2))
     flags.refuse_unused(given, options.unused())
     if notes is not None:
+        if known.data in BUILT_IN_DATA[1:] and preset == known.data and not known.preset:
+            notes.append(f"recipe: preset {preset}, for --data {preset}; a flag overrides each value")
         if found is not None:
             notes.append(
                 f"recipe: preset {preset}, for {reason} ({found.images:,} images, shorter side {found.side} pixels); "
                 "a flag overrides each value, --preset chooses another recipe"
             )
         notes.extend(chosen)
-    flags.end_dry_run(values, {"method": known.method, **flags.as_plain(options), **flags.as_plain(knobs)})
+    settings = {"method": known.method, **flags.as_plain(options), **flags.as_plain(knobs)}
+    flags.end_dry_run(values, settings, estimate=estimate and partial(estimate, options, known.method, knobs))
     return options, known.method, knobs
+
+
+def _require_views(options: TrainOptions, fewest: int) -> None:
+    """Raise InputError if the run makes fewer views of an image than the method needs."""
+    if options.num_views < fewest:
+        made = (
+            f"--global-crops-number {options.global_crops_number} and --local-crops-number {options.local_crops_number}"
+        )
+        needed = {1: "one", 2: "two"}.get(fewest, str(fewest))
+        raise InputError(
+            f"{made} make {'one view' if options.num_views == 1 else 'no view'}, but training needs {needed}: raise one of them"
+        )
 
 
 def _is_folder(data: str) -> bool:
@@ -107,7 +125,7 @@ def _parser(
         help="learning rate per 256 images. It sets --lr to BASE_LR × batch size / 256, --warmup-start to BASE_LR or to the "
         "preset's share of it, and --final-lr to the preset's share of --lr (default: use --lr)",
     )
-    flags.add_dry_run(parser)
+    flags.add_dry_run(parser, also="estimate operations and time of the run from a few steps on its data, ")
     for group in reversed(TrainOptions.__mro__[1:-2]):
         flags.add_flags(parser, group, flags.comments_of(group), **defaults)
     flags.add_flags(parser, method.config, method.comments, title=f"method {name}", **defaults)

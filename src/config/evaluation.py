@@ -75,6 +75,7 @@ class ClsEvalOptions(KMeansOptions, EvaluationOptions):
     pca: bool = False  # plot the features of the backbone along their two principal directions
     tsne: int = 0  # number of t-SNE figures of the features of the backbone, each with other random classes
     tsne_classes: int = 10  # number of classes per t-SNE figure (0: all)
+    atlas: bool = False  # also write atlas.html, a page to explore the clusters in a browser; at most 10,000 images, chosen evenly
     figures: Literal["png", "pdf", "svg"] = "png"  # file format of the figures
     dpi: int = 150  # resolution of the figures in dots per inch
     output_dir: str = (
@@ -111,9 +112,9 @@ class LinclsEvalOptions(EvaluationOptions):
     """linear classifier"""
 
     checkpoint: str = ""  # run folder or file of train.py, file of another project, or name in `python -m src.pretrained list` (required)
-    preset: Literal["self_classifier", "swav", "swav_2x2", "swav_semi_10", "swav_semi_1", "digits"] = (
-        "self_classifier"  # named set of defaults, see docs/recipes.md (default: digits for the digits, otherwise self_classifier)
-    )
+    preset: Literal[
+        "self_classifier", "swav", "swav_2x2", "swav_semi_10", "swav_semi_1", "sela", "sela_alexnet", "digits"
+    ] = "self_classifier"  # named set of defaults, see docs/recipes.md (default: digits for the digits, otherwise self_classifier)
     arch: str = ""  # architecture of a released backbone if its file does not name it (default: resnet50)
     epochs: int = 100  # number of passes over the labelled training images
     batch_size: int = 4096  # number of images per step over all ranks; the last batch of an epoch may be smaller
@@ -133,6 +134,8 @@ class LinclsEvalOptions(EvaluationOptions):
     crop_flip: bool = (
         True  # train on random resized crops and flips (digits: on their own views), otherwise on the central view
     )
+    layers: bool = False  # probe each of the five convolutions of an AlexNet instead of the last features
+    ten_crops: bool = False  # score the mean of the logits of ten crops of each photograph: corners, centre, mirrored
     finetune: bool = False  # also train the backbone
     train_bn: bool = (
         False  # with --finetune, batch normalisation uses the statistics of the batch instead of the learned ones
@@ -173,6 +176,12 @@ class LinclsEvalOptions(EvaluationOptions):
             )
         if self.fast and self.feature_bn:
             raise InputError("--fast standardises every feature already, instead of --feature-bn: drop one of them")
+        if self.layers:
+            for name in ("fast", "finetune", "pool_window", "feature_bn"):
+                if getattr(self, name):
+                    raise InputError(f"--layers has its own pooling and normalisation: drop it, or drop {flag(name)}")
+        if self.ten_crops and self.fast:
+            raise InputError("--fast computes features of the central view, not of --ten-crops: drop one of them")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise InputError(
                 f"--nesterov is for --optimizer sgd with momentum, not for {self.optimizer} with --momentum {self.momentum}: "
@@ -257,6 +266,29 @@ LINCLS_PRESETS = {
         "train_share": 0.1,
     },
     "swav_semi_1": {"base": "swav_semi_10", "lr": 5.0, "backbone_lr": 0.02, "train_share": 0.01},
+    # SeLa, arXiv:1911.05371: a ResNet, and the five convolutions of an AlexNet
+    "sela": {
+        "optimizer": "sgd",
+        "batch_size": 1024,
+        "epochs": 146,
+        "lr": 0.1,
+        "schedule": "step",
+        "decay_epochs": (85, 128),
+        "ten_crops": True,
+        "val_batch_size": 32,
+    },
+    "sela_alexnet": {
+        "optimizer": "sgd",
+        "batch_size": 192,
+        "epochs": 36,
+        "lr": 0.01,
+        "weight_decay": 1e-5,
+        "schedule": "step",
+        "decay_epochs": (10, 20, 30),
+        "layers": True,
+        "ten_crops": True,
+        "val_batch_size": 32,
+    },
     # our own, which takes seconds on a CPU
     "digits": {"optimizer": "sgd", "batch_size": 128, "epochs": 30, "lr": 1.0, "crop_flip": False},
 }

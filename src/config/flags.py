@@ -109,13 +109,19 @@ def expand_presets(presets: dict[str, dict], *, shared: Mapping[str, dict] | Non
     """Resolve the key `base`: with {"a": {...}, "b": {"base": "a", "lr": 0.1}}, b gets the values of a and its own lr.
 
     Args:
-        shared: {name of a preset: values that it gets between those of its base and its own}.
+        shared: {name of a preset: values that it gets between those of its base and its own}. A preset gets them if it has no
+            base, or if its base got some too.
     """
+    shared = shared or {}
     expanded: dict[str, dict] = {}
+    sharing: set[str | None] = {None}
     for name, preset in presets.items():
         changes = dict(preset)
         base = changes.pop("base", None)
-        expanded[name] = {**(expanded[base] if base else {}), **(shared or {}).get(name, {}), **changes}
+        common = shared.get(name, {}) if base in sharing else {}
+        if common or (base and base in sharing):
+            sharing.add(name)
+        expanded[name] = {**(expanded[base] if base else {}), **common, **changes}
     return expanded
 
 
@@ -363,15 +369,26 @@ def flags_in(argv: Sequence[str]) -> set[str]:
     return given | {"--" + name.removeprefix("--no-") for name in given if name.startswith("--no-")}
 
 
-def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    """Add --dry-run."""
+def add_dry_run(parser: argparse.ArgumentParser, *, also: str = "") -> None:
+    """Add --dry-run. `also` says in the help what it does after printing the configuration."""
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration as JSON and exit, checking flags only"
+        "--dry-run",
+        action="store_true",
+        help=f"print the resolved configuration as JSON, {also}and exit",
     )
 
 
-def end_dry_run(values: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Print the settings, one per line, and exit if --dry-run is given."""
+def end_dry_run(
+    values: argparse.Namespace, settings: dict[str, Any], *, estimate: Callable[[], str] | None = None
+) -> None:
+    """Print the settings, one per line, and exit if --dry-run is given.
+
+    Args:
+        estimate: returns a line about the cost, which goes to standard error, so that the output stays JSON.
+    """
     if values.dry_run:
         print("{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(settings[name])}" for name in settings) + "\n}")
+        if estimate is not None:
+            sys.stdout.flush()
+            print(f"estimate: {printable(estimate())}", file=sys.stderr)
         raise SystemExit(0)

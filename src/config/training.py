@@ -91,6 +91,9 @@ class ViewSettings(Options):
         "sela_2",
         "sela_3",
     ] = "dino"  # augmentation recipe for photographs, see docs/training.md; scan_*, sela_0 and sela_1 ignore the scales
+    upright: bool = (
+        False  # rotate image files as their EXIF orientation says; the published recipes show them as stored
+    )
 
     def check(self) -> None:
         require_at_least(self, global_crops_number=1, local_crops_number=0, global_crops_size=1, local_crops_size=1)
@@ -149,6 +152,7 @@ class OptimizationOptions(Options):
     warmup_epochs: int = 10  # number of epochs of linear warm-up
     warmup_start: float = 0.2  # learning rate at the first step
     final_lr: float = 0.0032  # learning rate at the end of the cosine schedule
+    lr_drops: tuple[int, ...] = ()  # epochs after which the learning rate falls to a tenth (default: a cosine)
     momentum: float = 0.9  # momentum of lars and sgd
     weight_decay: float = 1e-6  # weight decay of the parameters
     bias_decay: bool = True  # also apply weight decay to biases and to the scales of normalisation layers
@@ -165,6 +169,13 @@ class OptimizationOptions(Options):
         require_momentum(self)
         if self.warmup_epochs > self.epochs:
             raise InputError(f"--warmup-epochs {self.warmup_epochs} exceeds --epochs {self.epochs}: lower one of them")
+        drops = " ".join(map(str, self.lr_drops))
+        if list(self.lr_drops) != sorted({*self.lr_drops}) or any(epoch < 1 for epoch in self.lr_drops):
+            raise InputError(f"--lr-drops {drops}: expected ascending numbers of epochs, from 1")
+        if self.lr_drops and self.lr_drops[-1] >= self.epochs:
+            raise InputError(
+                f"--lr-drops {drops} are not all below --epochs {self.epochs}: give other --lr-drops, or more epochs"
+            )
         if self.warmup_epochs and self.warmup_start > self.lr:
             raise InputError(
                 f"--warmup-start {self.warmup_start:g} is above --lr {self.lr:g}, but a warm-up raises the learning rate: "
@@ -315,11 +326,19 @@ class TrainOptions(
         reasons = {}
         if not self.arch.startswith("vit_"):
             reasons["--patch-size"] = f"--arch {self.arch} is not a ViT"
+        if self.lr_drops:
+            reasons["--final-lr"] = "--lr-drops takes the place of the cosine"
         if self.optimizer in ("adamw", "adam"):
             reasons["--momentum"] = f"--optimizer {self.optimizer} has no momentum"
         if self.data in BUILT_IN_DATA or self.data.endswith(".npz"):
             reasons["--in-memory"] = f"--data {self.data} is in memory anyway"
+            reasons["--upright"] = f"--data {self.data} holds no image files"
         return reasons
+
+
+def stored_path(data: str) -> str:
+    """Return the value of --data that a run stores: the absolute path of a folder or a file, or the name of a data set."""
+    return data if data in BUILT_IN_DATA else os.path.abspath(data)
 
 
 def check_patches(arch: str, size: int, *, patch_size: int) -> None:

@@ -5,7 +5,8 @@ Labels serve monitoring and scoring only. The label -1 means that the class is u
 
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.error import URLError
@@ -59,11 +60,13 @@ class MemoryImages:
         images: (N, C, H, W) uint8.
         labels: (N,) long, -1 where the class is unknown.
         classes: names of the classes; label k belongs to `classes[k]`.
+        names: N paths of the files from which the images were decoded; []: they were in no files of their own.
     """
 
     images: Tensor
     labels: Tensor
     classes: list[str]
+    names: list[str] = field(default_factory=list)
 
     has_pictures: ClassVar[bool] = True  # whether `picture` returns an image for display
 
@@ -80,7 +83,8 @@ class MemoryImages:
 
     def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> Self:
         """Return a data set of the images at positions `rows`, with new labels and class names."""
-        return type(self)(self.images[torch.from_numpy(rows)], torch.from_numpy(labels), classes)
+        names = [self.names[row] for row in rows] if self.names else []
+        return type(self)(self.images[torch.from_numpy(rows)], torch.from_numpy(labels), classes, names)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class ImageFiles:
         labels: (N,) long, -1 where the class is unknown.
         classes: names of the classes; label k belongs to `classes[k]`.
         kept: memory for decoded images; None: every access decodes the file again.
+        upright: rotate the images as their EXIF orientation says; False: show them as stored.
+        others: {suffix: number} of the files beside them that are no images.
     """
 
     paths: list[str]
@@ -106,6 +112,8 @@ class ImageFiles:
     classes: list[str]
     channels: int = 3
     kept: Kept | None = None
+    upright: bool = False
+    others: Mapping[str, int] = field(default_factory=dict)
 
     has_pictures: ClassVar[bool] = True
 
@@ -115,10 +123,10 @@ class ImageFiles:
     def decode(self, index: int) -> Tensor:
         """Return the pixels of one image, (3, H, W) uint8; see `decoding.decode`."""
         if self.kept is None:
-            return decode(self.paths[index])
+            return decode(self.paths[index], upright=self.upright)
         image = self.kept.get(index)
         if image is None:
-            image = decode(self.paths[index])
+            image = decode(self.paths[index], upright=self.upright)
             self.kept.put(index, image)
         return image
 
@@ -128,7 +136,8 @@ class ImageFiles:
 
     def keep(self, rows: np.ndarray, labels: np.ndarray, classes: list[str]) -> "ImageFiles":
         """Return a data set of the files at positions `rows`, with new labels and class names."""
-        return ImageFiles([self.paths[row] for row in rows], torch.from_numpy(labels), classes, channels=self.channels)
+        paths = [self.paths[row] for row in rows]
+        return replace(self, paths=paths, labels=torch.from_numpy(labels), classes=classes, kept=None)
 
     def keeping(self, room: int) -> "ImageFiles":
         """Return the same data set with up to `room` bytes of memory for decoded images, each decoded only once."""
@@ -157,7 +166,7 @@ class ImageFiles:
                     f"{sizes[1]}: resize the images, or give --no-in-memory"
                 )
             images[i] = image
-        return MemoryImages(images, self.labels, self.classes)
+        return MemoryImages(images, self.labels, self.classes, self.paths)
 
 
 Images = MemoryImages | ImageFiles
@@ -173,6 +182,7 @@ def open_data(
     subset_file: str = "",
     unlabelled: bool = False,
     val_share: float = 0.0,
+    upright: bool = False,
 ) -> Images:
     """Open one split of a data set.
 
@@ -187,6 +197,7 @@ def open_data(
             numbers them in the order of the file (see `keep_classes`).
         unlabelled: ignore the class folders of a folder of images.
         val_share: share of the images that is held out for the test split, if a folder has no splits.
+        upright: rotate the images of a folder as their EXIF orientation says.
 
     Raises:
         InputError: if the data set cannot be opened, or does not have a class of the subset.
@@ -201,7 +212,7 @@ def open_data(
     elif name.endswith(".npz"):
         data = open_features(name, split)
     else:
-        data = open_folder(name, split, unlabelled=unlabelled, val_share=val_share)
+        data = open_folder(name, split, unlabelled=unlabelled, val_share=val_share, upright=upright)
     if subset:
         return keep_classes(data, published_classes(subset), f"--subset {subset}")
     if subset_file:
@@ -381,10 +392,13 @@ def _labels(arrays: Arrays, file: str, split: str) -> tuple[np.ndarray, list[str
     return labels, classes
 
 
-def open_folder(folder: str, split: str, *, unlabelled: bool = False, val_share: float = 0.0) -> ImageFiles:
+def open_folder(
+    folder: str, split: str, *, unlabelled: bool = False, val_share: float = 0.0, upright: bool = False
+) -> ImageFiles:
     """Open a folder of images; see `folders.find_images`."""
-    paths, labels, classes = find_images(folder, split, unlabelled=unlabelled, val_share=val_share)
-    return ImageFiles(paths, torch.from_numpy(labels), classes)
+    found = find_images(folder, split, unlabelled=unlabelled, val_share=val_share)
+    labels = torch.from_numpy(found.labels)
+    return ImageFiles(found.paths, labels, found.classes, upright=upright, others=found.others)
 
 
 # --------------------------------------------------------------------------------------------------------------------

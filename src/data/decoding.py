@@ -18,10 +18,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import InputError
+from . import formats  # noqa: F401  teaches Pillow to read HEIC, if pillow-heif is installed
 
 decode_jpeg: Callable[..., Any] | None = None
 try:
@@ -39,11 +40,13 @@ ORIENTATION = 0x0112  # EXIF tag; the value 1 means upright
 END_OF_IMAGE = b"\xff\xd9"  # JPEG marker; these two bytes cannot occur in the code of the pixels
 
 
-def decode(path: str) -> Tensor:
+def decode(path: str, *, upright: bool = False) -> Tensor:
     """Decode an image file to (3, H, W) uint8 RGB with the channels last in memory.
 
-    As in torchvision's loader, the result is the first frame of the file, without its transparency. EXIF's orientation
-    is ignored.
+    As in torchvision's loader, the result is the first frame of the file, without its transparency.
+
+    Args:
+        upright: rotate the image as its EXIF orientation says; False: show it as stored, as in torchvision's loader.
 
     Raises:
         OSError: if the file is damaged. Pillow also raises other errors on damaged files.
@@ -59,11 +62,22 @@ def decode(path: str) -> Tensor:
             pixels = image.convert("RGBA")  # same colours; Pillow warns if it converts such an image to RGB directly
         if pixels.mode != "RGB":
             pixels = (_eight_bits(pixels) if pixels.mode[0] in "IF" else pixels).convert("RGB")
+        if upright and image.getexif().get(ORIENTATION, 1) != 1:
+            pixels = _rotated(pixels, image.getexif()[ORIENTATION])
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
 
 
-def encoded(path: str) -> Tensor:
+def _rotated(pixels: Image.Image, orientation: int) -> Image.Image:
+    """Return an image turned or mirrored as a value of EXIF's orientation says. Unknown values change nothing."""
+    pixels.getexif()[ORIENTATION] = orientation
+    return ImageOps.exif_transpose(pixels)
+
+
+def encoded(path: str, *, upright: bool = False) -> Tensor:
     """Read an image file for `decode_on`.
+
+    Args:
+        upright: see `decode`.
 
     Returns:
         For a JPEG file that torchcodec decodes like Pillow: its bytes, (L,) uint8. For any other file: its pixels,
@@ -75,7 +89,7 @@ def encoded(path: str) -> Tensor:
             code = file.read()
             if END_OF_IMAGE in code[-4096:]:  # a GPU may decode a truncated file without an error
                 return torch.frombuffer(bytearray(code), dtype=torch.uint8)
-    return decode(path)
+    return decode(path, upright=upright)
 
 
 def packed(images: list[Tensor]) -> tuple[Tensor, list[tuple[int, ...]]]:

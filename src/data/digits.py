@@ -15,6 +15,8 @@ from torch import Tensor
 from .base import Views
 from .randomness import uniforms
 
+LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in grey, ITU-R BT.601; they sum to 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class DigitRecipe:
@@ -56,6 +58,18 @@ class DigitViews(Views):
         if images.shape[-1] != self.recipes[0].size:
             ink = F.interpolate(ink, size=self.recipes[0].size, mode="bilinear", align_corners=False)
         return 2 * ink - 1
+
+    def single_cut(self, image: Tensor) -> Tensor:
+        """Return a decoded image in grey, resized to the size of the first view, (1, size, size) uint8. White is ink."""
+        grey = (image.float() * torch.tensor(LUMA).view(3, 1, 1)).sum(dim=0, keepdim=True)
+        size = self.recipes[0].size
+        if image.shape[-2:] != (size, size):
+            grey = F.interpolate(grey[None], size=(size, size), mode="bilinear", align_corners=False, antialias=True)[0]
+        return grey.round().clamp(0, 255).to(torch.uint8)
+
+    def single_finish(self, crops: Tensor) -> Tensor:
+        """Do what `single` does to the results of `single_cut`."""
+        return self.single(crops)
 
     def _view(
         self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int, view: int, recipe: DigitRecipe

@@ -1,6 +1,8 @@
 """Find the images, the splits and the classes of a folder."""
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +10,8 @@ import numpy as np
 
 from ..config import BUILT_IN_DATA
 from ..errors import InputError
-from .listing import IMAGE_SUFFIXES, list_images
+from .formats import IMAGE_SUFFIXES, describe_others
+from .listing import list_images
 
 SPLITS = ("train", "val", "test")
 
@@ -20,11 +23,13 @@ class Found(NamedTuple):
         paths: N paths.
         labels: (N,) int64, -1 where the class is unknown.
         classes: names of the classes; label k belongs to `classes[k]`.
+        others: {suffix: number} of the files that are no images.
     """
 
     paths: list[str]
     labels: np.ndarray
     classes: list[str]
+    others: Mapping[str, int] = {}
 
 
 def find_images(folder: str, split: str, *, unlabelled: bool = False, val_share: float = 0.0) -> Found:
@@ -65,14 +70,15 @@ def find_images(folder: str, split: str, *, unlabelled: bool = False, val_share:
     classes = _class_names(top)
     if unlabelled or not classes:
         return _flat(top, f"--data {folder}: no image in {present[0]}/")
-    by_class = list_images(top, classes)
+    others: Counter[str] = Counter()
+    by_class = list_images(top, classes, others=others)
     if not any(by_class):
         raise InputError(
-            f"--data {folder}: the {len(classes)} class folders in {present[0]}/ hold no image: add images"
+            f"--data {folder}: the {len(classes)} class folders in {present[0]}/ hold no image{_but(others)}: add images"
         )
     # The training split defines the labels: a class without a folder in the test split must not shift the other labels.
     names = _class_names(Path(folder) / "train") if "train" in splits else classes
-    return _labelled(classes, by_class, names + [name for name in classes if name not in names])
+    return _labelled(classes, by_class, names + [name for name in classes if name not in names], others=others)
 
 
 def _existing(folder: str) -> Path:
@@ -100,7 +106,8 @@ def _all_below(top: Path, folder: str, *, may_have_classes: bool) -> Found:
     if len(names) < 2 or any(len(parts) == 1 for parts in below):
         return everything
     number = {name: label for label, name in enumerate(names)}
-    return Found(everything.paths, np.array([number[parts[0]] for parts in below], dtype=np.int64), names)
+    labels = np.array([number[parts[0]] for parts in below], dtype=np.int64)
+    return Found(everything.paths, labels, names, everything.others)
 
 
 def _flat(top: Path, missing: str) -> Found:
@@ -109,16 +116,22 @@ def _flat(top: Path, missing: str) -> Found:
     Raises:
         InputError: if there is none; `missing` is the beginning of the message.
     """
-    (paths,) = list_images(top, [""])
+    others: Counter[str] = Counter()
+    (paths,) = list_images(top, [""], others=others)
     if not paths:
-        raise InputError(f"{missing}, expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return Found(paths, np.full(len(paths), -1), [])
+        raise InputError(f"{missing}{_but(others)}, expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return Found(paths, np.full(len(paths), -1), [], others)
 
 
-def _labelled(classes: list[str], by_class: list[list[str]], names: list[str]) -> Found:
+def _but(others: Mapping[str, int]) -> str:
+    """Return the files that are not read, for a message about a folder without images."""
+    return f" ({describe_others(others)})" if others else ""
+
+
+def _labelled(classes: list[str], by_class: list[list[str]], names: list[str], *, others: Mapping[str, int]) -> Found:
     number = {name: label for label, name in enumerate(names)}
     labels = [number[name] for name, paths in zip(classes, by_class, strict=True) for _ in paths]
-    return Found([path for paths in by_class for path in paths], np.array(labels), names)
+    return Found([path for paths in by_class for path in paths], np.array(labels), names, others)
 
 
 def _part(found: Found, split: str, *, folder: str, share: float) -> Found:
@@ -133,7 +146,7 @@ def _part(found: Found, split: str, *, folder: str, share: float) -> Found:
             f"--val-share {share:g} of the {len(found.paths)} images of --data {folder} leaves none for the {split} split: "
             "give another share"
         )
-    return Found([found.paths[row] for row in rows], found.labels[rows], found.classes)
+    return Found([found.paths[row] for row in rows], found.labels[rows], found.classes, found.others)
 
 
 def _class_names(folder: Path) -> list[str]:

@@ -5,13 +5,9 @@ batch over all ranks holds the same images for any number of ranks, and a run ca
 """
 
 import atexit
-import contextlib
-import os
-import signal
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +20,7 @@ from ..errors import InputError, RunError, printable
 from .base import Views
 from .datasets import ImageFiles, Images, MemoryImages
 from .decoding import Kept, decode_on, encoded, packed, unpacked
+from .workers import available_workers, ignore_signals
 
 DAMAGED_SHARE = 0.01  # largest share of damaged images; a run with more of them stops
 TOGETHER = 2**23  # bytes of decoded images whose views a worker cuts in one call; about 15 images of ImageNet
@@ -60,6 +57,7 @@ class TrainLoader:
             one image of it. By default this batch is dropped.
         equal_shares: with `keep_last`, drop images of the last batch until all ranks get the same number.
         decode_on_device: decode JPEG files and cut the crops on the device; the workers only read the files.
+        epochs: number of epochs for which the run is planned; 0: unknown.
 
     Attributes:
         images: number of images in an epoch, over all ranks.
@@ -86,6 +84,7 @@ class TrainLoader:
         keep_last: bool = False,
         equal_shares: bool = False,
         decode_on_device: bool = False,
+        epochs: int = 0,
     ):
         ranks = distributed.world_size()
         if batch_size > len(data) and not keep_last:
@@ -97,6 +96,7 @@ class TrainLoader:
                 f"--batch-size {batch_size} is not divisible by the {ranks} ranks that share it: use a multiple of {ranks}"
             )
         self.data, self.views, self.seed, self.device = data, views, seed, device
+        self.epochs = epochs
         self.batch_size, self.per_rank = batch_size, batch_size // ranks
         self.images = (
             len(data) if keep_last and len(data) % batch_size >= ranks else len(data) // batch_size * batch_size
@@ -341,12 +341,12 @@ class _FileBatches:
                 num_workers=self.workers,
                 persistent_workers=self.workers > 0,
                 pin_memory=pin,
-                worker_init_fn=_ignore_signals,
+                worker_init_fn=ignore_signals,
                 collate_fn=_unchanged,
                 multiprocessing_context=Kept.fork if self.workers and self.data.kept else None,
             )
             # At exit Python sends SIGTERM to the processes that still run, and waits for them. Our workers ignore SIGTERM
-            # (see `_ignore_signals`), so this function ends them first. It gets a weak reference, because a registered
+            # (see `ignore_signals`), so this function ends them first. It gets a weak reference, because a registered
             # function must not keep the loader alive.
             atexit.register(_close_if_alive, weakref.ref(self))
         return iter(self.loader)
@@ -414,7 +414,7 @@ class _Reader(Dataset[FileBatch]):
         epoch, indices = request
         damaged: Damage
         if self.encoded:
-            images, found, damaged = self.images(indices, lambda index: encoded(self.data.paths[index]))
+            images, found, damaged = self.images(indices, self._encoded)
             return packed(images), found, damaged
         damaged = []
         read: list[int] = []
@@ -430,6 +430,9 @@ class _Reader(Dataset[FileBatch]):
                 parts.append(self.cut(few, np.array(read[-len(few) :]), epoch))
                 few = []
         return [torch.cat(view) for view in zip(*parts, strict=True)], np.array(read), damaged
+
+    def _encoded(self, index: int) -> Tensor:
+        return encoded(self.data.paths[index], upright=self.data.upright)
 
     def images(self, indices: np.ndarray, read: Callable[[int], Tensor]) -> tuple[list[Tensor], np.ndarray, Damage]:
         """Return all images of a batch as `read` returns them, with the indices and the damage.
@@ -465,32 +468,3 @@ class _Reader(Dataset[FileBatch]):
 
 def _unchanged(batch: Any) -> Any:
     return batch  # torch's default function would convert the indices to tensors
-
-
-def available_workers(quota_file: str = "/sys/fs/cgroup/cpu.max") -> int:
-    """Return the number of CPU cores for the workers of this rank, at least 1.
-
-    The process may use the cores that it is bound to. The CPUs of its Slurm task and the CPU quota of a container may limit
-    this number further. Ranks that share these cores get equal parts.
-
-    Args:
-        quota_file: file with the CPU quota of the control group.
-    """
-    cores = float(len(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError, ValueError):  # no such file, or no quota, which reads "max 100000"
-        quota, period = Path(quota_file).read_text().split()
-        cores = min(cores, int(quota) / int(period))
-    of_task = os.environ.get("SLURM_CPUS_PER_TASK")
-    if of_task:
-        cores = min(cores, float(of_task))
-    # The ranks of torchrun share the cores of their host or Slurm task. A rank of srun has cores of its own if
-    # SLURM_CPUS_PER_TASK is set.
-    sharing = os.environ.get("LOCAL_WORLD_SIZE") or (not of_task and os.environ.get("SLURM_NTASKS_PER_NODE")) or 1
-    return max(int(cores) // int(sharing), 1)
-
-
-def _ignore_signals(worker: int) -> None:
-    # Ctrl-C and Slurm send signals to the whole process group. The main process handles them and then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)

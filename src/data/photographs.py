@@ -234,6 +234,41 @@ class PhotoViews(Views):
         return images[..., top : top + self.eval_size, left : left + self.eval_size]
 
 
+class TenCrops(Views):
+    """Evaluation views of ten crops: the corners and the centre of the resized image, and their mirror images.
+
+    `single` and `single_finish` return (B, 10, 3, size, size).
+
+    Args:
+        views: their evaluation view has the size, the resize rule and the normalisation.
+    """
+
+    def __init__(self, views: PhotoViews):
+        self.views = views
+
+    def __call__(self, images: Tensor, indices: np.ndarray, *, seed: int, epoch: int) -> list[Tensor]:
+        return self.views(images, indices, seed=seed, epoch=epoch)
+
+    def single(self, images: Tensor) -> Tensor:
+        views = self.views
+        crops = self._crops(_resized(rgb(images.float()), views.eval_resize))
+        return self.single_finish(crops)
+
+    def single_cut(self, image: Tensor) -> Tensor:
+        return self._crops(resize_whole(image, self.views.eval_resize)[None])[0]
+
+    def single_finish(self, crops: Tensor) -> Tensor:
+        return self.views.single_finish(crops.flatten(0, 1)).unflatten(0, (-1, 10))
+
+    def _crops(self, images: Tensor) -> Tensor:
+        """Cut ten crops from (B, 3, H, W) images, (B, 10, 3, size, size)."""
+        size = self.views.eval_size
+        low, right = (side - size for side in images.shape[-2:])
+        corners = [images[..., y : y + size, x : x + size] for y in (0, low) for x in (0, right)]
+        five = torch.stack([*corners, self.views._centre(images)], dim=1)
+        return torch.cat([five, five.flip(-1)], dim=1)
+
+
 def resized_sides(sides: Sequence[int], shorter: int) -> tuple[int, int]:
     """Return height and width of an image after its shorter side is resized to a given length.
 

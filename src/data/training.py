@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
+from .labels import arrange, names_of, read_labels
 from .loaders import Batch, TrainLoader, single_views
 
 PIECE = 1 << 26  # bytes of rows that one exchange between ranks sends
@@ -25,10 +26,15 @@ class Rows(NamedTuple):
 
 
 class TrainingData:
-    """The images of a run without their labels. The hooks of `methods.base.Method` get this object."""
+    """The images of a run without their labels. The hooks of `methods.base.Method` get this object.
 
-    def __init__(self, loader: TrainLoader):
-        self._loader = loader
+    Args:
+        count: calls a function with arguments and counts its operations, see `flops.OperationCounter.run`; None: do not
+            count the operations of `embed`.
+    """
+
+    def __init__(self, loader: TrainLoader, count: Callable[..., Tensor] | None = None):
+        self._loader, self._count = loader, count or (lambda function, *arguments: function(*arguments))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -48,6 +54,26 @@ class TrainingData:
     def steps_per_epoch(self) -> int:
         """Number of steps in an epoch."""
         return len(self._loader)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps for which the run is planned. It grows if a finished run gets more epochs.
+
+        Raises:
+            ValueError: if the number of epochs is unknown.
+        """
+        if not self._loader.epochs:
+            raise ValueError("the number of epochs is unknown: pass epochs to TrainLoader")
+        return self._loader.epochs * len(self._loader)
+
+    def labels_in(self, path: str) -> Tensor:
+        """Return the pseudo-labels that a file holds for these images, (H, N) long.
+
+        Raises:
+            InputError: if it is no file of labels, or the file of other images.
+        """
+        names, labels = read_labels(path)
+        return torch.from_numpy(arrange(path, names, labels, images=names_of(self._loader.data)).copy())
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield this rank's batches of an epoch, the same as in training.
@@ -94,11 +120,11 @@ class TrainingData:
                 workers=self._loader.workers,
             )
             for images, batch_indices in batches:
-                values.append(function([images]))
+                values.append(self._count(function, [images]))
                 indices.append(torch.from_numpy(batch_indices))
         else:
             for batch in self.batches(epoch):
-                values.append(function(batch.views))
+                values.append(self._count(function, batch.views))
                 indices.append(batch.indices)
         device = self._loader.device
         if not values:

@@ -4,7 +4,7 @@ The steps are: open, cluster, judge without labels, judge by labels, write and p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,21 @@ from ..data.imagenet import class_to_superclass
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
 from ..errors import InputError, printable
-from ..features import average_clusters, predict_clusters
+from ..features import average_clusters, predict_clusters, predict_probabilities
 from ..loading import Unclassified, load_classifiers
 from ..methods import Method
-from ..metrics import adjusted_mutual_information, balance, contingency
+from ..metrics import adjusted_mutual_information, contingency
 from ..models.heads import LinearClassifiers
 from ..reports import clusters as report
+from ..reports.atlas import AtlasData
 from ..run import make_folder
-from . import kmeans
-from .clustering import SCORES, kmeans_on_pixels, score_classifiers, score_superclasses
+from . import atlas, kmeans, trust
+from .clustering import SCORES, Clustering, kmeans_on_pixels, score_classifiers, score_superclasses
 from .knn import unit_rows
 from .maps import choose_images, name_directions, tsne, two_directions
 from .quality import agreement, align, rankme, silhouette
 from .session import Session, choose_view, open_session
+from .trust import Head
 
 Other = tuple[Method | LinearClassifiers, dict[str, Any], Views]
 MAPPED = 10_000  # largest number of points in a map of principal components
@@ -61,49 +63,6 @@ class Job:
         return np.flatnonzero(self.data.labels.numpy() >= 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Clustering:
-    """The clusters of N images by K classifiers, or by k-means, for which K is 1.
-
-    Attributes:
-        names: names of the classifiers.
-        sizes: number of clusters of each classifier, including clusters without images.
-        clusters: (K, N) cluster of every image.
-        confidences: (K, N) in [0, 1]: the probability of the cluster, or for k-means 1 - distance / distance to the second
-            nearest centroid.
-        weights: (C_k,) mean probability of each cluster, one array per classifier; None for k-means.
-        chosen: number of the classifier whose clusters are scored.
-        chosen_by: the reason for this choice.
-        protocol: description of the protocol.
-        settings: settings of k-means; None for classifiers.
-        ensemble: the members of the ensemble of the chosen classifier, and the clusters of the ensemble, (N,).
-        features: (N, F) features of the images, if k-means has computed them.
-        log_sums: (K, N) minus the sum of the log probabilities of each image; None for k-means.
-    """
-
-    names: list[str]
-    sizes: list[int]
-    clusters: np.ndarray
-    confidences: np.ndarray
-    weights: list[np.ndarray] | None
-    chosen: int
-    chosen_by: str
-    protocol: str
-    settings: dict[str, Any] | None = None
-    ensemble: tuple[list[int], np.ndarray] | None = None
-    features: Tensor | None = None
-    log_sums: np.ndarray | None = None
-
-    def counts(self, k: int) -> np.ndarray:
-        """Return the number of images in each cluster of classifier k, (C_k,)."""
-        return np.bincount(self.clusters[k], minlength=self.sizes[k])
-
-    def balances(self, k: int) -> dict[str, float]:
-        """Return the hard and the soft balance of classifier k. k-means has no probabilities and only the hard balance."""
-        found = {"balance_hard": balance(self.counts(k))}
-        return found if self.weights is None else {**found, "balance_soft": balance(self.weights[k])}
-
-
 def run(options: ClsEvalOptions) -> None:
     """Open the checkpoint and the data, cluster the images, judge the clusters, write the results and print them."""
     job = open_job(options)
@@ -113,12 +72,17 @@ def run(options: ClsEvalOptions) -> None:
     else:
         found = cluster_by_classifiers(job, options.classifier, ensemble=options.ensemble)
     others = cluster_by_others(job)
+    seen = look(job, found) if options.atlas else None
     features = found.features
     if features is None and (options.feature_quality or options.tsne or options.pca):
         features = job.session.features(job.data, split=job.split, layer="backbone")
     if distributed.is_main():
         quality = judge_without_labels(found, features if options.feature_quality else None, others)
         result = {**describe(job, found), "quality": quality}
+        if found.settings is None:
+            history = job.session.state.get("history") or []
+            judged = trust.judge(found, history=history, others=list(others.values()), features=features)
+            result["trust"] = {**judged, "sentences": trust.notes(judged)}
         if len(job.labelled):
             result |= judge_by_labels(job, found, pixel_kmeans=options.pixel_kmeans)
         maps = maps_of(job, found, features, pca=options.pca, tsnes=options.tsne, tsne_classes=options.tsne_classes)
@@ -133,6 +97,9 @@ def run(options: ClsEvalOptions) -> None:
             dpi=options.dpi,
         )
         write(job.session.folder, drawing, result)
+        if seen is not None:
+            sentences = result["trust"]["sentences"] if "trust" in result else ()
+            atlas.write(replace(seen, notes=sentences), job.session.folder)
     distributed.stop()
 
 
@@ -167,8 +134,9 @@ def open_job(options: ClsEvalOptions) -> Job:
     grouped = bool((data.labels >= 0).any())
     if options.grids and not grouped and (by_features or not _is_first(session)):
         raise InputError(f"--grids sorts clusters by accuracy, but --data {name} has no labels: drop --grids")
-    if options.grids and not data.has_pictures:
-        raise InputError(f"--grids shows images, but --data {name} holds features: drop --grids")
+    for wanted, given in (("--grids", options.grids), ("--atlas", options.atlas)):
+        if given and not data.has_pictures:
+            raise InputError(f"{wanted} shows images, but --data {name} holds features: drop {wanted}")
     for seed in range(options.tsne):  # raises if there are too few images
         classes = data.labels if grouped else torch.zeros_like(data.labels)
         choose_images(classes.numpy(), options.tsne_classes if grouped else 0, seed)
@@ -341,18 +309,37 @@ def _fitted_rows(settings: KMeansOptions, train: Images) -> tuple[np.ndarray, st
     return rows, which
 
 
-def cluster_by_others(job: Job) -> dict[str, np.ndarray]:
-    """Return {other checkpoint: (N,) clusters of the same images by the classifier that its training chose}."""
+def cluster_by_others(job: Job) -> dict[str, Head]:
+    """Return {other checkpoint: what the classifier that its training chose finds in the same images}."""
     found = {}
     for name, (network, state, views) in job.others.items():
         chosen, _ = choose_classifier(None, state, len(network.classes))
-        batches = job.session.batches(job.data, views)
-        clusters, *_ = predict_clusters(
-            network.to(job.session.device), batches, len(job.data), autocast=job.session.autocast
+        probabilities = predict_probabilities(
+            network.to(job.session.device),
+            job.session.batches(job.data, views),
+            len(job.data),
+            classifier=chosen,
+            autocast=job.session.autocast,
         )
-        found[name] = clusters[chosen]
+        best = probabilities.max(axis=1)
+        seed, own = (each.get("seed") for each in (state["config"], job.session.trained))
+        independent = seed != own or seed is None
+        found[name] = Head(
+            clusters=probabilities.argmax(axis=1),
+            confidence=float(best.mean()),
+            probabilities=probabilities if independent else None,
+        )
         network.cpu()
     return found
+
+
+def look(job: Job, found: Clustering) -> AtlasData:
+    """Return what the atlas shows."""
+    others = {
+        name: (network, views, choose_classifier(None, state, len(network.classes))[0])
+        for name, (network, state, views) in job.others.items()
+    }
+    return atlas.look(job.session, job.data, found, split=job.split, others=others)
 
 
 # ---- judge ----------------------------------------------------------------------------------------------------------
@@ -373,7 +360,7 @@ def describe(job: Job, found: Clustering) -> dict[str, Any]:
     return result if found.settings is None else {**result, "kmeans": found.settings}
 
 
-def judge_without_labels(found: Clustering, features: Tensor | None, others: dict[str, np.ndarray]) -> dict[str, Any]:
+def judge_without_labels(found: Clustering, features: Tensor | None, others: dict[str, Head]) -> dict[str, Any]:
     """Compute the numbers that need no labels.
 
     They are the number of clusters with images, the balance of their sizes, and the agreement of the classifiers with each
@@ -386,7 +373,7 @@ def judge_without_labels(found: Clustering, features: Tensor | None, others: dic
         quality["agreement"] = {str(size): {"ami": ami, "pairs": count} for size, (ami, count) in pairs.items()}
     if others:
         quality["compared_with"] = {
-            name: adjusted_mutual_information(contingency(own, clusters)[2]) for name, clusters in others.items()
+            name: adjusted_mutual_information(contingency(own, other.clusters)[2]) for name, other in others.items()
         }
     if features is not None:
         quality |= {"rankme": rankme(features), "features": features.shape[1], "silhouette": silhouette(features, own)}

@@ -4,17 +4,64 @@ Protocol of Self-Classifier, arXiv:2103.10994v3: one unaugmented central view pe
 image is the arg-max of a classifier. NMI and AMI use arithmetic means, ACC uses Hungarian matching. Only the scores use labels.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..data.base import Views
 from ..data.datasets import Images
 from ..data.loaders import single_views
 from ..features import extract, predict_clusters
 from ..methods import Method
-from ..metrics import clustering_scores, knn_top, superclass_accuracy
+from ..metrics import balance, clustering_scores, knn_top, superclass_accuracy
 
 SCORES = ("acc", "nmi", "ami", "ari")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustering:
+    """The clusters of N images by K classifiers, or by k-means, for which K is 1.
+
+    Attributes:
+        names: names of the classifiers.
+        sizes: number of clusters of each classifier, including clusters without images.
+        clusters: (K, N) cluster of every image.
+        confidences: (K, N) in [0, 1]: the probability of the cluster, or for k-means 1 - distance / distance to the second
+            nearest centroid.
+        weights: (C_k,) mean probability of each cluster, one array per classifier; None for k-means.
+        chosen: number of the classifier whose clusters are scored.
+        chosen_by: the reason for this choice.
+        protocol: description of the protocol.
+        settings: settings of k-means; None for classifiers.
+        ensemble: the members of the ensemble of the chosen classifier, and the clusters of the ensemble, (N,).
+        features: (N, F) features of the images, if k-means has computed them.
+        log_sums: (K, N) minus the sum of the log probabilities of each image; None for k-means.
+    """
+
+    names: list[str]
+    sizes: list[int]
+    clusters: np.ndarray
+    confidences: np.ndarray
+    weights: list[np.ndarray] | None
+    chosen: int
+    chosen_by: str
+    protocol: str
+    settings: dict[str, Any] | None = None
+    ensemble: tuple[list[int], np.ndarray] | None = None
+    features: Tensor | None = None
+    log_sums: np.ndarray | None = None
+
+    def counts(self, k: int) -> np.ndarray:
+        """Return the number of images in each cluster of classifier k, (C_k,)."""
+        return np.bincount(self.clusters[k], minlength=self.sizes[k])
+
+    def balances(self, k: int) -> dict[str, float]:
+        """Return the hard and the soft balance of classifier k. k-means has no probabilities and only the hard balance."""
+        found = {"balance_hard": balance(self.counts(k))}
+        return found if self.weights is None else {**found, "balance_soft": balance(self.weights[k])}
 
 
 def score_classifiers(labels: np.ndarray, clusters: np.ndarray) -> list[dict]:

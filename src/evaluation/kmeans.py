@@ -28,8 +28,11 @@ GROUP = 50  # number of centroids that share a lower bound
 # A pair of a row and a group is open if the bounds do not exclude it.
 MOST = 0.4  # share of open pairs above which comparing all pairs at once is faster
 LOOSE = 0.9  # the same before the upper bounds are tightened; above this share, tightening would close few pairs
-SETTLED = 0.02  # share of rows that change their centroid in an iteration up to which the bounds are faster than faiss
-UNSETTLED = 10  # typical number of iterations with more changes
+# Share of rows that change their centroid in an iteration, up to which faiss leaves the next iterations to the bounds. On one
+# thread the bounds take half of faiss's time from here on, so they also win where faiss gains more from further threads.
+SETTLED = 0.002
+UNSETTLED = 20  # typical number of iterations with more changes
+NEAR = 4.0  # the rows are centred for faiss only if their mean is farther from the origin, in units of their variance
 TOLERANCE = 1e-4  # scikit-learn's default, see `lloyd`
 EARLY = 2e-4  # `least_gain` of an early stop, see `lloyd`
 
@@ -180,7 +183,8 @@ def lloyd(
 
     Returns:
         Centroids (K, F), the sum of the squared distances of the rows to their nearest centroids, and the number of
-        iterations.
+        iterations. After an early stop, the sum is that of the last assignment, which is larger by less than `least_gain`
+        times itself: finding the nearest centroids once more would take as long as an iteration.
     """
     search = _Search(features, len(centroids))
     spread = search.squares.sum(dtype=torch.float64)
@@ -203,12 +207,12 @@ def lloyd(
         centroids, before = moved, owner.clone()
         if shift.double().square().sum() <= limit:
             break
-        # With m the mean of all rows, and c and n the mean and the number of the rows of a centroid:
+        # With any m, and with c and n the mean and the number of the rows of a centroid:
         # Σ|x - c|² over the rows = Σ|x - m|² over the rows - Σ n |c - m|² over the centroids.
         apart = (counts * (moved - search.middle).double().square().sum(dim=1)).sum()
         left_before, left = left, (spread - apart).item()
         if left_before - left < least_gain * left:
-            break
+            return centroids, left, iterations
     owner = search.nearest(centroids)
     return centroids, _own_distances(features, owner, centroids).sum(dtype=torch.float64).item(), iterations
 
@@ -236,17 +240,17 @@ def assign(features: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ---- distances ------------------------------------------------------------------------------------------------------
-# With m the mean of the rows: |x - c|² = |x - m|² + |c - m|² + 2 m·(c - m) - 2 x·(c - m). In this form, features far from
+# With m near the mean of the rows: |x - c|² = |x - m|² + |c - m|² + 2 m·(c - m) - 2 x·(c - m). In this form, features far from
 # the origin lose no digits and need no centred copy. The score of a row and a centroid is the sum of the last three terms,
 # those that depend on c.
 
 
 def _centre(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return |x - m|² of each row, (N,), and m, (F,)."""
-    parts = _chunks(len(features), features.shape[1])  # a float64 copy of all features would need too much memory
+    """Return |x - m|² of each row, (N,), and m, (F,), the mean up to rounding. The identities hold for any m."""
+    parts = _chunks(len(features), features.shape[1])
     total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     for part in parts:
-        total = total + features[part].sum(dim=0, dtype=torch.float64)
+        total += features[part].sum(dim=0)
     middle = (total / len(features)).to(features.dtype)
     squares = features.new_empty(len(features))
     for part in parts:
@@ -331,6 +335,7 @@ class _Search:
         self.upper = features.new_full((N,), math.inf)
         self.lower = features.new_full((self.groups, N), -math.inf)
         self.faiss = faiss_for(features, multiplications=UNSETTLED * K * features.numel())
+        self.far = bool(self.middle.double().square().sum() > NEAR * self.squares.mean(dtype=torch.float64))
 
     def move(self, shift: Tensor) -> None:
         """Update the bounds after centroids have moved by (K,) distances."""
@@ -371,10 +376,12 @@ class _Search:
     def _nearest_by_faiss(self, faiss: ModuleType, centroids: Tensor) -> Tensor:
         """Compare all rows with all centroids without bounds, and leave the next iterations to the bounds if few rows change."""
         before, self.owner = self.owner, torch.empty_like(self.owner)
-        small = (centroids - self.middle).contiguous().numpy()
-        for part in _chunks(*self.features.shape):
-            # centred rows, because faiss computes |x|² + |c|² - 2 x·c
-            found = faiss.knn((self.features[part] - self.middle).numpy(), small, 1)[1]
+        # faiss computes |x|² + |c|² - 2 x·c, which loses digits if the rows are far from the origin
+        in_place = not self.far and self.features.is_contiguous()
+        small = (centroids - self.middle if self.far else centroids).contiguous().numpy()
+        for part in [slice(None)] if in_place else _chunks(*self.features.shape):
+            rows = self.features[part] - self.middle if self.far else self.features[part].contiguous()
+            found = faiss.knn(rows.numpy(), small, 1)[1]
             self.owner[part] = torch.from_numpy(found)[:, 0].clamp_(min=0)  # -1: no distance is finite
         if (self.owner != before).float().mean() <= SETTLED:
             self.faiss = None

@@ -17,19 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..config import LinclsEvalOptions, ViewSettings, as_plain, parse_lincls_eval
+from ..config import LinclsEvalOptions, ViewSettings, as_plain, parse_lincls_eval, stored_path
 from ..data.base import Views
 from ..data.datasets import Images
 from ..data.loaders import TrainLoader
+from ..data.photographs import PhotoViews, TenCrops
 from ..data.subsets import draw_share, keep_rows, read_list
 from ..data.views import build_views
 from ..errors import InputError, printable
+from ..fingerprints import of_data
 from ..logs import Progress, percent, table, write_json
 from ..methods import feature_width
 from ..models.backbones import pool_windows
 from ..run import Run, continuing_command, find_checkpoint, make_folder
 from ..trainer import Trainer
-from .probe import LinearProbe, build_probe_optimizer, rate_factor
+from .probe import LayerProbes, LinearProbe, build_probe_optimizer, rate_factor
 from .search import search, top_hits
 from .session import Session, open_session
 
@@ -105,6 +107,8 @@ def open_job(options: LinclsEvalOptions) -> tuple[Job, LinclsEvalOptions]:
     )
     options = parse_lincls_eval(trained=session.trained)  # the default of --preset depends on the data
     options = replace(options, precision=cast(Any, session.precision))
+    if options.ten_crops:
+        ten_crops(session)  # raises if the data are no photographs
     data, backbone = session.splits["train"], session.network.get_submodule("backbone")
     num_features = feature_width(backbone)
     if options.pool_window:
@@ -116,15 +120,19 @@ def open_job(options: LinclsEvalOptions) -> tuple[Job, LinclsEvalOptions]:
     elif options.train_share < 1:
         data = keep_rows(data, draw_share(data.labels.numpy(), options.train_share, options.seed))
     torch.manual_seed(options.seed)
-    probe = LinearProbe(
-        backbone,
-        len(data.classes),
-        data.labels,
-        finetune=options.finetune,
-        train_bn=options.train_bn,
-        num_features=num_features,
-        feature_bn=options.feature_bn,
-    )
+    probe: LinearProbe
+    if options.layers:
+        probe = LayerProbes(backbone, len(data.classes), data.labels)
+    else:
+        probe = LinearProbe(
+            backbone,
+            len(data.classes),
+            data.labels,
+            finetune=options.finetune,
+            train_bn=options.train_bn,
+            num_features=num_features,
+            feature_bn=options.feature_bn,
+        )
     probe = probe.to(session.device).to(memory_format=session.layout)
     return Job(session=session, train=data, test=session.splits["test"], probe=probe), options
 
@@ -194,6 +202,7 @@ def train(
         SystemExit: 128 + the signal, after saving, if a signal asked the training to stop.
     """
     session, probe, epochs = job.session, job.probe, settings["epochs"]
+    crops = ten_crops(session) if settings["ten_crops"] else None
     settings = settings | {
         **{name: session.trained[name] for name in ("arch", "patch_size", "channels", "global_crops_size")},
         "method": "linear",
@@ -201,6 +210,9 @@ def train(
         "eval_resize": session.view and session.view.resize,
         "backbone": probe.before,
         "train_images": len(job.train),
+        "data": stored_path(session.source.data),
+        "upright": session.trained["upright"],
+        "data_fingerprint": distributed.on_main(lambda: of_data(job.train)),
     }
     found = None
     if not fresh:
@@ -226,8 +238,10 @@ def train(
     def score_epoch(summary: dict[str, Any]) -> dict[str, float]:
         if trainer.epoch in (1, epochs):
             probe.check_unchanged()
-        top1, top5 = score(probe, session.batches(job.test), job.test.labels, autocast=session.autocast)
-        return {"top1": top1, "top5": top5}
+        shares = accuracies(probe, session.batches(job.test, crops), job.test.labels, autocast=session.autocast)
+        top1, top5 = max(shares)
+        layers = {f"top1_{name}": first for name, (first, _) in zip(probe.layers, shares, strict=False)}
+        return {"top1": top1, "top5": top5, **layers}
 
     def comment(summary: dict[str, Any]) -> Iterator[str]:
         if best_epoch(run.history) is summary:
@@ -246,6 +260,7 @@ def train(
         "best_epoch": best["epoch"],
         "last_top1": last["top1"],
         "last_top5": last["top5"],
+        **({"layers": {name: best[f"top1_{name}"] for name in probe.layers}} if probe.layers else {}),
         "history": run.history,
     }
 
@@ -297,7 +312,19 @@ def build_trainer(
         autocast=job.session.autocast,
         sync_bn_group=0 if job.probe.shares_statistics else 1,
         log_every=log_every,
+        cheaper="a smaller --batch-size, or --fast, which computes the features once",
     )
+
+
+def ten_crops(session: Session) -> Views:
+    """Return the evaluation views of ten crops.
+
+    Raises:
+        InputError: if the data are no photographs.
+    """
+    if not isinstance(session.views, PhotoViews):
+        raise InputError(f"--ten-crops is for photographs, but --data is {session.source.data}: give --no-ten-crops")
+    return TenCrops(session.views)
 
 
 def training_views(job: Job, *, augment: bool = True) -> Views:
@@ -349,7 +376,6 @@ def _migrated(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, **moved, "cuda_generator": None}
 
 
-@torch.no_grad()
 def score(
     probe: nn.Module,
     batches: Iterable[tuple[Tensor, np.ndarray]],
@@ -357,23 +383,40 @@ def score(
     *,
     autocast: torch.dtype | None = None,
 ) -> tuple[float, float]:
-    """Return the top-1 and top-5 accuracy in evaluation mode, as fractions of all N images.
+    """Return the top-1 and top-5 accuracy of one linear classifier; see `accuracies`."""
+    ((top1, top5),) = accuracies(probe, batches, labels, autocast=autocast)
+    return top1, top5
+
+
+@torch.no_grad()
+def accuracies(
+    probe: nn.Module,
+    batches: Iterable[tuple[Tensor, np.ndarray]],
+    labels: Tensor,
+    *,
+    autocast: torch.dtype | None = None,
+) -> list[tuple[float, float]]:
+    """Return the top-1 and top-5 accuracy of each classifier in evaluation mode, as fractions of all N images.
 
     Args:
-        batches: this rank's share of the images and their indices; each image is on exactly one rank.
+        probe: returns logits, (B, C), or those of several classifiers, (L, B, C).
+        batches: this rank's share of the images and their indices; each image is on exactly one rank. An image is
+            (3, H, W), or consists of several crops, (crops, 3, H, W), whose logits are averaged.
         labels: (N,) label of every image.
         autocast: dtype of the network in mixed precision, or None.
     """
     was_training = probe.training
     probe.eval()
-    hits = torch.zeros(2, dtype=torch.long)
+    hits = torch.zeros(len(getattr(probe, "layers", ())) or 1, 2, dtype=torch.long)
     for images, indices in batches:
+        crops = images.shape[1] if images.dim() == 5 else 1
         with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            logits = probe(images)
-        hits += top_hits(logits, labels[torch.from_numpy(indices)].to(logits.device)).cpu()
+            logits = probe(images.flatten(0, 1) if images.dim() == 5 else images)
+        logits = (logits if logits.dim() == 3 else logits[None]).unflatten(1, (-1, crops)).mean(dim=2)
+        wanted = labels[torch.from_numpy(indices)].to(logits.device)
+        hits = hits + torch.stack([top_hits(each, wanted) for each in logits]).cpu()
     probe.train(was_training)
-    first, five = (distributed.sum_over_ranks(hits) / len(labels)).tolist()
-    return first, five
+    return [(first, five) for first, five in (distributed.sum_over_ranks(hits) / len(labels)).tolist()]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -389,7 +432,7 @@ def write(job: Job, found: dict[str, Any], *, protocol: str, options: dict[str, 
         "test_images": len(job.test),
         "classes": len(job.train.classes),
         "backbone_sha256": job.probe.before,
-        "features": job.probe.fc.in_features,
+        "features": job.probe.num_features,
         "protocol": protocol,
         "options": options,
         **found,
@@ -413,6 +456,8 @@ def write(job: Job, found: dict[str, Any], *, protocol: str, options: dict[str, 
     ]
     print(f"{printable(data)}, test split, {len(job.test):,} images, {len(job.test.classes)} classes")
     print(table(["", "TOP1", "TOP5"], rows))
+    if "layers" in found:
+        print(table(["best epoch", "TOP1"], [[name, percent(top1)] for name, top1 in found["layers"].items()]))
     print(f"wrote lincls_eval.json, {NAME}.pt and {BEST} to {printable(session.folder)}")
 
 
@@ -430,6 +475,8 @@ def describe(options: LinclsEvalOptions) -> str:
             f"fitted again on all of them; sgd, batch {options.batch_size}, {options.epochs} epochs, cosine"
         )
     what = "linear classifier on the frozen backbone"
+    if options.layers:
+        what = "linear classifiers on the five convolutions of the frozen backbone, the best of them"
     if options.finetune:
         statistics = "the batch's" if options.train_bn else "the learned"
         rate = options.lr if options.backbone_lr is None else options.backbone_lr
@@ -437,5 +484,6 @@ def describe(options: LinclsEvalOptions) -> str:
     return (
         f"{what}, {pooling}{share}preset {options.preset}: {options.optimizer}, batch {options.batch_size}, lr {options.lr:g}, "
         f"weight decay {options.weight_decay:g}, momentum {options.momentum:g}, {options.epochs} epochs, {options.schedule} "
-        f"per epoch, {'augmented' if options.crop_flip else 'unaugmented'}; test: central view, best epoch on the test split"
+        f"per epoch, {'augmented' if options.crop_flip else 'unaugmented'}; test: "
+        f"{'mean logits of ten crops' if options.ten_crops else 'central view'}, best epoch on the test split"
     )

@@ -5,7 +5,7 @@ Legend: B images on this rank, F features, C classes.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import distributed
-from ..errors import RunError
+from ..errors import InputError, RunError
 from ..fingerprints import of_weights
 from ..methods.base import Method, Step, feature_width
+from ..models.sela_networks import AlexNet
 from ..optim import build_optimizer
 
 
@@ -35,7 +36,10 @@ class LinearProbe(Method):
 
     Attributes:
         before: fingerprint of the weights of the backbone at the start.
+        layers: names of the layers that are probed; (): only the features.
     """
+
+    layers: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -50,7 +54,8 @@ class LinearProbe(Method):
     ):
         super().__init__()
         width = feature_width(backbone)
-        self.backbone, self.fc = backbone, nn.Linear(num_features or width, num_classes)
+        self.num_features = num_features or width
+        self.backbone, self.fc = backbone, nn.Linear(self.num_features, num_classes)
         self.bn = nn.BatchNorm1d(width) if feature_bn else None
         self.finetune, self.train_bn = finetune, train_bn
         self.labels: Tensor | None
@@ -125,6 +130,68 @@ class LinearProbe(Method):
                 f"the frozen backbone has changed (SHA-256 {self.before[:12]} before, {after[:12]} now): the accuracy is not that "
                 "of the checkpoint and is not reported"
             )
+
+
+class LayerProbes(LinearProbe):
+    """A linear classifier on each of the five convolutions of a frozen AlexNet, trained together, (B, 3, H, W) → 5 × (B, C).
+
+    SeLa, arXiv:1911.05371, after DeepCluster. A probe sees the map after the ReLU. Max-pooling reduces it to about 9,600
+    numbers, which batch normalisation without scale and shift brings to unit variance. The loss is the sum over the layers.
+
+    Args:
+        labels: see `LinearProbe`.
+
+    Raises:
+        InputError: if the backbone is no AlexNet.
+    """
+
+    # kernel, stride and padding of the pooling of each map, for images of 224 pixels
+    POOLING = ((6, 6, 3), (4, 4, 0), (3, 3, 1), (3, 3, 1), (2, 2, 0))
+    layers = ("conv1", "conv2", "conv3", "conv4", "conv5")
+
+    def __init__(self, backbone: nn.Module, num_classes: int, labels: Tensor | None = None):
+        super().__init__(backbone, num_classes, labels)
+        del self.fc
+        if not isinstance(backbone, AlexNet):
+            raise InputError(f"--layers probes an AlexNet, but the backbone is a {type(backbone).__name__}: drop it")
+        self.probes = nn.ModuleList()
+        convolutions = [module for module in backbone.features if isinstance(module, nn.Conv2d)]
+        for conv, pooling, side in zip(convolutions, self.POOLING, (10, 6, 5, 5, 6), strict=True):
+            size, stride, padding = pooling
+            linear = nn.Linear(conv.out_channels * side * side, num_classes)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            norm = nn.BatchNorm2d(conv.out_channels, affine=False)
+            self.probes.append(
+                nn.Sequential(nn.MaxPool2d(size, stride=stride, padding=padding), norm, nn.Flatten(), linear)
+            )
+        self.num_features = 0
+
+    @property
+    def shares_statistics(self) -> bool:
+        return True
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of the layers, (5, B, C)."""
+        maps = []
+        with torch.no_grad():
+            x = images
+            for module in cast(AlexNet, self.backbone).features:
+                x = module(x)
+                if isinstance(module, nn.ReLU):
+                    maps.append(x)
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.stack([probe(each.float()) for probe, each in zip(self.probes, maps, strict=True)])
+
+    def objective(self, embeddings: list[Tensor], indices: Tensor) -> Step:
+        (logits,) = embeddings
+        steps = [super(LayerProbes, self).objective([each], indices) for each in logits]
+        sums = [step.numbers["loss_sum"] for step in steps]
+        total = torch.stack([step.loss for step in steps]).sum()
+        return Step(total, {"loss_sum": torch.stack(sums).sum(), "images": steps[0].numbers["images"]})
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        return list(self.probes.parameters())
 
 
 def rate_factor(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from ..config import DataOptions, EvaluationOptions, ViewSettings, as_plain, check_patches, flag
+from ..config import DataOptions, EvaluationOptions, EvalViewOptions, ViewSettings, as_plain, check_patches, flag
 from ..data.base import Views
 from ..data.datasets import FeatureRows, ImageFiles, Images, MemoryImages, check_channels, open_data
 from ..data.loaders import single_views
@@ -83,7 +83,7 @@ class Session:
         """Return the images of a split, which may be one that is not in `splits`."""
         if split in self.splits:
             return self.splits[split]
-        return _open(self.source, split)
+        return _open(self.source, split, upright=self.trained["upright"])
 
     def batches(self, data: Images, views: Views | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield batches of evaluation views of this rank's share of the images, with the indices of the images."""
@@ -158,7 +158,8 @@ def open_session(
             f"--data is missing: {options.checkpoint} does not name the data it was trained on; give --data"
         )
     source = _source(options, trained)
-    images = _labelled(source, splits) if labelled else {split: _open(source, split) for split in splits}
+    opened = _labelled if labelled else _all
+    images = opened(source, splits, upright=trained["upright"])
     first = images[splits[0]]
     check_channels(first, source.data, trained["channels"])
     if isinstance(first, FeatureRows) != (trained["arch"] == "identity"):
@@ -190,7 +191,7 @@ def open_session(
 
 
 def choose_view(
-    options: EvaluationOptions, state: dict[str, Any], images: Images, *, data: str, protocol: str = ""
+    options: EvalViewOptions, state: dict[str, Any], images: Images, *, data: str, protocol: str = ""
 ) -> Preprocessing | None:
     """Return the evaluation view of photographs for a network; None for digits and features, which have their own views.
 
@@ -246,7 +247,7 @@ def _source(options: EvaluationOptions, trained: dict[str, Any]) -> DataOptions:
     )
 
 
-def _open(source: DataOptions, split: str) -> Images:
+def _open(source: DataOptions, split: str, *, upright: bool) -> Images:
     return open_data(
         source.data,
         split,
@@ -256,16 +257,22 @@ def _open(source: DataOptions, split: str) -> Images:
         subset_file=source.subset_file,
         unlabelled=source.unlabelled,
         val_share=source.val_share,
+        upright=upright,
     )
 
 
-def _labelled(source: DataOptions, splits: tuple[str, ...]) -> dict[str, Images]:
+def _all(source: DataOptions, splits: tuple[str, ...], *, upright: bool) -> dict[str, Images]:
+    """Return the images of several splits. The network decides whether they are rotated by EXIF, as in its training."""
+    return {split: _open(source, split, upright=upright) for split in splits}
+
+
+def _labelled(source: DataOptions, splits: tuple[str, ...], *, upright: bool) -> dict[str, Images]:
     """Return the images with a label of several splits.
 
     Raises:
         InputError: if a split has no labels, or the splits have different classes.
     """
-    images = {split: _open(source, split) for split in splits}
+    images = _all(source, splits, upright=upright)
     for split, data in images.items():
         if not (data.labels >= 0).any():
             raise InputError(

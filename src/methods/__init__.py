@@ -7,6 +7,7 @@ from ..models.backbones import build_backbone
 from .base import Method, PrototypeMethod, Step, feature_width
 from .deepcluster_v2 import DeepClusterV2
 from .scan import SCAN
+from .sela import SeLa
 from .sela_v2 import SeLaV2
 from .self_classifier import SelfClassifier
 from .self_classifier_simclr import SelfClassifierSimCLR
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "swav": SwAV,
     "deepcluster_v2": DeepClusterV2,
     "sela_v2": SeLaV2,
+    "sela": SeLa,
     "simclr": SimCLR,
     "scan": SCAN,
     "selflabel": SelfLabel,

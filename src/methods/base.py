@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..logs import percent, table
 from ..metrics import balance
 from ..models.heads import ProjectionHead, Prototypes
+from ..queues import EmbeddingQueue, NearestNeighborQueue
 
 
 class Step(NamedTuple):
@@ -97,6 +98,14 @@ class Method(nn.Module):
         Args:
             train: (N, 1 + k) positions of each training image and of its neighbours.
             held_out: (M, 1 + k) the same for the held-out images; None: there are none.
+        """
+
+    @staticmethod
+    def check_files(config: Any, data: TrainingData) -> None:
+        """Check that the files that the options name belong to the images of the run.
+
+        Raises:
+            InputError: naming the file and what to do.
         """
 
     def companions(self, indices: np.ndarray, epoch: int) -> np.ndarray | None:
@@ -188,6 +197,19 @@ class Method(nn.Module):
         self.make_room(state)
         self.load_state_dict(state)
 
+    def check_positions(self, num_images: int) -> None:
+        """Check that what the method remembers, as loaded from a checkpoint, can be used as positions.
+
+        Args:
+            num_images: number of images of the data set.
+
+        Raises:
+            InputError: naming the values that lie outside.
+        """
+        for module in self.modules():
+            if isinstance(module, EmbeddingQueue | NearestNeighborQueue):
+                module.check(num_images)
+
     # ---- the log ----
 
     def summarize(self, averages: dict[str, Tensor]) -> dict[str, Any]:
@@ -272,7 +294,7 @@ class ClassifierMethod(Method):
 
     @torch.no_grad()
     def occupancy(self, logits: Sequence[Sequence[Tensor] | Tensor]) -> dict[str, Tensor]:
-        """Compute the shares of the classes in view 1, which no neighbour replaces.
+        """Compute the shares of the classes in view 1, which no neighbour replaces, or in the only view.
 
         Args:
             logits: logits[k][v] is the (B, C_k) output of classifier k for view v.
@@ -283,7 +305,7 @@ class ClassifierMethod(Method):
         """
         numbers = {}
         for k, views in enumerate(logits):
-            z = views[1].float()
+            z = views[min(1, len(views) - 1)].float()
             # scatter_add_ instead of torch.bincount, which makes the host wait for the GPU
             counts = z.new_zeros(z.shape[1]).scatter_add_(0, z.argmax(dim=1), z.new_ones(len(z)))
             numbers[f"share_{k}"] = counts / len(z)

@@ -91,6 +91,9 @@ class MemoryBankMethod(PrototypeMethod):
                 )
             self.bank.make_room(number)
 
+    def check_positions(self, num_images: int) -> None:
+        self.bank.check(num_images, self.classes)
+
     def prepare_run(self, data: TrainingData) -> None:
         """Fill the bank with the embeddings of the views of the first epoch."""
 
@@ -196,7 +199,7 @@ PRESETS = {
     },
     "400ep_2x224": {"base": "400ep", "global_crops_size": 224, "local_crops_number": 0},
     # Our own recipes. docs/training.md gives the source of each setting and says what was run.
-    "cifar10": {
+    "cifar10_200ep": {
         "arch": "cifar_resnet18",
         "global_crops_size": 32,
         "global_crops_scale": (0.08, 1.0),
@@ -213,13 +216,16 @@ PRESETS = {
         "final_lr": 0.000002,
         "weight_decay": 1e-6,
     },
-    # For own images; src/config/recipe.py has what all methods share.
+    # For own images and small data sets; src/config/recipe.py has what all methods share.
     "small_images": {
         "hidden_dim": 512,
         "prototypes": (10, 10, 10, 10, 10, 10, 10, 10),
         "temperature": 0.05,
     },
     "photographs": {"base": "small_images"},
+    "cifar10": {"base": "small_images"},
+    "cifar100-20": {"base": "cifar10", "prototypes": (20, 20, 20, 20, 20, 20, 20, 20)},
+    "stl10": {"base": "photographs"},
     "digits": {
         "arch": "small_convnet",
         "global_crops_size": 8,

@@ -97,7 +97,7 @@ PRESETS = {
     "400ep": {"base": "published", "sync_bn_group": 8},
     "400ep_2x224": {"base": "400ep", "global_crops_size": 224, "local_crops_number": 0},
     # Our own recipes. docs/training.md gives the source of each setting and says what was run.
-    "cifar10": {
+    "cifar10_200ep": {
         "arch": "cifar_resnet18",
         "global_crops_size": 32,
         "global_crops_scale": (0.08, 1.0),
@@ -115,7 +115,7 @@ PRESETS = {
         "final_lr": 0.000002,
         "weight_decay": 1e-6,
     },
-    # For own images; src/config/recipe.py has what all methods share.
+    # For own images and small data sets; src/config/recipe.py has what all methods share.
     "small_images": {
         "hidden_dim": 512,
         "prototypes": (10, 10, 10, 10, 10, 10, 10, 10),
@@ -124,6 +124,9 @@ PRESETS = {
         "max_iterations": 100,
     },
     "photographs": {"base": "small_images"},
+    "cifar10": {"base": "small_images"},
+    "cifar100-20": {"base": "cifar10", "prototypes": (20, 20, 20, 20, 20, 20, 20, 20)},
+    "stl10": {"base": "photographs"},
     "digits": {
         "arch": "small_convnet",
         "global_crops_size": 8,

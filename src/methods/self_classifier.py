@@ -197,14 +197,16 @@ PRESETS = {
     },
     "100ep_bs_1024": {"base": "100ep", "batch_size": 1024, "sync_bn_group": 16, "lr": 1.2, "final_lr": 0.0012},
     "100ep_bs_2048": {"base": "100ep", "batch_size": 2048, "sync_bn_group": 32, "lr": 2.4, "final_lr": 0.0024},
-    # Our own recipes. For own images, src/config/recipe.py has what all methods share.
+    # Our own recipes. For own images and small data sets, src/config/recipe.py has what all methods share.
     "small_images": {
         "classes": [10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 100, 100],
         "hidden_dim": 512,
         "queue_length": 0,
     },
-    "cifar10": {"base": "small_images"},
     "photographs": {"base": "small_images"},
+    "cifar10": {"base": "small_images"},
+    "cifar100-20": {"base": "cifar10", "classes": [20, 20, 20, 20, 20, 20, 20, 20, 40, 40, 200, 200]},
+    "stl10": {"base": "photographs"},
     "digits": {
         # Two views and no neighbours: with ten classes, the nearest image often shows another digit in the first epochs.
         # The larger classifiers only improve the representation. The classifier to use is one of the eight with ten classes.

@@ -136,22 +136,16 @@ class SelfClassifierSimCLR(ClassifierMethod, config=Config):
 
 PRESETS = {
     "published": {},  # not from a paper: Self-Classifier's recipe for ImageNet
-    # For own images; src/config/recipe.py has what all methods share.
+    # For own images and small data sets; src/config/recipe.py has what all methods share.
     "small_images": {
         "classes": [10, 10, 10, 10, 10, 10, 10, 10, 20, 20, 100, 100],
         "hidden_dim": 512,
         "batch_size": 256,
     },
-    # Views of 24 pixels take half the operations of views of 32, and gave a higher ACC at equal PFLOP
-    # (docs/results/cifar10). 25 epochs of 50,000 images take 0.35 PFLOP.
-    "cifar10": {
-        "base": "small_images",
-        "global_crops_size": 24,
-        "eval_size": 24,
-        "eval_resize": 24,
-        "epochs": 25,
-    },
     "photographs": {"base": "small_images"},
+    "cifar10": {"base": "small_images"},
+    "cifar100-20": {"base": "cifar10", "classes": [20, 20, 20, 20, 20, 20, 20, 20, 40, 40, 200, 200]},
+    "stl10": {"base": "photographs"},
     "digits": {
         "arch": "small_convnet",
         "global_crops_size": 8,

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .base import Backbone
+from .sela_networks import BIG, SMALL, AlexNet, PreActivationResNet
 
 CIFAR_RESNETS = {"cifar_resnet18": (2, 2, 2, 2), "cifar_resnet34": (3, 4, 6, 3)}
 STL_RESNETS = {"stl_resnet18": (2, 2, 2, 2)}  # as for CIFAR, with max-pooling in the stem
+ALEXNETS = ("sela_alexnet", "sela_alexnet_small")
 VITS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # width, attention heads; the depth is 12
 OWN_NAMES = (
     "small_convnet",
@@ -19,28 +22,21 @@ OWN_NAMES = (
     "identity",
     *CIFAR_RESNETS,
     *STL_RESNETS,
+    *ALEXNETS,
+    "sela_resnet50",
     *VITS,
 )  # parameter names differ from torchvision's
 WIDE_RESNETS = {"resnet50w2": 2, "resnet50w4": 4, "resnet50w5": 5}
-
-
-class Backbone(nn.Module):
-    """A network without a classifier, (B, C, H, W) → (B, F).
-
-    Attributes:
-        width: F, the size of the features.
-    """
-
-    width: int
 
 
 def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, patch_size: int = 16) -> Backbone:
     """Build a randomly initialised backbone, (B, in_channels, H, W) → (B, F). Its attribute `width` is F.
 
     Args:
-        arch: "small_convnet", "cifar_convnet", "cifar_resnet18", "cifar_resnet34", "stl_resnet18", "resnet50w2",
-            "resnet50w4", "resnet50w5", "vit_tiny", "vit_small", "vit_base", the name of a torchvision network whose
-            classifier is called `fc`, or "identity" for data that are features of width `in_channels`.
+        arch: "small_convnet", "cifar_convnet", "cifar_resnet18", "cifar_resnet34", "stl_resnet18", "sela_alexnet",
+            "sela_alexnet_small", "sela_resnet50", "resnet50w2", "resnet50w4", "resnet50w5", "vit_tiny", "vit_small",
+            "vit_base", the name of a torchvision network whose classifier is called `fc`, or "identity" for data that are
+            features of width `in_channels`.
         image_size: side of the global views in pixels. The position embedding of a ViT has this size; for images of other
             sizes it is interpolated.
         patch_size: side of a ViT's patches in pixels.
@@ -58,6 +54,8 @@ def build_backbone(arch: str, in_channels: int = 3, *, image_size: int = 224, pa
         return CifarResNet(CIFAR_RESNETS[arch], in_channels)
     if arch in STL_RESNETS:
         return CifarResNet(STL_RESNETS[arch], in_channels, max_pool=True)
+    if arch in ALEXNETS or arch == "sela_resnet50":
+        return _sela(arch, in_channels, image_size=image_size)
     if arch in VITS:
         return _vit(arch, in_channels, image_size=image_size, patch_size=patch_size)
     return _torchvision(arch, in_channels)
@@ -91,6 +89,17 @@ def _torchvision(arch: str, in_channels: int) -> Backbone:
     backbone.width = classifier.in_features
     backbone.fc = nn.Identity()
     return backbone
+
+
+def _sela(arch: str, in_channels: int, *, image_size: int) -> Backbone:
+    """Build one of SeLa's networks."""
+    if arch == "sela_resnet50":
+        return PreActivationResNet(in_channels)
+    if not 224 <= image_size < 255:
+        raise InputError(
+            f"--arch {arch} takes views of 224 to 254 pixels, but --global-crops-size is {image_size}: change one of them"
+        )
+    return AlexNet(BIG if arch == "sela_alexnet" else SMALL, in_channels)
 
 
 def _vit(arch: str, in_channels: int, *, image_size: int, patch_size: int) -> Backbone:
@@ -187,28 +196,45 @@ class CifarConvNet(Backbone):
     """Convolutional network for images of 32×32 pixels on a CPU, (B, in_channels, H, W) → (B, 256).
 
     A 2×2 convolution with 24 channels comes first. Three blocks of two 3×3 convolutions follow, with 32, 128 and 256
-    channels; max pooling after the first convolution of a block halves the map. The features are the maxima of the last map.
+    channels; max pooling after the first convolution of a block halves the map. The features are the means of the last map.
     The forward and the backward pass of a view of 32×32 pixels take 0.265 GFLOP. The smallest view has 16×16 pixels.
 
-    The layout is that of the networks of CIFAR-10 speed records, such as arXiv:2404.00498, with half their width and without
-    their whitening layer and their GELU.
+    The layout is that of the networks of CIFAR-10 speed records, such as arXiv:2404.00498, with half their width. Their first
+    layer whitens patches of the training images and is not trained. Ours starts from a fixed basis instead: `color_patches`
+    are close to the principal components of patches of photographs, and the batch normalisation that follows gives all of
+    them the same variance.
     """
 
     def __init__(self, in_channels: int = 3):
         super().__init__()
         stem = nn.Conv2d(in_channels, 24, 2, bias=False)
-        layers: list[nn.Module] = [stem, nn.BatchNorm2d(24), nn.ReLU()]
+        if in_channels == 3:
+            patches = color_patches()
+            stem.weight.data.copy_(torch.cat([patches, -patches]))
+        blocks: list[nn.Module] = [stem, nn.BatchNorm2d(24), nn.GELU()]
         inputs = 24
         for outputs in (32, 128, 256):
             conv, norm = conv_bn(inputs, outputs, 3)
-            layers += [conv, nn.MaxPool2d(2), norm, nn.ReLU(), *conv_bn(outputs, outputs, 3), nn.ReLU()]
+            blocks += [conv, nn.MaxPool2d(2), norm, nn.GELU(), *conv_bn(outputs, outputs, 3), nn.GELU()]
             inputs = outputs
-        self.layers = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveMaxPool2d(1)
+        self.blocks = nn.Sequential(*blocks)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.width = inputs
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.avgpool(self.layers(images)).flatten(1)
+        return self.avgpool(self.blocks(images)).flatten(1)
+
+
+def color_patches() -> Tensor:
+    """Return an orthonormal basis of patches of 2×2 pixels and 3 channels, (12, 3, 2, 2).
+
+    Each patch is the product of one of four patterns (constant, vertical edge, horizontal edge, checkerboard) and one of
+    three colours (grey, red against blue, green against magenta).
+    """
+    patterns = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
+    colors = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]])
+    patches = torch.einsum("ip,jc->ijcp", patterns, colors).reshape(12, 3, 2, 2)
+    return patches / patches.flatten(1).norm(dim=1)[:, None, None, None]
 
 
 class Identity(nn.Identity, Backbone):

@@ -286,6 +286,7 @@ def _remarks(result: dict[str, Any]) -> list[str]:
         remarks.append(
             f"features: RankMe {quality['rankme']:.1f} of {quality['features']}; silhouette of the clusters {shape}"
         )
+    remarks.extend(sentence for _, sentence in result.get("trust", {}).get("sentences", []))
     for rank, grid in enumerate(result.get("grids", [])):
         if "log_sum" in grid:
             share = f"-Σ log p {grid['log_sum']:.1f} on average over {grid['images']:,} images"

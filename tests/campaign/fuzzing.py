@@ -45,8 +45,11 @@ def of_the_authors() -> bytes:
 
 @cache
 def sources() -> tuple[bytes, ...]:
-    """Return the intact files that are mutated: our checkpoint three times in four, and files of others."""
-    own = (inputs() / "intact.pt").read_bytes()
+    """Return the intact files that are mutated: our checkpoints three times in four, and files of others.
+
+    Of three of our checkpoints, two are of a run that is to train one more epoch.
+    """
+    own = tuple((inputs() / name).read_bytes() for name in ("intact.pt", "stopped.pt", "stopped.pt"))
     trunk = {name: torch.ones(2, 3) for name in ("conv1.weight", "layer1.0.conv1.weight", "fc.weight", "fc.bias")}
     swav = {**trunk, "projection_head.0.weight": torch.ones(2, 2), "prototypes.weight": torch.ones(3, 2)}
     others = (
@@ -54,7 +57,7 @@ def sources() -> tuple[bytes, ...]:
         *(saved(trunk, pickle_protocol=4), saved({"network": trunk}, _use_new_zipfile_serialization=False)),
         saved(collections.OrderedDict({f"module.encoder_q.{name}": value for name, value in trunk.items()})),
     )
-    return (own,) * 3 * len(others) + others
+    return own * len(others) + others
 
 
 def make_mutant(rng: random.Random, number: int) -> bytes:

@@ -280,6 +280,8 @@ def _other_tensor(tensor: Tensor, rng: random.Random) -> Tensor:
             lambda: tensor.to(torch.float16),
             lambda: tensor * float("nan"),
             lambda: -tensor.float(),
+            *(lambda value=value: torch.full_like(tensor, value) for value in (-1, 100, 127)),
+            lambda: torch.full_like(tensor.long(), rng.choice([-(2**63), -1, 10**6, 2**62, 2**63 - 1])),
         ]
     )()
 

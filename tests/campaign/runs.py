@@ -43,11 +43,12 @@ def inputs() -> Path:
 
 @cache
 def intact() -> Path:
-    """Return the checkpoint of a finished run."""
+    """Return the checkpoint of a finished run, and write that of its last epoch but one beside it, as stopped.pt."""
     path = inputs() / "intact.pt"
     if not path.exists():
         target = inputs() / "intact"
         run(command(target))
+        (target / "checkpoint_2.pt").replace(inputs() / "stopped.pt")  # a run continues from it with the last epoch
         (target / "checkpoint.pt").replace(path)
     return path
 

@@ -1,0 +1,89 @@
+"""Errors that a user sees as one line, and `run_program`, which runs the main function of a program of this folder."""
+
+import errno
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MEMORY = r"not enough memory|out of memory|allocate memory|Unable to allocate"
+
+
+class InputError(ValueError):
+    """The input of the user is wrong. The program ends with exit status 2.
+
+    The message is one line: what was found, what was expected, what to do.
+    """
+
+
+class RunError(RuntimeError):
+    """The work failed after it started. The program ends with exit status 1."""
+
+
+class Stopped(Exception):
+    """A signal stopped the training after a finished step, and everything is saved.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+def printable(text: object) -> str:
+    """Return text in which every character that cannot be printed is replaced by its Python escape, such as \\n."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def shown(names: list[str], most: int = 3) -> str:
+    """Return the first names of a list as text that is safe to print."""
+    text = ", ".join(printable(name) for name in names[:most])
+    return f"{text}, ..." if len(names) > most else text
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run the main function of a program and turn the expected failures into one line on standard error.
+
+    Raises:
+        SystemExit: 2 after an `InputError`; 1 after a `RunError`, after an error of the operating system, or without
+            memory; 128 + the signal after a signal that stopped the training.
+    """
+    try:
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        _end(error, 2)
+    except RunError as error:
+        _end(error, 1)
+    except Stopped as error:
+        _end(error, 128 + error.signal)
+    except KeyboardInterrupt:
+        _end("interrupted", 128 + signal.SIGINT)
+    except OSError as error:
+        _end(_describe(error), 1)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search(MEMORY, str(error)):
+            raise
+        _end("there is not enough memory: use a smaller --batch-size or smaller images", 1)
+
+
+def _end(message: object, status: int) -> None:
+    """Print a message on rank 0, or on the only rank that has one, and end the program with a status."""
+    line = printable(re.sub(r"\s+", " ", str(message)))
+    distributed = sys.modules.get("detection.distributed")  # looked up, because an import here would import torch
+    rank = distributed.rank() if distributed else 0
+    place = f" on rank {rank}" if rank else ""
+    print(f"{printable(Path(sys.argv[0]).name)}: error{place}: {line}", file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+def _describe(error: OSError) -> str:
+    """Return an error of the operating system in one line, with the path."""
+    reason = error.strerror or str(error) or type(error).__name__
+    if error.errno in FULL:
+        return f"{error.filename or 'a file or standard output'} cannot be written ({reason}): free some space"
+    return f"{error.filename}: {reason}" if error.filename else reason
