@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # these modules import torch
     from src.data.loaders import TrainLoader
     from src.logs import Progress
     from src.methods import Method
+    from src.mining import Neighbors
     from src.run import Run
     from src.trainer import Trainer
 
@@ -78,6 +79,7 @@ def main() -> None:
     earlier = METHODS[name].earlier_stage
     if earlier and not options.pretrained:
         raise InputError(f"--method {name} continues a run of {earlier}: {first_stage(options, earlier)}")
+    mined = read_neighbors(options, knobs, loader=loader)
 
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
@@ -90,6 +92,8 @@ def main() -> None:
     # method: backbone, heads, objective, and its state between steps; optimisation
     trainer, started = build_trainer(options, knobs, settings, loader=loader, from_scratch=not found)
     autocast = trainer.autocast
+    if mined and not found:
+        trainer.method.receive_neighbors(*mined)
 
     # run
     again = continuing_command(folder, output_dir=options.output_dir, fresh=options.fresh)
@@ -310,6 +314,19 @@ def hold_out(options: config.TrainOptions, knobs: Any, data: "Images") -> "tuple
         return divide(data, share)
     test = open_split(options, "test")
     return data, test.in_memory() if options.in_memory and isinstance(test, ImageFiles) else test
+
+
+def read_neighbors(options: config.TrainOptions, knobs: Any, *, loader: "TrainLoader") -> "Neighbors | None":
+    """Return neighbours from the file that `python -m src.mining` wrote; None: the method has no use for it, or there is none."""
+    if not hasattr(knobs, "neighbors_file"):
+        return None
+    from src import mining
+
+    file = Path(knobs.neighbors_file) if knobs.neighbors_file else mining.beside(options.pretrained)
+    if not knobs.neighbors_file and not file.exists():
+        return None
+    wanted = mining.expected(options.pretrained, loader.data, loader.held_out, layer=knobs.mine_from)
+    return mining.read(file, wanted, neighbors=knobs.neighbors, select_neighbors=knobs.select_neighbors)
 
 
 def selected_on(knobs: Any) -> str:

@@ -57,7 +57,7 @@ FLAGS = {
     "sela_v2": f"{LOCAL} --prototypes 10 12 --freeze-prototypes 2",
     "sela": f"--global-crops-number 2 {LOCAL} --classes 10 12 --updates 12",
     # These two start from a network with random weights.
-    "scan": "--num-classifiers 2 --neighbors 5",
+    "scan": "--global-crops-number 2 --num-classifiers 2 --neighbors 5",
     "selflabel": "--threshold 0.105",
 }
 
