@@ -41,7 +41,7 @@ class Config:
     num_classes: int = 10  # number of clusters of each head
     neighbors: int = 20  # number of nearest neighbours of each image from which one is drawn
     mine_from: Literal["embedding", "backbone"] = (
-        "embedding"  # features of --pretrained in which neighbours are found: its embedding, if it has one, or the backbone's
+        "embedding"  # features of --pretrained in which neighbours are found; a file without an embedding has those of the backbone
     )
     neighbors_file: str = ""  # file of neighbours that `python -m src.mining` wrote (default: neighbors.npz beside --pretrained, if it exists)
     entropy_weight: float = 5.0  # weight of the entropy; a larger value makes the clusters more equal in size
