@@ -1,6 +1,7 @@
 """Errors that a user sees as one line, and `run_program`, which runs the main function of a program of this folder."""
 
 import errno
+import os
 import re
 import signal
 import sys
@@ -72,12 +73,20 @@ def run_program(main: Callable[[], None]) -> None:
 
 
 def _end(message: object, status: int) -> None:
-    """Print a message on rank 0, or on the only rank that has one, and end the program with a status."""
-    line = printable(re.sub(r"\s+", " ", str(message)))
+    """Print a message and end the program with a status.
+
+    Before the ranks have met, all of them fail alike, and only rank 0 speaks. Later a rank may fail alone, and says its number.
+    """
+    text = str(message)
+    if "Traceback" in text:  # a data-loading worker sends the whole text; its last line has the message
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    line = printable(re.sub(r"\s+", " ", text))
     distributed = sys.modules.get("detection.distributed")  # looked up, because an import here would import torch
-    rank = distributed.rank() if distributed else 0
-    place = f" on rank {rank}" if rank else ""
-    print(f"{printable(Path(sys.argv[0]).name)}: error{place}: {line}", file=sys.stderr)
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    together = distributed is not None and distributed.world_size() > 1
+    if rank == "0" or together:
+        place = f" on rank {rank}" if together and rank != "0" else ""
+        print(f"{printable(Path(sys.argv[0]).name)}: error{place}: {line}", file=sys.stderr)
     raise SystemExit(status) from None
 
 

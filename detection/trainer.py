@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from . import distributed
 from .data import Example
 from .errors import RunError, Stopped, printable
+from .files import write_text
 
 
 class Trainer:
@@ -71,6 +72,8 @@ class Trainer:
         """
         handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         self.began, self.first = time.monotonic(), self.step
+        if distributed.rank() == 0:
+            self._forget_later_lines()
         self.model.train()
         try:
             with (
@@ -137,6 +140,18 @@ class Trainer:
         asked[0], asked[1] = self.asked == signal.SIGTERM, self.asked == signal.SIGINT
         term, interrupt = distributed.sum_counts(asked).tolist()
         return int(signal.SIGTERM) if term else int(signal.SIGINT) if interrupt else 0
+
+    def _forget_later_lines(self) -> None:
+        """Remove the lines of metrics.jsonl whose steps will be done again, because no checkpoint has them."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [
+                line
+                for line in lines
+                if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= self.step
+            ]
+            write_text(path, "".join(f"{line}\n" for line in kept))
 
     def _log(self, writer: Any) -> None:
         """Write the mean losses since the last line: to the screen, metrics.jsonl and TensorBoard."""

@@ -14,7 +14,7 @@ need() {
         exit 2
     fi
 }
-need DATASET_PATH "the folder that holds train/ and val/ with class folders, or the folder with the files of CIFAR"
+need DATASET_PATH "${DATASET_IS:-the folder that holds train/ and val/ with class folders, or the folder with the files of CIFAR}"
 need EXPERIMENT_PATH "the folder for the results, with one subfolder per run"
 
 # sbatch runs a copy of the script in another folder, so the script cannot find other files by its own location.
@@ -83,7 +83,7 @@ launch() {
     # probe with --fast, the first task may run on for a long time.
     case " $* " in
         *" --fast "*) ;;
-        *" train.py "* | *" lincls_eval.py "*) alone=60 ;;
+        *" train.py "* | *" lincls_eval.py "* | *" detection/"*) alone=60 ;;
     esac
     # Run NODE_SETUP once on every node, for example to unpack the data onto the node's own disk. Every start runs it, because a
     # requeued job may get other nodes.

@@ -24,7 +24,8 @@ VERSION = 1
 # {version: function that takes a checkpoint of this version and returns one of the next version}. Whoever raises VERSION adds
 # a function here, so that older files stay readable; CONTRIBUTING.md has the steps.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-# Options that earlier code did not have, with the values that stand for what it did.
+# Options that earlier code did not have, with the values that stand for what it did. Whoever adds an option to train.py adds it
+# here, so that runs of earlier code continue and their files can be evaluated.
 LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0, "upright": False}
 
 

@@ -5,7 +5,6 @@ A download goes to a temporary file and can be resumed. The file gets its final 
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import http.client
 import json
@@ -16,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import files
+from . import files, locks
 from .errors import InputError, RunError
 from .inspection import read_json
 
@@ -54,7 +53,7 @@ def download(url: str, target: Path, *, size: int = 0, md5: str = "", sha256: st
         part.unlink()
         _tag_file(part).unlink(missing_ok=True)
         raise RunError(f"{url}: {difference}: the file was removed; it may be damaged or replaced on the server")
-    os.replace(part, target)
+    files.move(part, target)
     _tag_file(part).unlink(missing_ok=True)
 
 
@@ -196,19 +195,19 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         RunError: if another process holds the lock.
-        InputError: if the folder cannot be written.
+        InputError: if the folder cannot be written, or if its lock file is a link.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115  closed below
+        descriptor = locks.open_file(folder / ".lock")
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{folder}: {error.strerror}: set SELF_CLASSIFIER_CACHE to another folder") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another process is downloading to {folder}: wait until it has finished") from None
+    try:
+        if not locks.take(descriptor, folder):
+            raise RunError(f"another process is downloading to {folder}: wait until it has finished")
         yield
+    finally:
+        os.close(descriptor)
 
 
 def recorded(folder: Path) -> dict[str, dict]:

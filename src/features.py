@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import distributed, fingerprints
+from .checkpoint import write_tensors
 from .data.datasets import Images
 from .data.loaders import Views, single_views
 from .errors import InputError, printable
@@ -385,19 +386,16 @@ def _read(file: Path, key: dict[str, str | int], progress: Progress, *, rows: in
 
 
 def _write(file: Path, key: dict[str, str | int], features: Tensor, *, progress: Progress) -> None:
-    """Write features to the cache: first to a temporary file, which is then renamed.
+    """Write features to the cache, as a whole or not at all.
 
     If the disk is full, the evaluation continues without a cached file.
     """
-    aside = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         content = {
             "key": key,
             "sha256": hashlib.sha256(fingerprints.of_bytes(features)).hexdigest(),
             "features": features,
         }
-        torch.save(content, aside)
-        os.replace(aside, file)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        aside.unlink(missing_ok=True)
+        write_tensors(file, content)
+    except OSError as error:
         progress.say(f"feature cache: {printable(file)} was not written ({printable(error)}): continuing without it")

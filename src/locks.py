@@ -1,4 +1,4 @@
-"""The lock of a folder: one run at a time writes into it."""
+"""The lock of a folder: one program at a time writes into it."""
 
 import atexit
 import contextlib
@@ -59,7 +59,7 @@ def hold(folder: Path, name: str = "checkpoint") -> None:
     while True:
         try:
             create(folder)
-            descriptor = _open(lock)
+            descriptor = open_file(lock)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and vanished < 3:  # the other run has removed its empty folder
                 vanished += 1
@@ -67,7 +67,7 @@ def hold(folder: Path, name: str = "checkpoint") -> None:
             raise InputError(
                 f"--output-dir {folder}: cannot be written ({error.strerror}); give another folder"
             ) from None
-        locked = _lock(descriptor, folder)
+        locked = take(descriptor, folder)
         if locked and _is_current(lock, descriptor):
             break
         other = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
@@ -90,8 +90,8 @@ def hold(folder: Path, name: str = "checkpoint") -> None:
     _held[lock] = descriptor
 
 
-def _open(lock: Path) -> int:
-    """Open a lock file. A link is not followed, because the file behind it would be overwritten.
+def open_file(lock: Path) -> int:
+    """Open a lock file and return its descriptor. A link is not followed, because the file behind it would be overwritten.
 
     Raises:
         InputError: if it is a link or not a regular file.
@@ -111,18 +111,27 @@ def _open(lock: Path) -> int:
     return descriptor
 
 
-def _lock(descriptor: int, folder: Path) -> bool:
+def take(descriptor: int, folder: Path) -> bool:
+    """Lock an open file without waiting. Return False if another process holds the lock.
+
+    If the file system has no locks, print a line and return True.
+
+    Args:
+        folder: the folder that the lock protects, for messages.
+
+    Raises:
+        InputError: if the file cannot be locked for another reason.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         if error.errno not in NO_LOCKS:
-            raise InputError(
-                f"--output-dir {folder}: cannot be locked ({error.strerror}); give another folder"
-            ) from None
+            raise InputError(f"{folder}: cannot be locked ({error.strerror}); give another folder") from None
         print(
-            f"{folder}: this file system has no locks ({error.strerror}); do not start a second run in this folder",
+            f"{printable(folder)}: this file system has no locks ({error.strerror}); do not start a second program that writes "
+            "in this folder",
             flush=True,
         )
     return True

@@ -8,12 +8,11 @@
 Importing torch takes seconds. The first two commands do not need torch, so only the last two import it.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from . import downloads
+from . import downloads, files
 from .config import OneLineParser
 from .errors import InputError, RunError, printable, run_script
 from .releases import RELEASES, Release, downloaded_files, hint
@@ -63,12 +62,12 @@ def _fetch_drive_folder(url: str, target: Path) -> None:
     gdown = _import_gdown(url)
     part = target.with_name(f".{target.name}.part")
     try:
-        files = gdown.download_folder(url=url, output=str(part), quiet=not sys.stderr.isatty(), resume=True)
+        found = gdown.download_folder(url=url, output=str(part), quiet=not sys.stderr.isatty(), resume=True)
     except Exception as error:  # gdown, requests and the disk raise many kinds
         raise RunError(f"{url}: {error}; the same command continues the download in {part}") from None
-    if not files:
+    if not found:
         raise RunError(f"{url}: gdown found no file there; fetch it by hand and pass its path")
-    os.replace(part, target)
+    files.move(part, target)
 
 
 def _fetch_drive_file(release: Release, target: Path) -> None:
@@ -82,7 +81,7 @@ def _fetch_drive_file(release: Release, target: Path) -> None:
         raise RunError(f"{release.url}: {error}; the same command tries again") from None
     if not found:
         raise RunError(f"{release.url}: gdown found no file there; fetch it by hand and pass its path and --arch")
-    os.replace(part, target)
+    files.move(part, target)
 
 
 def _import_gdown(url: str) -> Any:
@@ -129,9 +128,9 @@ def main() -> None:
             print(printable(path))
         return
     for name, release in RELEASES.items():
-        files = downloaded_files(name)
-        here = f"{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB here" if files else ""
-        print(f"{name:28}{release.what:76}{here}")
+        here = downloaded_files(name)
+        size = f"{sum(path.stat().st_size for path in here) / 1e6:,.0f} MB here" if here else ""
+        print(f"{name:28}{release.what:76}{size}")
     print(f"\npython -m src.pretrained get NAME downloads a model to {printable(downloads.cache_folder())}")
 
 

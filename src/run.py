@@ -178,7 +178,7 @@ def _compare(folder: Path, found: str) -> None:
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> list[str]:
-    """Return the names of the options that differ. A checkpoint may lack an option that is newer, and is off now.
+    """Return the names of the options that differ. Options that earlier code did not have are `checkpoint.LATER_OPTIONS`.
 
     The data are compared by their fingerprint, if the checkpoint has one, so their folder may have moved. Otherwise they are
     compared by their path.
@@ -189,9 +189,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any], free: set[str]) -> l
         free = free | ({"data_fingerprint"} if before.get("data") else {"data_fingerprint", "data"})
         before = {**before, "data": stored_path(before.get("data", ""))}
     return [
-        name
-        for name in sorted(before.keys() | now.keys())
-        if name not in free and before.get(name) != now.get(name) and (name in before or now[name])
+        name for name in sorted(before.keys() | now.keys()) if name not in free and before.get(name) != now.get(name)
     ]
 
 

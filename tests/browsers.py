@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = {"chromium": ("chromium", "chromedriver"), "firefox": ("firefox-esr",)}
-PATIENCE = 30.0  # seconds for anything that a page does
+PATIENCE = 120.0  # seconds for anything that a browser does; a busy machine is slow
 QUIET = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,900"]
 
 
@@ -47,7 +47,14 @@ class Browser:
         self.requests: list[str] = []
         self._socket = websocket.create_connection(address, suppress_origin=True, timeout=PATIENCE)
         self._count = 0
-        if name == "firefox":
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self) -> None:
+        if self.name == "firefox":
             self.command("session.new", capabilities={})
         self.command("session.subscribe", events=["log.entryAdded", "network.beforeRequestSent"])
         self._window = self.command("browsingContext.getTree")["contexts"][0]["context"]
@@ -155,7 +162,7 @@ def _process(words: list[str], pattern: str, log: Path) -> Iterator[str]:
     """Start a program, and yield the part of its output that a pattern finds."""
     with open(log, "w") as file, subprocess.Popen(words, stdout=file, stderr=file) as process:
         try:
-            end = time.monotonic() + 2 * PATIENCE
+            end = time.monotonic() + PATIENCE
             while not (found := re.search(pattern, log.read_text())):
                 running = process.poll() is None and time.monotonic() < end
                 assert running, f"{words[0]} did not start: {log.read_text()}"
@@ -181,7 +188,7 @@ def _start_chromium(profile: Path, downloads: Path) -> Iterator[str]:
         body = json.dumps({"capabilities": capabilities}).encode()
         address = f"http://127.0.0.1:{port}/session"
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=2 * PATIENCE) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             session = json.load(answer)["value"]
         try:
             yield session["capabilities"]["webSocketUrl"]
@@ -201,6 +208,15 @@ def _start_firefox(profile: Path, downloads: Path) -> Iterator[str]:
     }
     lines = [f"user_pref({json.dumps(key)}, {json.dumps(value)});" for key, value in settings.items()]
     (profile / "user.js").write_text("\n".join(lines))
-    words = ["firefox-esr", "--headless", "--no-remote", "--profile", str(profile), "--remote-debugging-port", "0"]
+    words = [
+        "firefox-esr",
+        "--headless",
+        "--no-remote",
+        "--profile",
+        str(profile),
+        "--remote-debugging-port",
+        "0",
+        "about:blank",
+    ]
     with _process(words, r"WebDriver BiDi listening on (ws://\S+)", profile.parent / "log") as address:
         yield f"{address}/session"

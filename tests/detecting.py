@@ -73,6 +73,30 @@ def write_shapes(folder: Path, images: int, *, size: tuple[int, int] = (64, 64),
     return folder
 
 
+def paste_shapes(files: list[Path], folder: Path) -> Path:
+    """Draw a shape on each photograph and annotate it, in COCO's layout. EXIF data, such as a rotation, is kept."""
+    generator = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    content: dict = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": place + 1, "name": name} for place, name in enumerate(SHAPES)],
+    }
+    for number, file in enumerate(files, start=1):
+        with Image.open(file) as photograph:
+            exif = photograph.getexif()
+            image = photograph.convert("RGB")
+        kind = number % 3
+        box, polygon = draw_shape(image, generator, kind, side=min(image.size) // 2)
+        image.save(folder / "images" / file.name, "JPEG", exif=exif)
+        width, height = image.size
+        content["images"].append({"id": number, "file_name": file.name, "width": width, "height": height})
+        entry = {"id": number, "image_id": number, "category_id": kind + 1, "bbox": box, "segmentation": [polygon]}
+        content["annotations"].append({**entry, "area": box[2] * box[3], "iscrowd": 0})
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder
+
+
 def write_voc(folder: Path, shapes: Path, *, train: int) -> Path:
     """Write the pictures of `write_shapes` in VOC's layout; the first ones are 2007_trainval, the others 2007_test."""
     content = json.loads((shapes / "annotations.json").read_text())

@@ -212,6 +212,20 @@ def test_two_processes_do_not_write_the_same_file(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_lock_that_is_a_link_is_refused_and_its_target_stays(tmp_path, link):
+    precious = tmp_path / "precious"
+    precious.write_text("text")
+    (tmp_path / "cache").mkdir()
+    getattr(tmp_path / "cache" / ".lock", link)(precious)
+    with (
+        pytest.raises(InputError, match=r"\.lock (is a link|has a second name), expected"),
+        downloads.locked(tmp_path / "cache"),
+    ):
+        pass
+    assert precious.read_text() == "text"
+
+
 def test_a_cache_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with (

@@ -334,6 +334,7 @@ TRAIN_SELA = {
     "lr": 0.08,
     "lr_drops": [150, 300, 350],
     "warmup_epochs": 0,
+    "warmup_start": 0.0,
     "weight_decay": 1e-5,
     "bias_decay": True,
     "augment": "sela_3",

@@ -238,13 +238,13 @@ def test_of_two_starts_on_one_new_folder_one_trains(data, start_program, tmp_pat
 
 def test_the_lock_comes_before_the_look(tmp_path, monkeypatch):
     """Another run finishes while this one waits for the lock."""
-    real = locks._lock
+    real = locks.take
 
     def lock(descriptor, folder):
         checkpoint.save(folder / "checkpoint.pt", {"config": {"epochs": 1}, "history": [], "epoch": 1, "done": 0})
         return real(descriptor, folder)
 
-    monkeypatch.setattr(locks, "_lock", lock)
+    monkeypatch.setattr(locks, "take", lock)
     assert find_checkpoint(tmp_path / "new", {"epochs": 1})["epoch"] == 1
 
 
@@ -269,7 +269,7 @@ def test_a_lock_that_is_a_pipe_is_refused(tmp_path):
 def test_a_disk_without_locks_is_said_in_one_line(tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
     assert find_checkpoint(tmp_path, {}) is None
-    line = f"this file system has no locks ({os.strerror(number)}); do not start a second run in this folder"
+    line = f"this file system has no locks ({os.strerror(number)}); do not start a second program that writes in this folder"
     assert capsys.readouterr().out == f"{tmp_path}: {line}\n"
 
 
@@ -286,14 +286,14 @@ def test_a_full_disk_does_not_stop_the_lock(tmp_path, monkeypatch):
 
 
 def test_a_lock_file_that_was_removed_meanwhile_is_created_again(tmp_path, monkeypatch):
-    real = locks._lock
+    real = locks.take
 
     def lock(descriptor, folder):
-        monkeypatch.setattr(locks, "_lock", real)
+        monkeypatch.setattr(locks, "take", real)
         (folder / ".lock").unlink()
         return real(descriptor, folder)
 
-    monkeypatch.setattr(locks, "_lock", lock)
+    monkeypatch.setattr(locks, "take", lock)
     locks.hold(tmp_path)
     assert os.fstat(locks._held[tmp_path / ".lock"]).st_nlink == 1
 
@@ -674,10 +674,14 @@ def test_other_changes_of_the_number_of_epochs_are_refused_with_the_reason(train
 
 
 def test_a_checkpoint_without_an_option_that_came_later_continues(tmp_path):
-    checkpoint.save(tmp_path / "checkpoint.pt", {"config": {"lr": 1.0}, "history": [], "epoch": 1, "done": 0})
-    assert find_checkpoint(tmp_path, {"lr": 1.0, "newer": ""})["epoch"] == 1
-    with pytest.raises(InputError, match=r"--newer None \(now on\)"):
-        find_checkpoint(tmp_path, {"lr": 1.0, "newer": "on"})
+    config = {"lr": 1.0, "data": "digits"}
+    checkpoint.save(tmp_path / "checkpoint.pt", {"config": config, "history": [], "epoch": 1, "done": 0})
+    now = {**config, **checkpoint.LATER_OPTIONS}
+    assert find_checkpoint(tmp_path, now)["epoch"] == 1
+    with pytest.raises(InputError, match=r"--subset  \(now imagenet-50\)"):
+        find_checkpoint(tmp_path, {**now, "subset": "imagenet-50"})
+    with pytest.raises(InputError, match=r"--newer None \(now \)"):  # an option that LATER_OPTIONS does not name
+        find_checkpoint(tmp_path, {**now, "newer": ""})
 
 
 # ---- numbers of flags -----------------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ def test_float32_with_nearly_uniform_probabilities_gives_the_labels_of_float64()
     how = {"lam": 25.0, "tolerance": 0.1, "max_iterations": None}
     assert torch.equal(balanced_labels(logits, 25.0, 0.1), expected)
     assert torch.equal(balanced_prototype_labels(logits, weight, 1.0, **how, memory=1 << 24), expected)
-    assert torch.bincount(expected, minlength=100).min() >= 1
+    assert torch.bincount(expected, minlength=100).max() <= 9  # of 400 images for 100 classes
 
 
 # ---- the loss -------------------------------------------------------------------------------------------------------
@@ -363,23 +363,18 @@ def pictures(tmp_path_factory):
     return top
 
 
-SMALL = [
-    "--method",
-    "sela",
-    "--arch",
-    "small_convnet",
-    "--preset",
-    "small_images",
-    "--global-crops-size",
-    "16",
+SMALL = ["--method", "sela", "--preset", "small_images", "--arch", "small_convnet", "--global-crops-size", "16"]
+SMALL += [
     "--batch-size",
     "4",
-    "--device",
-    "cpu",
+    "--epochs",
+    "1",
     "--warmup-epochs",
     "0",
     "--lr",
     "0.001",
+    "--device",
+    "cpu",
     "--workers",
     "0",
 ]
@@ -387,7 +382,7 @@ SMALL = [
 
 def test_a_network_learns_from_the_labels_of_another(pictures, tmp_path, capsys):
     """Train, export the labels, and train again on them, with the images in memory and with rotations."""
-    run_here("train", *SMALL, "--data", pictures, "--epochs", 1, "--classes", 2, 3, "--output-dir", tmp_path / "first")
+    run_here("train", *SMALL, "--data", pictures, "--classes", 2, 3, "--output-dir", tmp_path / "first")
     assert "written" not in (written := pseudo_labels.write(str(tmp_path / "first"), tmp_path / "deep" / "l.csv")), (
         written
     )
@@ -396,9 +391,7 @@ def test_a_network_learns_from_the_labels_of_another(pictures, tmp_path, capsys)
     method, _ = load_method(tmp_path / "first")
     assert (method.labels.numpy() == labels.T).all()
     words = ["--updates", 0, "--labels", tmp_path / "deep" / "l.csv", "--rotation", "add", "--in-memory"]
-    run_here(
-        "train", *SMALL, *words, "--data", pictures, "--epochs", 1, "--classes", 2, 3, "--output-dir", tmp_path / "2"
-    )
+    run_here("train", *SMALL, *words, "--data", pictures, "--classes", 2, 3, "--output-dir", tmp_path / "2")
     again, _ = load_method(tmp_path / "2")
     assert torch.equal(again.labels, method.labels)
     line = json.loads((tmp_path / "2" / "metrics.jsonl").read_text())
@@ -421,14 +414,14 @@ def test_a_network_learns_from_the_labels_of_another(pictures, tmp_path, capsys)
 def test_labels_that_do_not_fit_are_refused_before_anything_is_written(words, message, pictures, tmp_path):
     rows = "".join(f"{i % 2},{i % 3}\n" for i in range(8))
     (tmp_path / "l.csv").write_text(rows)
-    words = ["--updates", "0", *words.split(), "--labels", str(tmp_path / "l.csv"), "--epochs", "1"]
+    words = ["--updates", "0", *words.split(), "--labels", str(tmp_path / "l.csv")]
     with pytest.raises(InputError, match=message):
         run_here("train", *SMALL, *words, "--data", pictures, "--output-dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_exports_without_labels_or_of_other_images_are_refused(pictures, tmp_path):
-    run_here("train", *SMALL, "--data", pictures, "--epochs", 1, "--classes", 2, 3, "--output-dir", tmp_path / "run")
+    run_here("train", *SMALL, "--data", pictures, "--classes", 2, 3, "--output-dir", tmp_path / "run")
     with pytest.raises(InputError, match=r"labels of 8 images, but the data set has 1,437"):
         pseudo_labels.write(str(tmp_path / "run"), tmp_path / "l.csv", data="digits")
     torch.save({"backbone.layers.0.0.weight": torch.zeros(1), "backbone.x": torch.zeros(1)}, tmp_path / "other.pt")

@@ -2,12 +2,12 @@
 
 import errno
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from src import files
 from src.data.shrink import shrink
 
 
@@ -86,12 +86,10 @@ def test_a_copy_keeps_what_turns_and_colours_it(folder, tmp_path):
 
 
 def test_a_copy_is_whole_or_not_there(folder, tmp_path, monkeypatch):
-    def half(self, content):
-        with open(self, "wb") as file:
-            file.write(content[:10])
+    def full(descriptor):
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="full"):
         shrink(folder / "a/wide.jpg", tmp_path / "copy" / "wide.jpg", short_side=40, quality=90)
     assert list((tmp_path / "copy").iterdir()) == []

@@ -21,6 +21,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from .. import files
 from ..config import OneLineParser
 from ..errors import InputError, RunError, printable, run_script
 from ..inspection import read_json
@@ -51,12 +52,8 @@ def shrink(source: Path, target: Path, *, short_side: int, quality: int) -> str:
     except Exception as error:  # Pillow raises many kinds of errors on damaged files
         return f"{source}: {type(error).__name__}: {error}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with files.replacing(target) as copy:
+        copy.write(content)
     return ""
 
 
@@ -82,7 +79,7 @@ def _record_settings(target: Path, settings: dict[str, int]) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         if not note.exists():
-            note.write_text(json.dumps(settings))
+            files.write_text(note, json.dumps(settings))
         before = read_json(note)
     except (OSError, ValueError) as error:
         raise InputError(f"{target}: the folder cannot be used ({error}): pass another folder") from None
@@ -122,10 +119,10 @@ def main() -> None:
         raise InputError(
             f"{options.target} lies in {options.source}, so the command would copy its own copies: pass a folder outside it"
         )
-    (files,) = list_images(options.source, [""])
-    if not files:
+    (paths,) = list_images(options.source, [""])
+    if not paths:
         raise InputError(f"{options.source}: no images in this folder, expected photographs")
-    pairs = [(Path(path), options.target / os.path.relpath(path, options.source)) for path in files]
+    pairs = [(Path(path), options.target / os.path.relpath(path, options.source)) for path in paths]
     _record_settings(options.target, {"short_side": options.short_side, "quality": options.quality})
     job = partial(_shrink_pair, short_side=options.short_side, quality=options.quality)
     damaged = 0

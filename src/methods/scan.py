@@ -43,7 +43,9 @@ class Config:
     mine_from: Literal["embedding", "backbone"] = (
         "embedding"  # features of --pretrained in which neighbours are found; a file without an embedding has those of the backbone
     )
-    neighbors_file: str = ""  # file of neighbours written by `python -m src.mining` (default: neighbors.npz beside --pretrained, if it exists)
+    neighbors_file: str = (
+        ""  # file written by `python -m src.mining` (default: neighbors.npz beside --pretrained, if it exists)
+    )
     entropy_weight: float = 5.0  # weight of the entropy; a larger value makes the clusters more equal in size
     select_on: Literal["train", "test"] = (
         "train"  # images on which the epoch and the head are selected, without labels: held-out training images, or the test split

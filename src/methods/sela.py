@@ -319,6 +319,7 @@ PRESETS = {
         "lr": 0.08,
         "lr_drops": (150, 300, 350),
         "warmup_epochs": 0,
+        "warmup_start": 0.0,
         "weight_decay": 0.00001,
     },
     # The authors' scripts.

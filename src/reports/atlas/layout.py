@@ -125,25 +125,31 @@ def _weights(step: int) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def _descend(points: Tensor, pairs: Pairs) -> Tensor:
-    """Minimise the loss of PaCMAP by 450 steps of Adam with learning rate 1.
-
-    With d = 1 + squared distance: near pairs cost d / (10 + d), middle pairs d / (10000 + d), far pairs 1 / (1 + d).
-    """
+    """Minimise the loss of PaCMAP by 450 steps of Adam with learning rate 1."""
     mean, square = torch.zeros_like(points), torch.zeros_like(points)
     for step in range(STEPS):
-        gradient = torch.zeros_like(points)
-        for kind, (others, weight) in enumerate(zip(pairs, _weights(step), strict=True)):
-            if not weight:
-                continue
-            apart = points[:, None] - points[others]
-            d = apart.square().sum(dim=2, keepdim=True) + 1
-            offset = (10.0, 10000.0, 1.0)[kind]
-            slope = (-1 if kind == 2 else offset) / (offset + d).square()
-            pull = 2 * weight * slope * apart
-            gradient += pull.sum(dim=1)
-            gradient.index_add_(0, others.flatten(), -pull.flatten(0, 1))
+        gradient = _gradient(points, pairs, _weights(step))
         mean.lerp_(gradient, 0.1)
         square.lerp_(gradient.square(), 0.001)
         rate = (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
         points = points - rate * mean / (square.sqrt() + 1e-7)
     return points
+
+
+def _gradient(points: Tensor, pairs: Pairs, weights: tuple[float, float, float]) -> Tensor:
+    """Return the gradient of the loss of PaCMAP at the points, (N, 2).
+
+    With d = 1 + squared distance: near pairs cost d / (10 + d), middle pairs d / (10000 + d), far pairs 1 / (1 + d).
+    """
+    gradient = torch.zeros_like(points)
+    for kind, (others, weight) in enumerate(zip(pairs, weights, strict=True)):
+        if not weight:
+            continue
+        apart = points[:, None] - points[others]
+        d = apart.square().sum(dim=2, keepdim=True) + 1
+        offset = (10.0, 10000.0, 1.0)[kind]
+        slope = (-1 if kind == 2 else offset) / (offset + d).square()
+        pull = 2 * weight * slope * apart
+        gradient += pull.sum(dim=1)
+        gradient.index_add_(0, others.flatten(), -pull.flatten(0, 1))
+    return gradient
