@@ -79,7 +79,6 @@ def main() -> None:
     earlier = METHODS[name].earlier_stage
     if earlier and not options.pretrained:
         raise InputError(f"--method {name} continues a run of {earlier}: {first_stage(options, earlier)}")
-    mined = read_neighbors(options, knobs, loader=loader)
 
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
@@ -87,12 +86,13 @@ def main() -> None:
     title = f"{name}_{Path(options.data).name}"
     folder = distributed.on_main(lambda: choose_folder(options.output_dir, fresh=options.fresh, name=title))
     found = find_checkpoint(folder, settings, irrelevant=options.free_to_change())
+    mined = None if found else read_neighbors(options, knobs, loader=loader)
     settings["precision"] = resolve_precision(options.precision, device, found)
 
     # method: backbone, heads, objective, and its state between steps; optimisation
     trainer, started = build_trainer(options, knobs, settings, loader=loader, from_scratch=not found)
     autocast = trainer.autocast
-    if mined and not found:
+    if mined:
         trainer.method.receive_neighbors(*mined)
 
     # run

@@ -33,7 +33,7 @@ from ..losses import confident, confident_cross_entropy
 from .base import Step
 from .scan import LinearHeads, mined
 
-WORSE = 0.05  # nats by which the label-free loss must exceed its lowest value to count as worse
+WORSE = 0.1  # nats by which the label-free loss must exceed its lowest value to count as worse
 
 
 @dataclass(frozen=True, kw_only=True)
