@@ -193,6 +193,7 @@ def _fit_images(settings: _Settings, preset: dict[str, Any], *, images: int, sid
         length = min(values.queue_length, images // 4)
         long_enough = length >= values.batch_size
         settings.set("queue_length", length if long_enough else 0, f"at most a quarter of {images:,} images")
+    settings.limit("neighbors", max(images // 4, 1), f"at most a quarter of {images:,} images")
     settings.limit("freeze_prototypes", steps // 50, "a fiftieth of the steps")
 
 
