@@ -1,6 +1,5 @@
 """The folder of a run: configuration, checkpoints, and one line per epoch. Only rank 0 writes into it."""
 
-import math
 import os
 import shlex
 import signal
@@ -353,15 +352,6 @@ class Run:
         if not milestone.exists() or milestone.stat().st_size != source.stat().st_size:
             files.copy(source, milestone)
 
-    def _keep_best(self, source: Path) -> None:
-        """Copy the checkpoint of the epoch that has just ended if its `selection_loss` is the lowest so far.
-
-        A loss that equals an earlier one is not lower.
-        """
-        losses = [epoch.get("selection_loss", math.inf) for epoch in self.history]
-        if losses[-1] < min(losses[:-1], default=math.inf):
-            files.copy(source, self.best)
-
     @property
     def best(self) -> Path:
         """The file of the checkpoint with the lowest `selection_loss`, if the method computes one."""
@@ -485,7 +475,9 @@ class Run:
         def write() -> None:
             if self.save_every and trainer.epoch % self.save_every == 0:
                 files.copy(self.last, self._milestone(trainer.epoch))
-            self._keep_best(self.last)
+            losses = [epoch.get("selection_loss", float("inf")) for epoch in self.history]
+            if losses[-1] < min(losses[:-1], default=float("inf")):  # the first of equal losses stays
+                files.copy(self.last, self.best)
             if self.log:
                 self.log.write(self.history)
 
