@@ -292,6 +292,7 @@ class Run:
     ):
         self.folder, self.config, self.save_every, self.name = folder, config, save_every, name
         self.continuation = continuation
+        self.best = folder / f"{name}_best.pt"  # the epoch with the lowest `selection_loss`, if the method computes one
         self.history: list[dict[str, Any]] = found["history"] if found else []
         self.extended: list[int] = found.get("extended", []) if found else []
         self.revision = checkpoint.code_revision()
@@ -351,11 +352,6 @@ class Run:
             return
         if not milestone.exists() or milestone.stat().st_size != source.stat().st_size:
             files.copy(source, milestone)
-
-    @property
-    def best(self) -> Path:
-        """The file of the checkpoint with the lowest `selection_loss`, if the method computes one."""
-        return self.folder / f"{self.name}_best.pt"
 
     def _milestone(self, epoch: int) -> Path:
         return self.folder / f"{self.name}_{epoch}.pt"
@@ -454,10 +450,10 @@ class Run:
                 summary |= score(summary)
                 self.finish_epoch(trainer, summary)
                 advice = trainer.loader.advice(summary) if trainer.epoch == 1 else ""
-                for line in (trainer.method.diagnose(self.history), advice, *comment(summary)):
+                method = trainer.method
+                for line in (method.diagnose(self.history), method.ended(self.history), advice, *comment(summary)):
                     if line:
                         progress.say(line)
-            progress.say(trainer.method.ended(self.history) or "")
         except Interrupted as stopped:
             trainer.check_weights()
             self.save(trainer)
