@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # these modules import torch
     from src.data.loaders import TrainLoader
     from src.logs import Progress
     from src.methods import Method
+    from src.mining import Neighbors
     from src.run import Run
     from src.trainer import Trainer
 
@@ -48,7 +49,7 @@ def main() -> None:
 
     from src import distributed
     from src.data.training import TrainingData
-    from src.evaluation.clustering import evaluate
+    from src.evaluation.clustering import evaluate, nearest_score
     from src.logs import Progress
     from src.machine import keep_freed_memory, resolve_precision
     from src.methods import METHODS
@@ -62,8 +63,10 @@ def main() -> None:
 
     # data: a method sees views and indices; labels are for monitoring
     data, held_out, fingerprint = open_images(options, notes)
+    data, selection = hold_out(options, knobs, data)
     views = open_views(options, data)
     loader = build_loader(options, data, views, device=device)
+    loader.held_out = selection
     steps = options.epochs * len(loader)
     knobs = config.fit_steps(knobs, steps=steps, given=config.flags_in(sys.argv), notes=notes)
     METHODS[name].check_data(
@@ -75,17 +78,24 @@ def main() -> None:
     )
     METHODS[name].check_files(knobs, TrainingData(loader))
 
+    earlier = METHODS[name].earlier_stage
+    if earlier and not options.pretrained:
+        raise InputError(f"--method {name} continues a run of {earlier}: {first_stage(options, earlier)}")
+
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
     settings |= {"data": config.stored_path(options.data), "data_fingerprint": fingerprint}
     title = f"{name}_{Path(options.data).name}"
     folder = distributed.on_main(lambda: choose_folder(options.output_dir, fresh=options.fresh, name=title))
     found = find_checkpoint(folder, settings, irrelevant=options.free_to_change())
+    mined = None if found else read_neighbors(options, knobs, loader=loader)
     settings["precision"] = resolve_precision(options.precision, device, found)
 
     # method: backbone, heads, objective, and its state between steps; optimisation
     trainer, started = build_trainer(options, knobs, settings, loader=loader, from_scratch=not found)
     autocast = trainer.autocast
+    if mined:
+        trainer.method.receive_neighbors(*mined)
 
     # run
     again = continuing_command(folder, output_dir=options.output_dir, fresh=options.fresh)
@@ -98,21 +108,19 @@ def main() -> None:
     def score(summary: dict) -> dict:
         if held_out is None or (trainer.epoch % options.eval_every and trainer.epoch < options.epochs):
             return {}
-        k = summary["classifier"]
-        return evaluate(
-            trainer.method,
-            held_out,
-            views,
-            batch_size=options.batch_size,
-            device=device,
-            classifier=k,
-            autocast=autocast,
-        )
+        how: dict[str, Any] = {"batch_size": options.batch_size, "device": device, "autocast": autocast}
+        if "classifier" not in summary:
+            return nearest_score(trainer.method, data, held_out, views=views, **how)
+        return evaluate(trainer.method, held_out, views, classifier=summary["classifier"], **how)
 
     run.train(trainer, options.epochs, progress, score=score)
     progress.say(trainer.method.report(run.history[-1]))
     progress.say("\n" + total_cost(name, run.history))
     checkpoint = printable(shlex.quote(str(run.last)))
+    if run.best.exists():
+        progress.say(
+            f"{printable(run.best)} holds the epoch with the lowest loss without labels on {selected_on(knobs)}"
+        )
     progress.say(f"\nsaved {printable(run.last)}; score it: python cls_eval.py --checkpoint {checkpoint}")
     distributed.stop()
 
@@ -254,30 +262,34 @@ def look_at(folder: str) -> config.Survey:
     return survey(open_data(folder, "train"), gpu=torch.cuda.is_available())
 
 
+def open_split(options: config.TrainOptions, split: str) -> "Images":
+    """Open the split "train" or "test" of the data."""
+    from src.data.datasets import open_data
+
+    return open_data(
+        options.data,
+        split,
+        root=options.data_root,
+        download=options.download,
+        subset=options.subset,
+        subset_file=options.subset_file,
+        unlabelled=options.unlabelled,
+        val_share=options.val_share,
+        upright=options.upright,
+    )
+
+
 def open_images(options: config.TrainOptions, notes: list[str]) -> "tuple[Images, Images | None, str]":
     """Return the training images, with --eval-every also the images of the test split, and the fingerprint of the former.
 
     The function adds a line about files that are not read to `notes`.
     """
     from src import distributed, fingerprints
-    from src.data.datasets import ImageFiles, open_data
+    from src.data.datasets import ImageFiles
     from src.data.formats import describe_others
 
-    def open_split(split: str) -> "Images":
-        return open_data(
-            options.data,
-            split,
-            root=options.data_root,
-            download=options.download,
-            subset=options.subset,
-            subset_file=options.subset_file,
-            unlabelled=options.unlabelled,
-            val_share=options.val_share,
-            upright=options.upright,
-        )
-
-    data = open_split("train")
-    held_out = open_split("test") if options.eval_every else None
+    data = open_split(options, "train")
+    held_out = open_split(options, "test") if options.eval_every else None
     fingerprint = distributed.on_main(lambda: fingerprints.of_data(data))
     if isinstance(data, ImageFiles):
         notes.append(describe_others(data.others))
@@ -291,6 +303,43 @@ def open_images(options: config.TrainOptions, notes: list[str]) -> "tuple[Images
             if distributed.is_main():
                 print(f"{printable(error)}; until then the files are decoded in every epoch", flush=True)
     return data, held_out, fingerprint
+
+
+def hold_out(options: config.TrainOptions, knobs: Any, data: "Images") -> "tuple[Images, Images | None]":
+    """Return the images to train on, and those on which the method selects its model, if it has the option `select_on`."""
+    share = getattr(knobs, "select_share", 0.0)
+    if not share:
+        return data, None
+    from src.data.datasets import ImageFiles, divide
+
+    if knobs.select_on == "train":
+        return divide(data, share)
+    test = open_split(options, "test")
+    return data, test.in_memory() if options.in_memory and isinstance(test, ImageFiles) else test
+
+
+def read_neighbors(options: config.TrainOptions, knobs: Any, *, loader: "TrainLoader") -> "Neighbors | None":
+    """Return neighbours from the file that `python -m src.mining` wrote; None: the method has no use for it, or there is none."""
+    if not hasattr(knobs, "neighbors_file"):
+        return None
+    from src import mining
+
+    file = Path(knobs.neighbors_file) if knobs.neighbors_file else mining.beside(options.pretrained)
+    if not knobs.neighbors_file and not file.exists():
+        return None
+    wanted = mining.expected(options.pretrained, loader.data, loader.held_out, layer=knobs.mine_from)
+    return mining.read(file, wanted, neighbors=knobs.neighbors, select_neighbors=knobs.select_neighbors)
+
+
+def selected_on(knobs: Any) -> str:
+    """Return on which images a method selects its model, for messages."""
+    return "the test images" if knobs.select_on == "test" else "held-out training images"
+
+
+def first_stage(options: config.TrainOptions, earlier: str) -> str:
+    """Return the advice to run an earlier stage first, with its command."""
+    words = ["python", "train.py", "--method", earlier, "--data", options.data]
+    return f"run that step first, `{shlex.join(words)}`, and pass its folder with --pretrained"
 
 
 def open_views(options: config.TrainOptions, data: "Images") -> "Views":

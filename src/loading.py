@@ -126,7 +126,12 @@ def load_classifiers(
     if weights.method in METHODS:
         if weights.arch:
             _architecture(name, weights, arch if strict else "")
-        return load_method(name, weights)
+        method, state = load_method(name, weights)
+        if not method.classes:
+            raise Unclassified(
+                f"checkpoint {name}: {weights.method} has no classifiers; expected a method with classifiers"
+            )
+        return method, state
     heads = {key: value for key, value in weights.tensors.items() if _part(key) == "classifiers"}
     if not heads:
         held = weights.method or f"a backbone ({weights.source})"
@@ -386,11 +391,26 @@ def start_from(method: Method, method_name: str, name: str, *, arch: str = "") -
         raise InputError(f"--pretrained {name}: contains no backbone, only {_count(weights.tensors)}: use another file")
     kept = {key: value for key, value in own.items() if _part(key) not in {_part(key) for key in loaded}}
     checkpoint.load_into(method, {**kept, **loaded}, f"--pretrained {name}")
+    if method.earlier_stage:
+        method.start_after(*_earlier(name, weights, arch))
     left_out = [*(key for key in weights.tensors if key not in loaded), *weights.left_out]
     return (
         f"--pretrained {name} ({weights.source}): loaded {_count(loaded)}; "
         f"left out {_count(left_out) or 'nothing'}; initial values for {_count(kept) or 'nothing'}"
     )
+
+
+def _earlier(name: str | Path, weights: Weights, arch: str) -> tuple[nn.Module, int]:
+    """Return the whole network of a file from which a later stage starts, and the number of its classifier to use."""
+    network: nn.Module
+    if weights.method in METHODS:
+        network, state = load_method(name, weights)
+    elif any(_part(key) == "classifiers" for key in weights.tensors):
+        network, state = load_classifiers(name, arch)
+    else:
+        network, state = load_backbone(name, arch, weights)
+    history = state.get("history") or [{}]
+    return network, int(history[-1].get("classifier", state.get("classifier", 0)))
 
 
 def _network(method: Method) -> set[str]:

@@ -375,3 +375,82 @@ def assigned_cross_entropy(scores: Tensor, labels: Tensor, temperature: float) -
     )
     counted = sum_over_ranks((labels != IGNORED).sum())
     return total * world_size() / (V * counted.clamp(min=1))
+
+
+# ---- SCAN -----------------------------------------------------------------------------------------------------------
+
+LARGEST_CONSISTENCY = 100.0  # of one pair, in nats; the bound of PyTorch's binary cross-entropy, which the authors use
+
+
+def scan(anchor_logits: Tensor, neighbor_logits: Tensor, entropy_weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute SCAN's loss: an image and its neighbour have the same class, and all classes are used equally often.
+
+    Van Gansbeke et al., "SCAN: Learning to Classify Images without Labels", arXiv:2005.12320, equation 2. With the
+    probabilities p of an image, q of its neighbour, and the mean m of p over the batch of all ranks:
+
+        consistency = - mean log( sum_c p_c q_c ),    entropy = - sum_c m_c log m_c
+        total = consistency - entropy_weight * entropy
+
+    Args:
+        anchor_logits: (B, C) logits of the images.
+        neighbor_logits: (B, C) logits of one neighbour of each image.
+        entropy_weight: the paper uses 5.
+
+    Returns:
+        Total, consistency and entropy, scalars in nats. The total is at least -entropy_weight * ln C. The mean of the ranks'
+        totals is the loss of the joined batch.
+    """
+    log_p, log_q = (
+        (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z).log_softmax(dim=1)
+        for z in (anchor_logits, neighbor_logits)
+    )
+    consistency = -torch.logsumexp(log_p + log_q, dim=1).clamp(min=-LARGEST_CONSISTENCY).mean()
+    m = sum_over_ranks(log_p.exp().mean(dim=0)) / world_size()
+    entropy = entropy_of(m)
+    return consistency - entropy_weight * entropy, consistency, entropy
+
+
+def entropy_of(probabilities: Tensor) -> Tensor:
+    """Compute the entropy of (..., C) probabilities, in nats. As in SCAN's code, a probability counts as at least 1e-8."""
+    m = probabilities.clamp(min=1e-8)
+    return -(m * m.log()).sum(dim=-1)
+
+
+def confident(weak_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Return the most probable class of each image, (B,), and whether its probability is above the threshold, (B,) bool.
+
+    Args:
+        weak_logits: (B, C) logits.
+        threshold: a probability; SCAN uses 0.99.
+    """
+    z = weak_logits.float() if weak_logits.dtype in (torch.float16, torch.bfloat16) else weak_logits
+    probability, labels = z.softmax(dim=1).max(dim=1)
+    return labels, probability > threshold
+
+
+def confident_cross_entropy(weak_logits: Tensor, strong_logits: Tensor, threshold: float, balance: bool) -> Tensor:
+    """Compute SCAN's loss of self-labelling: the cross-entropy of the confident images with their own most probable class.
+
+    arXiv:2005.12320, section 3.3. The classes come from views without augmentation, and strongly augmented views are trained.
+
+    Args:
+        weak_logits: (B, C) logits of the views from which the classes come; they get no gradient.
+        strong_logits: (B, C) logits of the views that are trained.
+        threshold: an image counts if the probability of its class is above it.
+        balance: weight the images so that all classes with confident images in the batch of all ranks count equally.
+
+    Returns:
+        Scalar in nats. The mean over the ranks is the weighted mean over the confident images of all ranks. It is 0, with a
+        gradient of 0, if no image is confident.
+    """
+    labels, sure = confident(weak_logits.detach(), threshold)
+    z = strong_logits.float() if strong_logits.dtype in (torch.float16, torch.bfloat16) else strong_logits
+    weights = sure.to(z.dtype)
+    counts = sum_over_ranks(z.new_zeros(z.shape[1]).scatter_add_(0, labels, weights))
+    if balance:
+        weights = weights / counts.clamp(min=1)[labels]
+        total = (counts > 0).sum()
+    else:
+        total = counts.sum()
+    losses = F.cross_entropy(z, labels, reduction="none")
+    return (losses * weights).sum() * world_size() / total.clamp(min=1)

@@ -137,7 +137,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for parameter in group["params"]:
             entries = optimizer.state.get(parameter, {})
             names = (
-                {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
+                {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
             )
             if entries and (missing := names - entries.keys()):
                 raise InputError(f"its optimizer has no {', '.join(sorted(missing))} for a parameter")
@@ -153,10 +153,10 @@ def build_optimizer(name: str, groups: list[dict], *, lr: float, momentum: float
     """Build an optimiser over groups of parameters.
 
     Args:
-        name: "lars", "sgd" or "adamw".
+        name: "lars", "sgd", "adamw" or "adam".
         groups: see `parameter_groups`.
         lr: learning rate.
-        momentum: momentum of "lars" and "sgd"; "adamw" ignores it.
+        momentum: momentum of "lars" and "sgd"; the others ignore it.
 
     Raises:
         ValueError: if there is no optimiser of this name.
@@ -167,7 +167,9 @@ def build_optimizer(name: str, groups: list[dict], *, lr: float, momentum: float
         return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
-    raise ValueError(f"optimizer {name}: expected lars, sgd or adamw")
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr)
+    raise ValueError(f"optimizer {name}: expected lars, sgd, adamw or adam")
 
 
 @torch.no_grad()

@@ -19,7 +19,12 @@ CIFAR100_MEAN: Rgb = (0.5071, 0.4867, 0.4408)
 CIFAR100_STD: Rgb = (0.2675, 0.2565, 0.2761)
 SMALL = 64  # largest training crop in pixels with which the images of a folder stay whole
 PHOTOGRAPHS = 96  # smallest training crop in pixels with which a folder is evaluated as ImageNet
-NATIVE = {"cifar10": 32, "cifar100-20": 32, "stl10": 96}  # side in pixels of the images of small data sets
+NATIVE = {
+    "cifar10": 32,
+    "cifar100-20": 32,
+    "stl10": 96,
+    "stl10-labelled": 96,
+}  # side in pixels of the images of small data sets
 
 
 @dataclass(frozen=True, kw_only=True)

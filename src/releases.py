@@ -117,6 +117,8 @@ RELEASES = {
 def resolve(name: str | Path) -> Path:
     """Return the path of a file, of the checkpoint in a run folder, or of a downloaded release.
 
+    A run that selects its best epoch has two checkpoints. This is then the best one, not the last one.
+
     This function downloads nothing, because a job may run on many machines without a network.
 
     Args:
@@ -134,7 +136,8 @@ def resolve(name: str | Path) -> Path:
                 raise InputError(
                     f"{name}: a folder without checkpoint.pt; expected a run folder of train.py, or a file"
                 )
-            return path / "checkpoint.pt"
+            best = path / "checkpoint_best.pt"
+            return best if best.is_file() else path / "checkpoint.pt"
     except OSError as error:  # a name that is too long, or a folder without permission
         raise InputError(f"{name}: cannot be opened ({error.strerror}); give another file") from None
     release, _, file = str(name).partition("/")

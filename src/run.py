@@ -292,6 +292,7 @@ class Run:
     ):
         self.folder, self.config, self.save_every, self.name = folder, config, save_every, name
         self.continuation = continuation
+        self.best = folder / f"{name}_best.pt"  # the epoch with the lowest `selection_loss`, if the method computes one
         self.history: list[dict[str, Any]] = found["history"] if found else []
         self.extended: list[int] = found.get("extended", []) if found else []
         self.revision = checkpoint.code_revision()
@@ -444,12 +445,13 @@ class Run:
         comment: Callable[[dict[str, Any]], Iterable[str]],
     ) -> None:
         try:
-            while trainer.epoch < epochs:
+            while trainer.epoch < epochs and not trainer.method.ended(self.history):
                 summary = trainer.train_epoch(progress)
                 summary |= score(summary)
                 self.finish_epoch(trainer, summary)
                 advice = trainer.loader.advice(summary) if trainer.epoch == 1 else ""
-                for line in (trainer.method.diagnose(self.history), advice, *comment(summary)):
+                method = trainer.method
+                for line in (method.diagnose(self.history), method.ended(self.history), advice, *comment(summary)):
                     if line:
                         progress.say(line)
         except Interrupted as stopped:
@@ -469,6 +471,9 @@ class Run:
         def write() -> None:
             if self.save_every and trainer.epoch % self.save_every == 0:
                 files.copy(self.last, self._milestone(trainer.epoch))
+            losses = [epoch.get("selection_loss", float("inf")) for epoch in self.history]
+            if losses[-1] < min(losses[:-1], default=float("inf")):  # the first of equal losses stays
+                files.copy(self.last, self.best)
             if self.log:
                 self.log.write(self.history)
 

@@ -56,6 +56,9 @@ FLAGS = {
     "deepcluster_v2": f"{LOCAL} --prototypes 10 12",
     "sela_v2": f"{LOCAL} --prototypes 10 12 --freeze-prototypes 2",
     "sela": f"--global-crops-number 2 {LOCAL} --classes 10 12 --updates 12",
+    # These two start from a network with random weights.
+    "scan": "--global-crops-number 2 --num-classifiers 2 --neighbors 5",
+    "selflabel": "--threshold 0.105",
 }
 
 
@@ -113,10 +116,11 @@ def follow(method: str, accumulate: int, *flags: str, epochs: int = EPOCHS) -> d
             labels=data.labels,
             accumulate=accumulate,
         )
-        first: list[Tensor] = next(iter(loader.epoch(0, apart=True))).views
         progress = _Losses()
         while trainer.epoch < epochs:
             trainer.train_epoch(progress)
+        # after the training, because a method may know the companions of a batch only then
+        first: list[Tensor] = next(iter(loader.epoch(0, apart=True))).views
     return {"losses": progress.losses, "views": [view.mean().item() for view in first]}
 
 

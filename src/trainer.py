@@ -304,6 +304,7 @@ class Trainer:
         if not taken:
             raise RunError(f"every step of epoch {self.epoch + 1} was skipped: {self.method.why_skipped}")
         self.check_weights()
+        measured = self.operations.run(self.method.measure, self.data)
         averages = {name: distributed.mean_over_ranks(total) / taken for name, total in self.totals.items()}
         summary: dict[str, Any] = {
             "epoch": self.epoch + 1,
@@ -322,7 +323,7 @@ class Trainer:
             self.loader.waited = 0.0
         if averages.get("neighbor_known", torch.zeros(())) > 0:
             summary["neighbor_agreement"] = (averages["neighbor_agree"] / averages["neighbor_known"]).item()
-        summary |= self.method.summarize(averages)
+        summary |= self.method.summarize(averages) | measured
         self.epoch, self.done, self.skipped, self.totals, self.seconds = self.epoch + 1, 0, 0, {}, 0.0
         return summary
 

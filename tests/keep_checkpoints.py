@@ -43,15 +43,31 @@ FLAGS = {
     "deepcluster_v2": f"{FROZEN} --prototypes 10 12",
     "sela_v2": f"{FROZEN} --prototypes 10 12 --freeze-prototypes 2",
     "sela": f"{FROZEN} --global-crops-number 1 --classes 10 12 --updates 8",
+    "scan": f"{FROZEN} --num-classifiers 2 --neighbors 5 --pretrained simclr",
+    "selflabel": f"{FROZEN} --threshold 0.11 --pretrained scan",
 }
 
 
 def logits_of(path: Path) -> list[list[float]]:
-    """Return what the first classifier of a checkpoint gives for two images, in float64, (2, C)."""
+    """Return what the first classifier of a checkpoint gives for two images, in float64, (2, C), or their embeddings."""
     method, _ = load_method(path)
     images = 2 * (open_data("digits", "test").images[:2].double() / 255) - 1
     with torch.no_grad():
+        if not method.classes:  # then the embeddings tell whether the network is the same
+            return method.double().eval().embed(images).tolist()
         return method.double().eval().predict(images)[0].tolist()
+
+
+def flags_of(method: str) -> list[str]:
+    """Return the flags of the run of a method."""
+    head = HEAD if "hidden_dim" in read_method(method).comments else ""
+    return f"--method {method} {SHARED} {head} {FLAGS.get(method, FROZEN)}".split()
+
+
+def earlier_stages(method: str) -> list[str]:
+    """Return the methods that must run before a method, in their order."""
+    earlier = METHODS[method].earlier_stage
+    return [*earlier_stages(earlier), earlier] if earlier else []
 
 
 def train(words: list[str], folder: str) -> float:
@@ -82,12 +98,13 @@ def read(folder: Path) -> dict[str, dict]:
 
 def keep(method: str, target: Path) -> dict:
     """Write the checkpoint of a run that is stopped in its second epoch, and return what its tests expect."""
-    head = HEAD if "hidden_dim" in read_method(method).comments else ""
-    words = f"--method {method} {SHARED} {head} {FLAGS.get(method, FROZEN)}".split()
+    words = flags_of(method)
     with (
         tempfile.TemporaryDirectory() as scratch,
         contextlib.chdir(scratch),
     ):  # the checkpoint then holds no path of ours
+        for stage in earlier_stages(method):
+            train(flags_of(stage), stage)
         with stopped(), contextlib.suppress(SystemExit):
             train(words, "stopped")
         kept = target / f"{method}.pt"

@@ -152,6 +152,7 @@ MAY_BE_POSITIONAL = {
     ("src.loading", "__torch_function__"),
     ("src.losses", "self_classifier"),
     ("src.losses", "forward"),
+    ("src.losses", "confident_cross_entropy"),
     ("src.metrics", "knn_top"),
     ("src.optim", "__init__"),
     ("src.optim", "warmup_cosine"),

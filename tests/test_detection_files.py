@@ -494,7 +494,13 @@ def test_both_launchers_are_understood():
     torchrun = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
     launch = read_launch(torchrun)
     assert (launch.rank, launch.world_size, launch.local_rank, launch.address, launch.port) == (1, 2, 1, "host", 29500)
-    slurm = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7777", "SLURM_STEP_ID": "1"}
+    slurm = {
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "4",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "7777",
+        "SLURM_STEP_ID": "1",
+    }
     launch = read_launch({**slurm, "SLURM_STEP_NODELIST": "gpu[007-010,12]"})
     assert (launch.rank, launch.local_rank, launch.address, launch.port) == (3, 1, "gpu007", 24433)
     assert first_host("a1,b2") == "a1"

@@ -20,6 +20,9 @@ TITLES = {
     "deepcluster_v2": "DeepCluster-v2",
     "sela_v2": "SeLa-v2",
     "sela": "SeLa",
+    "simclr": "SimCLR",
+    "scan": "SCAN",
+    "selflabel": "Self-labelling",
 }
 
 

@@ -37,6 +37,7 @@ FLAGS = {
     "swav": "--queue-length 48 --queue-start 0 --freeze-prototypes 2",
     "sela_v2": "--freeze-prototypes 2",
     "sela": "--updates 5",
+    "selflabel": "--threshold 0.105",  # of a network that has not been trained
 }
 each_method = pytest.mark.parametrize("name", METHODS)
 
@@ -174,7 +175,8 @@ def test_embeddings_logits_and_summaries_are_as_evaluations_expect(name):
         assert [tuple(z.shape) for z in logits] == [(5, size) for size in method.classes]
         # an image has its embedding whatever its batch
         torch.testing.assert_close(method.embed(images[2:3]), embeddings[2:3], rtol=1e-9, atol=1e-12)
-    assert summary["classifier"] in range(len(method.classes))
+    assert summary.get("classifier", 0) in range(max(len(method.classes), 1))
+    assert bool(method.classes) == ("classifier" in summary)
     assert json.loads(json.dumps(summary)) == summary
     assert all(math.isfinite(value) for value in summary.values())
     assert isinstance(method.report(summary), str)
@@ -250,12 +252,17 @@ def test_parts_of_a_batch_train_what_the_whole_batch_trains(name):
 def test_digits_are_learned(name, run_program, tmp_path):
     """By the command line: far above chance, above the untrained network, and the checkpoint holds what was scored."""
     epochs = 15
-    words = ("--method", name, "--epochs", epochs, "--warmup-epochs", 2, "--eval-every", epochs)
+    words = ["--method", name, "--epochs", epochs, "--warmup-epochs", 2, "--eval-every", epochs]
+    if METHODS[name].earlier_stage:
+        pytest.skip("a later stage starts from a trained network; see tests/test_scan.py")
     done = run_program("train.py", *words, "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == epochs
 
+    if not METHODS[name].classes and "knn" in lines[-1]:
+        assert lines[-1]["knn"] > 0.9
+        return
     digits = open_data("digits", "test")
     scores = []
     for path in (tmp_path / "checkpoint.pt", save_untrained(tmp_path / "untrained.pt", *map(str, words))):

@@ -383,11 +383,130 @@ SELA = {
     },
     "cifar": TRAIN_SELA_CIFAR,
 }
+# SCAN's three steps, from the authors' configurations
+SIMCLR_CIFAR = {
+    "arch": "cifar_resnet18",
+    "global_crops_number": 2,
+    "global_crops_size": 32,
+    "global_crops_scale": [0.2, 1.0],
+    "local_crops_number": 0,
+    "augment": "simclr",
+    "anchors": "one",
+    "temperature": 0.1,
+    "dim": 128,
+    "hidden_dim": 512,
+    "head_layers": 2,
+    "head_bn": False,
+    "epochs": 500,
+    "batch_size": 512,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "lr": 0.4,
+    "final_lr": 0.0004,  # lr * rate^3
+    "warmup_epochs": 0,
+    "warmup_start": 0.0,
+    "weight_decay": 1e-4,
+}
+SIMCLR = {
+    "published": SIMCLR_CIFAR,
+    "cifar10": SIMCLR_CIFAR,
+    "cifar100-20": SIMCLR_CIFAR,
+    "stl10": {**SIMCLR_CIFAR, "arch": "stl_resnet18", "global_crops_size": 96},
+}
+CONSTANT = {"warmup_epochs": 0, "warmup_start": 0.0}
+ADAM = {"optimizer": "adam", "lr": 1e-4, "final_lr": 1e-4, "weight_decay": 1e-4, **CONSTANT}
+SCAN_CIFAR = {
+    "arch": "cifar_resnet18",
+    "global_crops_number": 1,
+    "global_crops_size": 32,
+    "local_crops_number": 0,
+    "augment": "scan_strong",
+    "num_classifiers": 1,
+    "num_classes": 10,
+    "neighbors": 20,
+    "entropy_weight": 5.0,
+    "epochs": 50,
+    "batch_size": 128,
+    **ADAM,
+}
+SCAN_IMAGENET = {
+    **SCAN_CIFAR,
+    "arch": "resnet50",
+    "global_crops_size": 224,
+    "global_crops_scale": [0.2, 1.0],
+    "augment": "simclr",
+    "freeze": ["backbone"],
+    "num_classifiers": 10,
+    "neighbors": 50,
+    "mine_from": "backbone",
+    "epochs": 100,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "lr": 5.0,
+    "final_lr": 5.0,
+    "weight_decay": 0.0,
+}
+SCAN = {
+    "published": SCAN_CIFAR,
+    "cifar10": SCAN_CIFAR,
+    "cifar100-20": {**SCAN_CIFAR, "num_classes": 20, "epochs": 100, "batch_size": 512},
+    "stl10": {**SCAN_CIFAR, "arch": "stl_resnet18", "global_crops_size": 96, "epochs": 100},
+    **{
+        f"imagenet-{classes}": {
+            **SCAN_IMAGENET,
+            "num_classes": classes,
+            "batch_size": size,
+            "subset": f"imagenet-{classes}",
+        }
+        for classes, size in ((50, 512), (100, 1024), (200, 1024))
+    },
+    "imagenet": {**SCAN_IMAGENET, "num_classes": 1000, "batch_size": 4096},
+}
+SELFLABEL_CIFAR = {
+    "arch": "cifar_resnet18",
+    "global_crops_number": 2,
+    "global_crops_size": 32,
+    "local_crops_number": 0,
+    "augment": "scan_self_label",
+    "num_classes": 10,
+    "threshold": 0.99,
+    "balance": True,
+    "ema": "off",
+    "epochs": 200,
+    "batch_size": 1000,
+    **ADAM,
+}
+SELFLABEL_IMAGENET = {
+    **SELFLABEL_CIFAR,
+    "arch": "resnet50",
+    "global_crops_size": 224,
+    "balance": False,
+    "ema": "published",
+    "ema_alpha": 0.999,
+    "epochs": 25,
+    "batch_size": 512,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "lr": 0.03,
+    "final_lr": 0.03,
+    "weight_decay": 0.0,
+}
+SELFLABEL = {
+    "published": SELFLABEL_CIFAR,
+    "cifar10": SELFLABEL_CIFAR,
+    "cifar100-20": {**SELFLABEL_CIFAR, "num_classes": 20},
+    "stl10": {**SELFLABEL_CIFAR, "arch": "stl_resnet18", "global_crops_size": 96, "epochs": 100},
+    **{
+        f"imagenet-{classes}": {**SELFLABEL_IMAGENET, "num_classes": classes, "subset": f"imagenet-{classes}"}
+        for classes in (50, 100, 200)
+    },
+}
 # what no program of others says
 OWN = {"digits", "small_images", "photographs", "cifar10", "cifar100-20", "stl10"}
 OURS = {name: OWN | {"cifar10_200ep"} for name in ("swav", "deepcluster_v2", "sela_v2")} | {"self_classifier": OWN}
 OURS |= {"self_classifier_v1": OWN - {"cifar10", "cifar100-20"}, "self_classifier_simclr": OWN | {"published"}}
 OURS["sela"] = OWN
+OURS |= {method: OWN - {"cifar10", "cifar100-20", "stl10"} for method in ("simclr", "scan", "selflabel")}
 ROWS = [
     ("self_classifier", SECOND),
     ("self_classifier_v1", FIRST),
@@ -395,6 +514,9 @@ ROWS = [
     ("deepcluster_v2", DEEPCLUSTER_V2),
     ("sela_v2", SELA_V2),
     ("sela", SELA),
+    ("simclr", SIMCLR),
+    ("scan", SCAN),
+    ("selflabel", SELFLABEL),
 ]
 
 
@@ -559,6 +681,9 @@ def tables_of_presets() -> dict[str, list[tuple[str, str, str]]]:
         "DeepCluster-v2": "deepcluster_v2",
         "SeLa-v2": "sela_v2",
         "SeLa": "sela",
+        "SimCLR": "simclr",
+        "SCAN": "scan",
+        "Self-labelling": "selflabel",
     }
     presets = DOCUMENT.read_text().partition("\n## Options of")[0]
     parts = [part.partition("\n") for part in presets.split("\n### ")[1:]]

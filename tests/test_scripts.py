@@ -13,7 +13,18 @@ import pytest
 import torch
 from conftest import ROOT
 from slurm import SlurmCluster, why_not
-from test_recipes import DEEPCLUSTER_V2, FIRST, SECOND, SELA, SELA_V2, SWAV, tables_of_presets
+from test_recipes import (
+    DEEPCLUSTER_V2,
+    FIRST,
+    SCAN,
+    SECOND,
+    SELA,
+    SELA_V2,
+    SELFLABEL,
+    SIMCLR,
+    SWAV,
+    tables_of_presets,
+)
 
 from src import checkpoint
 from src.config import as_plain, parse_cls_eval, parse_knn_eval, parse_lincls_eval, parse_train
@@ -23,6 +34,9 @@ from src.releases import RELEASES
 
 SCRIPTS = {str(path.relative_to(ROOT / "scripts")): path for path in sorted((ROOT / "scripts").rglob("*.sh"))}
 COMMON = SCRIPTS.pop("common.sh")
+CHAINS = [
+    SCRIPTS.pop(f"scan/{name}.sh") for name in ("chain", "submit_chain")
+]  # they start the scripts and programs of three steps
 TRAININGS = sorted(name for name in SCRIPTS if re.search("train", name))
 PROBES = {name for name in SCRIPTS if re.search("lincls|semisup|/eval", name)}
 NEIGHBORS = {name for name in SCRIPTS if name.endswith("knn_eval.sh")}
@@ -90,6 +104,16 @@ ROWS |= {name: row for name, (_, *row) in LINEAR.items()}
 for name, limit in (("alexnet_pretrain", "72:00:00"), ("alexnet_retrain", "72:00:00"), ("cifar_pretrain", "24:00:00")):
     row = SELA["retrain" if name == "alexnet_retrain" else name.partition("_")[0]]
     ROWS[f"sela/sela_{name}.sh"] = (row, 1, 4, 6, "150G", limit)
+# SCAN's authors published configurations without resources: one GPU, and four for the large networks
+SMALL, LARGE = ("cifar10", "cifar100-20", "stl10"), ("imagenet-50", "imagenet-100", "imagenet-200")
+for name in SMALL:
+    ROWS[f"simclr/simclr_{name}_train.sh"] = (SIMCLR[name], 1, 1, 16, "32G", "24:00:00")
+    ROWS[f"scan/scan_{name}_train.sh"] = (SCAN[name], 1, 1, 16, "32G", "12:00:00")
+    ROWS[f"selflabel/selflabel_{name}_train.sh"] = (SELFLABEL[name], 1, 1, 16, "32G", "12:00:00")
+for name in LARGE:
+    ROWS[f"scan/scan_{name}_train.sh"] = (SCAN[name], 1, 1, 16, "64G", "12:00:00")
+    ROWS[f"selflabel/selflabel_{name}_train.sh"] = (SELFLABEL[name], 1, 4, 16, "64G", "12:00:00")
+ROWS["scan/scan_imagenet_train.sh"] = (SCAN["imagenet"], 1, 4, 16, "64G", "48:00:00")
 for name in ("cls_eval.sh", "unsupervised_cls_eval/cls_eval.sh"):
     ROWS[name] = ({"split": "test", "classifier": None, "grids": 15}, 1, 1, 64, "64G", "00:10:00")
 for choice in ("lvl_2", "lvl_3", "lvl_4", "lvl_5", "lvl_6", "entity13", "entity30", "living17", "nonliving26"):
@@ -170,8 +194,24 @@ for percent in (1, 10):  # the numbers are in a table of the paper that nobody h
     PUBLISHED[f"swav/swav_800ep_semisup_{percent}_eval.sh"] = "in arXiv:2006.09882, not checked here"
 PUBLISHED["first_generation/tsne_imagenet.sh"] = "none (figures)"
 
+# the authors' best models: NMI, ARI and ACC after SCAN, then after self-labelling
+BEST = {
+    "cifar10": ("71.5 66.5 81.6", "79.7 77.2 88.3"),
+    "cifar100-20": ("44.9 28.3 44.0", "48.6 33.3 50.7"),
+    "stl10": ("67.3 61.8 79.2", "69.8 64.6 80.9"),
+    "imagenet-50": ("80.5 63.5 75.1", "82.2 66.1 76.8"),
+    "imagenet-100": ("78.7 54.4 66.2", "80.8 57.6 68.9"),
+    "imagenet-200": ("75.7 44.1 56.3", "77.2 47.0 58.1"),
+}
+for data, scores in BEST.items():
+    for step, text in zip(("scan", "selflabel"), scores, strict=True):
+        values = "NMI {}, ARI {}, ACC {} (the authors' best model)".format(*text.split())
+        PUBLISHED[f"{step}/{step}_{data}_train.sh"] = values
+PUBLISHED["scan/scan_imagenet_train.sh"] = "NMI 72.0, AMI 51.2, ARI 27.5, ACC 39.9"
+
 FOLDERS = {"self_classifier": "", "self_classifier_v1": "first_generation/"}
-FOLDERS |= {method: f"{method}/" for method in ("swav", "deepcluster_v2", "sela_v2", "sela")}
+OTHERS = ("swav", "deepcluster_v2", "sela_v2", "sela", "simclr", "scan", "selflabel")
+FOLDERS |= {method: f"{method}/" for method in OTHERS}
 
 
 def header(path) -> dict[str, str]:
@@ -278,7 +318,9 @@ def test_no_two_trainings_share_a_folder_unless_they_are_the_same():
     assert len(set(folders)) == len(folders) - 1  # train.sh and train_800ep.sh
 
 
-@pytest.mark.parametrize("path", [COMMON, *SCRIPTS.values()], ids=["common.sh", *SCRIPTS])
+@pytest.mark.parametrize(
+    "path", [COMMON, *CHAINS, *SCRIPTS.values()], ids=["common.sh", "chain.sh", "submit_chain.sh", *SCRIPTS]
+)
 def test_bash_can_read_it(path):
     done = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

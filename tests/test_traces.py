@@ -17,7 +17,8 @@ from src.methods import METHODS
 
 each_method = pytest.mark.parametrize("method", METHODS)
 # Options that are temperatures, although their help does not begin with that word.
-ALSO_TEMPERATURES = ("epsilon", "lam")
+ALSO_TEMPERATURES = ("epsilon", "lam", "entropy_weight")
+WITHOUT_TEMPERATURE = {"selflabel"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +65,7 @@ def temperatures() -> list[tuple[str, str]]:
         comments = read_method(method).comments
         names = [field.name for field in dataclasses.fields(read_method(method).config)]
         own = [name for name in names if comments[name].startswith("temperature") or name in ALSO_TEMPERATURES]
-        assert own, f"{method} has no temperature"
+        assert bool(own) == (method not in WITHOUT_TEMPERATURE), method
         found += [(method, name) for name in own]
     return found
 

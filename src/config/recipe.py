@@ -214,20 +214,21 @@ def _fit_images(settings: _Settings, preset: dict[str, Any], *, images: int, sid
         length = min(values.queue_length, images // 4)
         long_enough = length >= values.batch_size
         settings.set("queue_length", length if long_enough else 0, f"at most a quarter of {images:,} images")
+    settings.limit("neighbors", max(images // 4, 1), f"at most a quarter of {images:,} images")
     settings.limit("freeze_prototypes", steps // 50, "a fiftieth of the steps")
 
 
 def _fit_learning_rate(settings: _Settings, preset: dict[str, Any]) -> None:
     """Let the learning rate follow the batch size, unless the command line sets it.
 
-    lars and sgd scale the peak and the final rate linearly, as published; the warm-up starts at the published rate. adamw
-    scales all rates with the square root of the batch size (Malladi et al., arXiv:2205.10287).
+    lars and sgd scale the peak and the final rate linearly, as published; the warm-up starts at the published rate. adamw and
+    adam scale all rates with the square root of the batch size (Malladi et al., arXiv:2205.10287).
     """
     values = settings.values
     share = values.batch_size / preset["batch_size"]
     if not settings.is_free("lr") or values.base_lr is not None or abs(share - 1) <= SAME_BATCH:
         return
-    if values.optimizer == "adamw":
+    if values.optimizer in ("adamw", "adam"):
         factors, reason = dict.fromkeys(RATES, math.sqrt(share)), "follows the square root of the batch size"
     else:
         factors, reason = {"lr": share, "final_lr": share}, "follows the batch size"

@@ -11,7 +11,7 @@ from ..preprocessing import Preprocessing, of_training
 from . import flags
 from .flags import Options, flag, require_at_least, require_at_most, require_momentum, require_positive
 
-BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10")
+BUILT_IN_DATA = ("digits", "cifar10", "cifar100-20", "stl10", "stl10-labelled")
 SUBSETS = ("imagenet-50", "imagenet-100", "imagenet-200")
 DEFAULT_METHOD = "self_classifier"
 Pair = tuple[float, float]
@@ -24,9 +24,9 @@ Pair = tuple[float, float]
 class DataOptions(Options):
     """data"""
 
-    data: str = "digits"  # data set: digits, cifar10, cifar100-20, stl10, a folder of images, or an .npz file of features; see docs/data.md
-    data_root: str = ""  # folder that holds the files of cifar10, cifar100-20 or stl10
-    download: bool = False  # download the files of cifar10, cifar100-20 or stl10 into --data-root first
+    data: str = "digits"  # data set: digits, cifar10, cifar100-20, stl10, stl10-labelled, a folder of images, or an .npz file of features
+    data_root: str = ""  # folder that holds the files of cifar10, cifar100-20, stl10 or stl10-labelled
+    download: bool = False  # download the files of these data sets into --data-root first
     subset: str = (
         ""  # published subset of ImageNet's classes: imagenet-50, imagenet-100 or imagenet-200 (default: all classes)
     )
@@ -143,7 +143,9 @@ class OptimizationOptions(Options):
 
     epochs: int = 800  # number of passes over the training images
     batch_size: int = 4092  # number of images per step over all ranks
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"  # optimizer; lars is SGD with layer-wise learning rates
+    optimizer: Literal["lars", "sgd", "adamw", "adam"] = (
+        "lars"  # optimizer; lars is SGD with layer-wise learning rates; adam adds the weight decay to the gradient
+    )
     lr: float = (
         3.2  # peak learning rate, not scaled by the batch size; the paper uses 0.2 per 256 images for 800 epochs
     )
@@ -326,8 +328,8 @@ class TrainOptions(
             reasons["--patch-size"] = f"--arch {self.arch} is not a ViT"
         if self.lr_drops:
             reasons["--final-lr"] = "--lr-drops takes the place of the cosine"
-        if self.optimizer == "adamw":
-            reasons["--momentum"] = "--optimizer adamw has no momentum"
+        if self.optimizer in ("adamw", "adam"):
+            reasons["--momentum"] = f"--optimizer {self.optimizer} has no momentum"
         if self.data in BUILT_IN_DATA or self.data.endswith(".npz"):
             reasons["--in-memory"] = f"--data {self.data} is in memory anyway"
             reasons["--upright"] = f"--data {self.data} holds no image files"

@@ -187,7 +187,7 @@ def open_data(
     """Open one split of a data set.
 
     Args:
-        name: "digits", "cifar10", "cifar100-20", "stl10", an .npz file of features (see `open_features`), or a folder
+        name: "digits", "cifar10", "cifar100-20", "stl10", "stl10-labelled", an .npz file of features (see `open_features`), or a folder
             (see `open_folder`).
         split: "train" or "test".
         root: folder that holds torchvision's data sets.
@@ -218,6 +218,27 @@ def open_data(
     if subset_file:
         return keep_classes(data, read_classes(subset_file), f"--subset-file {subset_file}")
     return data
+
+
+def divide(data: Images, share: float) -> tuple[Images, Images]:
+    """Divide a data set at random into two parts that are the same in every run.
+
+    Args:
+        share: share of the images in the second part; both parts get at least two images.
+
+    Returns:
+        Both parts, with the images in their order.
+
+    Raises:
+        InputError: if there are fewer than four images.
+    """
+    if len(data) < 4:
+        raise InputError(f"{len(data)} images: expected at least 4 to hold some of them out; add images")
+    number = min(max(round(share * len(data)), 2), len(data) - 2)
+    order = np.random.default_rng(0).permutation(len(data))
+    labels = data.labels.numpy()
+    rest, part = (np.sort(rows) for rows in (order[number:], order[:number]))
+    return data.keep(rest, labels[rest], data.classes), data.keep(part, labels[part], data.classes)
 
 
 def check_channels(data: Images, name: str, channels: int) -> None:
@@ -258,8 +279,9 @@ def _from_torchvision(name: str, split: str, *, root: str, download: bool) -> Me
     from torchvision import datasets  # slow to import
 
     try:
-        if name == "stl10":
-            source = _stl10(root, split="train+unlabeled" if split == "train" else "test", download=download)
+        if name in ("stl10", "stl10-labelled"):
+            train = "train+unlabeled" if name == "stl10" else "train"
+            source = _stl10(root, split=train if split == "train" else "test", download=download)
             images, labels = torch.from_numpy(source.data), np.asarray(source.labels)  # -1: no label
         else:
             source = (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(

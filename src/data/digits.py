@@ -31,6 +31,9 @@ class DigitRecipe:
     noise: float = 0.1  # standard deviation of the normal noise, on a scale where ink is 1
 
 
+PLAIN_DIGIT = DigitRecipe(rotation=0, stretch=0, shear=0, shift=0, brightness=0, noise=0)  # no augmentation
+
+
 class DigitViews(Views):
     """Make augmented views of (B, 1, H, W) uint8 digits.
 

@@ -63,6 +63,7 @@ class TrainLoader:
         images: number of images in an epoch, over all ranks.
         companions: function that names the images to load together with those of a batch; see
             `methods.base.Method.companions`.
+        held_out: images that are not trained on; see `TrainingData.embed`.
         damaged: {path: reason} of the files that could not be decoded so far. The next readable file replaces each of them.
         waited: seconds that this rank has waited for files since the attribute was last set to 0. On a GPU, only the time
             in which the GPU had nothing to compute counts.
@@ -103,6 +104,7 @@ class TrainLoader:
         if equal_shares:
             self.images -= self.images % batch_size % ranks
         self.companions: Companions | None = None
+        self.held_out: Images | None = None
         self.workers, self._decode_on_device = workers, decode_on_device
         self.damaged: dict[str, str] = {}
         self._waited = 0.0

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import distributed
+from .datasets import Images
 from .labels import arrange, names_of, read_labels
 from .loaders import Batch, TrainLoader, single_views
 
@@ -39,6 +40,11 @@ class TrainingData:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._loader.data)
+
+    @property
+    def num_held_out(self) -> int:
+        """Number of images that are not trained on, and on which a method may select a model; see `embed`."""
+        return 0 if self._loader.held_out is None else len(self._loader.held_out)
 
     @property
     def seed(self) -> int:
@@ -79,7 +85,12 @@ class TrainingData:
 
     @torch.no_grad()
     def embed(
-        self, function: Callable[[list[Tensor]], Tensor], *, epoch: int | None = None, sharded: bool = False
+        self,
+        function: Callable[[list[Tensor]], Tensor],
+        *,
+        epoch: int | None = None,
+        sharded: bool = False,
+        held_out: bool = False,
     ) -> Rows:
         """Apply a function to the views of every image and return its rows, ordered by image. All ranks must call it.
 
@@ -88,6 +99,7 @@ class TrainingData:
                 gradients. It sets training or evaluation mode and the precision itself.
             epoch: None: the function gets one view, the evaluation view of the image. A number: it gets the training views
                 of that epoch, without the images of the last partial batch that the epoch drops.
+            held_out: embed the images that are held out instead of the training images. They have evaluation views only.
             sharded: return only the rows that this rank computed. By default every rank gets the rows of all ranks.
 
         Returns:
@@ -96,14 +108,16 @@ class TrainingData:
         Raises:
             ValueError: if this rank has no image and gets no rows from other ranks.
         """
+        images_of = self._loader.held_out if held_out else self._loader.data
+        if images_of is None:
+            raise ValueError("no images are held out: pass held_out=False")
         values, indices, filled = torch.empty(0), [], 0
         device = self._loader.device
-        for views, batch_indices in self._views(epoch):
+        for views, batch_indices in self._views(images_of, epoch):
             rows = self._count(function, views)
-            if (
-                not filled
-            ):  # memory for all rows at once, because a list of them and their concatenation would take twice as much
-                most = -(-len(self) // distributed.world_size())
+            if not filled:
+                # Memory for all rows at once, because a list of them and their concatenation would take twice as much.
+                most = -(-len(images_of) // distributed.world_size())
                 values = rows.new_empty(most, *rows.shape[1:])
             if filled + len(rows) > len(values):
                 values = torch.cat([values, values.new_empty(len(rows), *rows.shape[1:])])
@@ -123,9 +137,9 @@ class TrainingData:
             if own is None:
                 raise ValueError("this rank has no image, expected at least one per rank: start fewer ranks")
             return own
-        return self._from_all(own)
+        return self._from_all(own, len(images_of))
 
-    def _views(self, epoch: int | None) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def _views(self, images: Images, epoch: int | None) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Yield the views of this rank's images and the positions of the images; see `embed`."""
         if epoch is not None:
             for batch in self.batches(epoch):
@@ -133,16 +147,16 @@ class TrainingData:
             return
         loader = self._loader
         how: dict[str, Any] = {"batch_size": loader.per_rank, "device": loader.device, "workers": loader.workers}
-        for images, indices in single_views(loader.data, loader.views, **how):
-            yield [images], torch.from_numpy(indices)
+        for batch_images, indices in single_views(images, loader.views, **how):
+            yield [batch_images], torch.from_numpy(indices)
 
-    def _from_all(self, own: Rows | None) -> Rows:
-        """Return the rows of all ranks. The ranks exchange them in pieces, to save memory."""
+    def _from_all(self, own: Rows | None, number: int) -> Rows:
+        """Return the rows of all ranks for a data set of `number` images. The ranks exchange them in pieces, to save memory."""
         shapes = distributed.from_all(None if own is None else (tuple(own.values.shape[1:]), own.values.dtype))
         shape, dtype = next(known for known in shapes if known is not None)
         device = self._loader.device
-        values = torch.zeros(len(self), *shape, dtype=dtype, device=device)
-        counts = torch.zeros(len(self), dtype=torch.long, device=device)
+        values = torch.zeros(number, *shape, dtype=dtype, device=device)
+        counts = torch.zeros(number, dtype=torch.long, device=device)
         if own is not None:
             values[own.indices], counts[own.indices] = own.values, 1
         rows_per_piece = max(PIECE // max(values[0].numel() * values.element_size(), 1), 1)

@@ -1,6 +1,7 @@
 """Choose the views for a data set."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..config import ViewSettings
 from ..preprocessing import Preprocessing, of_training, resize_first
 from .base import Views
 from .datasets import FeatureRows, Images, MemoryImages
-from .digits import DigitRecipe, DigitViews
+from .digits import PLAIN_DIGIT, DigitRecipe, DigitViews
 from .photographs import (
     PLAIN,
     SELA,
@@ -54,7 +55,8 @@ def build_views(
 ) -> Views:
     """Build the views of a data set.
 
-    The digits have a recipe of their own. For photographs, `--augment` names the recipe.
+    The digits have a recipe of their own, and no augmentation in the first view of `scan_self_label`.
+    For photographs, `--augment` names the recipe.
 
     Args:
         name: value of `--data`.
@@ -68,7 +70,10 @@ def build_views(
         return IdentityViews(large + small)
     if name == "digits":
         sizes = [settings.global_crops_size] * large + [settings.local_crops_size] * small
-        return DigitViews([DigitRecipe(size=size) for size in sizes])
+        digit_recipes = [DigitRecipe(size=each) for each in sizes]
+        if settings.augment == "scan_self_label":
+            digit_recipes[0] = replace(PLAIN_DIGIT, size=sizes[0])
+        return DigitViews(digit_recipes)
     size = settings.global_crops_size
     recipes = photo_recipes(settings)
     evaluation = evaluation or of_training(name, crop_size=size, augment=settings.augment)

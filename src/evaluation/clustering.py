@@ -14,9 +14,9 @@ from torch import Tensor
 from ..data.base import Views
 from ..data.datasets import Images
 from ..data.loaders import single_views
-from ..features import predict_clusters
+from ..features import extract, predict_clusters
 from ..methods import Method
-from ..metrics import balance, clustering_scores, superclass_accuracy
+from ..metrics import balance, clustering_scores, knn_top, superclass_accuracy
 
 SCORES = ("acc", "nmi", "ami", "ari")
 
@@ -149,3 +149,39 @@ def evaluate(
     clusters, *_ = predict_clusters(method, batches, len(data), autocast=autocast)
     scores = score_classifiers(data.labels.numpy(), clusters[[classifier]])[0]
     return {name: scores[name] for name in SCORES}
+
+
+def nearest_score(
+    method: Method,
+    bank: Images,
+    data: Images,
+    *,
+    views: Views,
+    batch_size: int,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> dict[str, float]:
+    """Score the embeddings of a method without classifiers by their nearest neighbours, for the log of a run.
+
+    Protocol of SCAN's first step, arXiv:2005.12320: 100 neighbours among the training images, weighted by
+    exp(similarity / 0.1).
+
+    Args:
+        bank: the training images.
+        data: the images that are scored.
+
+    Returns:
+        knn, the top-1 accuracy as a fraction, or nothing if one of the two splits has no labels.
+    """
+    if not (data.labels >= 0).any() or not (bank.labels >= 0).any():
+        return {}
+    found = []
+    for split, images in (("train", bank), ("test", data)):
+        rows = extract(
+            method, images, views, split=split, layer="head", batch_size=batch_size, device=device, autocast=autocast
+        )
+        known = images.labels >= 0
+        found += [rows[known].to(device), images.labels[known].to(device)]
+    k = min(100, len(found[0]))
+    top1, _ = knn_top(found[0], found[1], found[2], found[3], ks=(k,), tau=0.1)[k]
+    return {"knn": top1}

@@ -6,11 +6,14 @@ from typing import Any
 from ..models.backbones import build_backbone
 from .base import Method, PrototypeMethod, Step, feature_width
 from .deepcluster_v2 import DeepClusterV2
+from .scan import SCAN
 from .sela import SeLa
 from .sela_v2 import SeLaV2
 from .self_classifier import SelfClassifier
 from .self_classifier_simclr import SelfClassifierSimCLR
 from .self_classifier_v1 import SelfClassifierV1
+from .selflabel import SelfLabel
+from .simclr import SimCLR
 from .swav import SwAV
 
 METHODS: dict[str, type[Method]] = {
@@ -21,6 +24,9 @@ METHODS: dict[str, type[Method]] = {
     "deepcluster_v2": DeepClusterV2,
     "sela_v2": SeLaV2,
     "sela": SeLa,
+    "simclr": SimCLR,
+    "scan": SCAN,
+    "selflabel": SelfLabel,
 }
 
 

@@ -52,6 +52,9 @@ class Method(nn.Module):
     temperature: float = 1.0  # the probabilities of the classes are softmax(logits / temperature)
     classes: tuple[int, ...] = ()  # the size of each classifier
     backbone: nn.Module
+    earlier_stage: ClassVar[str] = (
+        ""  # the method whose network --pretrained must name; "": the method starts from any weights
+    )
     why_skipped = "the method found nothing to learn from"  # reason in the error message if a whole epoch is skipped
 
     def __init_subclass__(cls, *, config: type[Any] | None = None, **keywords: Any) -> None:
@@ -74,6 +77,27 @@ class Method(nn.Module):
 
         Raises:
             InputError: naming the flags that do not fit.
+        """
+
+    def start_after(self, earlier: nn.Module, chosen: int) -> None:
+        """Take over what this method needs of the network that `--pretrained` names, beyond the backbone.
+
+        It runs before `prepare_run`, once the backbone has its weights. Only methods with an `earlier_stage` get this call.
+
+        Args:
+            earlier: the network: a `Method`, `LinearClassifiers`, or a bare backbone.
+            chosen: number of the classifier that evaluations of that network use.
+
+        Raises:
+            InputError: if the network does not fit.
+        """
+
+    def receive_neighbors(self, train: Tensor, held_out: Tensor | None) -> None:
+        """Take over neighbours that were mined before the run; see `src/mining.py`.
+
+        Args:
+            train: (N, 1 + k) positions of each training image and of its neighbours.
+            held_out: (M, 1 + k) the same for the held-out images; None: there are none.
         """
 
     @staticmethod
@@ -107,6 +131,14 @@ class Method(nn.Module):
 
     def prepare_step(self, step: int, data: TrainingData) -> None:
         """Run before each step, whose batch is already loaded. Update labels within an epoch here."""
+
+    def measure(self, data: TrainingData) -> dict[str, Any]:
+        """Return further numbers for the summary of the epoch that has just ended. All ranks call it.
+
+        The run keeps the model of the epoch with the lowest `selection_loss`, if there is such an entry. An entry
+        `classifier` is the number of the classifier that evaluations use by default.
+        """
+        return {}
 
     # ---- a training step ----
 
@@ -193,6 +225,10 @@ class Method(nn.Module):
 
     def diagnose(self, history: list[dict[str, Any]]) -> str | None:
         """Return one plain sentence if the summaries of all epochs so far show a failure of the training."""
+        return None
+
+    def ended(self, history: list[dict[str, Any]]) -> str | None:
+        """Return one plain sentence if the training should end before its last epoch, given the summaries of all epochs."""
         return None
 
 
