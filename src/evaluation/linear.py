@@ -203,17 +203,7 @@ def train(
     """
     session, probe, epochs = job.session, job.probe, settings["epochs"]
     crops = ten_crops(session) if settings["ten_crops"] else None
-    settings = settings | {
-        **{name: session.trained[name] for name in ("arch", "patch_size", "channels", "global_crops_size")},
-        "method": "linear",
-        "eval_size": session.view and session.view.size,
-        "eval_resize": session.view and session.view.resize,
-        "backbone": probe.before,
-        "train_images": len(job.train),
-        "data": stored_path(session.source.data),
-        "upright": session.trained["upright"],
-        "data_fingerprint": distributed.on_main(lambda: of_data(job.train)),
-    }
+    settings = recorded(job, settings)
     found = None
     if not fresh:
         found = find_checkpoint(session.folder, settings, name=NAME, irrelevant=IRRELEVANT, replace_finished=True)
@@ -262,6 +252,21 @@ def train(
         "last_top5": last["top5"],
         **({"layers": {name: best[f"top1_{name}"] for name in probe.layers}} if probe.layers else {}),
         "history": run.history,
+    }
+
+
+def recorded(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a probe with what is known of its backbone and its data; they go into its checkpoint."""
+    return settings | {
+        **{name: job.session.trained[name] for name in ("arch", "patch_size", "channels", "global_crops_size")},
+        "method": "linear",
+        "eval_size": job.session.view and job.session.view.size,
+        "eval_resize": job.session.view and job.session.view.resize,
+        "backbone": job.probe.before,
+        "train_images": len(job.train),
+        "data": stored_path(job.session.source.data),
+        "upright": job.session.trained["upright"],
+        "data_fingerprint": distributed.on_main(lambda: of_data(job.train)),
     }
 
 
