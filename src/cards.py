@@ -154,5 +154,7 @@ def candidates(card: dict[str, Any]) -> list[float]:
 
 
 def spread(values: list[float]) -> str:
-    """Return mean and sample standard deviation as text: 96.2 ± 0.6."""
+    """Return mean and sample standard deviation as text: 96.2 ± 0.6. One value has no deviation."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"

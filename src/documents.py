@@ -170,6 +170,18 @@ def methods(results: Path, folder: str, words: str, *names: str) -> str:
     return as_table(["method", "ACC", "worst", "NMI", "AMI", "ARI", "mean ACC of single heads", "heads"], rows)
 
 
+def budgets(results: Path, folder: str, words: str, *names: str) -> str:
+    """Return a table with one row per method: its cost and its scores, as means over a range of seeds."""
+    rows = []
+    for name in names:
+        cards = _seeds(read_cards(results / folder, name), words)
+        cost = sum(card["pflop"] for card in cards.values()) / len(cards)
+        rows.append(
+            [f"`{name}`", str(len(cards)), f"{cost:.3f}", *(spread(scores(cards, metric)) for metric in METRICS)]
+        )
+    return as_table(["method", "runs", "PFLOP", *map(str.upper, METRICS)], rows)
+
+
 def accuracies(results: Path, folder: str, words: str, *names: str) -> str:
     """Return a table with the accuracy of each method (rows) and seed (columns)."""
     found = {name: _seeds(read_cards(results / folder, name), words) for name in names}
@@ -267,7 +279,7 @@ def made_with(results: Path, folder: str) -> str:
 BLOCKS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        *(seeds, methods, accuracies, two_nodes, overview, pixels, worst, single, minutes, made_with),
+        *(seeds, methods, budgets, accuracies, two_nodes, overview, pixels, worst, single, minutes, made_with),
         *measured.BLOCKS,
     )
 }
