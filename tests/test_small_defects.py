@@ -400,7 +400,7 @@ def test_presets_may_hold_values_without_effect(name):
     for preset, values in read_method(name).presets.items():
         data = "somewhere" if "eval_size" in values else "digits"  # digits have their own evaluation view
         options, _, _ = parse_train(["--method", name, "--preset", preset, "--data", data])
-        assert options.unused().keys() <= {"--patch-size", "--momentum", "--in-memory"}
+        assert options.unused().keys() <= {"--patch-size", "--momentum", "--in-memory", "--upright", "--final-lr"}
 
 
 @pytest.mark.parametrize("words", [["--keep-decoded", "1"], ["--decode-on-gpu"]])
