@@ -26,7 +26,15 @@ VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # Options that earlier code did not have, with the values that stand for what it did. Whoever adds an option to train.py adds it
 # here, so that runs of earlier code continue and their files can be evaluated.
-LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0, "upright": False}
+LATER_OPTIONS = {
+    "subset": "",
+    "unlabelled": False,
+    "val_share": 0.0,
+    "upright": False,
+    "lr_drops": [],
+    "layers": False,
+    "ten_crops": False,
+}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

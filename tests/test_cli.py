@@ -84,7 +84,7 @@ def test_contradictions_are_refused_naming_the_flags(words, message):
         parse_train(words)
 
 
-@pytest.mark.parametrize("words", [["--epsilon", "0.05"], ["--lr", "fast"], ["--optimizer", "adam"]])
+@pytest.mark.parametrize("words", [["--epsilon", "0.05"], ["--lr", "fast"], ["--optimizer", "rmsprop"]])
 def test_wrong_flags_are_one_line_and_status_2(capsys, words):
     with pytest.raises(SystemExit) as stopped:
         parse_train(words)
