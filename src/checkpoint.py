@@ -26,15 +26,9 @@ VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 # Options that earlier code did not have, with the values that stand for what it did. Whoever adds an option to train.py adds it
 # here, so that runs of earlier code continue and their files can be evaluated.
-LATER_OPTIONS = {
-    "subset": "",
-    "unlabelled": False,
-    "val_share": 0.0,
-    "upright": False,
-    "lr_drops": [],
-    "layers": False,
-    "ten_crops": False,
-}
+LATER_OPTIONS = {"subset": "", "unlabelled": False, "val_share": 0.0, "upright": False}
+LATER_OF_TRAINING: dict[str, Any] = {"lr_drops": []}
+LATER_OF_PROBES = {"layers": False, "ten_crops": False}
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -115,7 +109,8 @@ def _checked(state: object, path: str | Path, *, needed: tuple[str, ...] = ()) -
         raise InputError(f"checkpoint {path}: {error}") from None
     config = state.get("config")
     if isinstance(config, dict) and "data" in config:
-        state["config"] = {**LATER_OPTIONS, **config}
+        later = LATER_OF_PROBES if config.get("method") == "linear" else LATER_OF_TRAINING
+        state["config"] = {**LATER_OPTIONS, **later, **config}
     return state
 
 

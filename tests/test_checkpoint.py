@@ -375,7 +375,7 @@ def test_a_checkpoint_of_earlier_code_gets_the_options_it_did_not_have(tmp_path)
     config = {"method": "swav", "arch": "resnet50", "data": "digits"}
     checkpoint.save(tmp_path / "c.pt", {"config": config, "history": [], "model": {}})
     for record in (checkpoint.load(tmp_path / "c.pt"), checkpoint.read_weights(tmp_path / "c.pt").record):
-        assert record["config"] == {**checkpoint.LATER_OPTIONS, **config}
+        assert record["config"] == {**checkpoint.LATER_OPTIONS, **checkpoint.LATER_OF_TRAINING, **config}
     checkpoint.save(tmp_path / "c.pt", {"config": {**config, "subset": "imagenet-50"}, "history": [], "model": {}})
     assert checkpoint.load(tmp_path / "c.pt")["config"]["subset"] == "imagenet-50"
 

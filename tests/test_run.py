@@ -676,7 +676,7 @@ def test_other_changes_of_the_number_of_epochs_are_refused_with_the_reason(train
 def test_a_checkpoint_without_an_option_that_came_later_continues(tmp_path):
     config = {"lr": 1.0, "data": "digits"}
     checkpoint.save(tmp_path / "checkpoint.pt", {"config": config, "history": [], "epoch": 1, "done": 0})
-    now = {**config, **checkpoint.LATER_OPTIONS}
+    now = {**config, **checkpoint.LATER_OPTIONS, **checkpoint.LATER_OF_TRAINING}
     assert find_checkpoint(tmp_path, now)["epoch"] == 1
     with pytest.raises(InputError, match=r"--subset  \(now imagenet-50\)"):
         find_checkpoint(tmp_path, {**now, "subset": "imagenet-50"})
