@@ -48,11 +48,9 @@ def main() -> None:
     import torch
 
     from src import distributed
-    from src.data.training import TrainingData
     from src.evaluation.clustering import evaluate, nearest_score
     from src.logs import Progress
     from src.machine import keep_freed_memory, resolve_precision
-    from src.methods import METHODS
     from src.run import Run, choose_folder, continuing_command, find_checkpoint
 
     device = distributed.start(options.device)
@@ -67,20 +65,8 @@ def main() -> None:
     views = open_views(options, data)
     loader = build_loader(options, data, views, device=device)
     loader.held_out = selection
-    steps = options.epochs * len(loader)
-    knobs = config.fit_steps(knobs, steps=steps, given=config.flags_in(sys.argv), notes=notes)
-    METHODS[name].check_data(
-        knobs,
-        batch_size=options.batch_size,
-        num_images=len(data),
-        num_views=options.num_views,
-        steps=steps,
-    )
-    METHODS[name].check_files(knobs, TrainingData(loader))
-
-    earlier = METHODS[name].earlier_stage
-    if earlier and not options.pretrained:
-        raise InputError(f"--method {name} continues a run of {earlier}: {first_stage(options, earlier)}")
+    knobs = config.fit_steps(knobs, steps=options.epochs * len(loader), given=config.flags_in(sys.argv), notes=notes)
+    check_method(name, knobs, options, loader=loader)
 
     # the folder of this run, and the checkpoint that may be in it
     settings = {"method": name, **config.as_plain(options), **config.as_plain(knobs), "channels": data.channels}
@@ -123,6 +109,25 @@ def main() -> None:
         )
     progress.say(f"\nsaved {printable(run.last)}; score it: python cls_eval.py --checkpoint {checkpoint}")
     distributed.stop()
+
+
+def check_method(name: str, knobs: Any, options: config.TrainOptions, *, loader: "TrainLoader") -> None:
+    """Raise InputError if the method does not fit the data, its files or the rest of the command line."""
+    from src.data.training import TrainingData
+    from src.methods import METHODS
+
+    method = METHODS[name]
+    if method.earlier_stage and not options.pretrained:
+        advice = first_stage(options, method.earlier_stage)
+        raise InputError(f"--method {name} continues a run of {method.earlier_stage}: {advice}")
+    method.check_data(
+        knobs,
+        batch_size=options.batch_size,
+        num_images=len(loader.data),
+        num_views=options.num_views,
+        steps=options.epochs * len(loader),
+    )
+    method.check_files(knobs, TrainingData(loader))
 
 
 def build_loader(
@@ -262,34 +267,17 @@ def look_at(folder: str) -> config.Survey:
     return survey(open_data(folder, "train"), gpu=torch.cuda.is_available())
 
 
-def open_split(options: config.TrainOptions, split: str) -> "Images":
-    """Open the split "train" or "test" of the data."""
-    from src.data.datasets import open_data
-
-    return open_data(
-        options.data,
-        split,
-        root=options.data_root,
-        download=options.download,
-        subset=options.subset,
-        subset_file=options.subset_file,
-        unlabelled=options.unlabelled,
-        val_share=options.val_share,
-        upright=options.upright,
-    )
-
-
 def open_images(options: config.TrainOptions, notes: list[str]) -> "tuple[Images, Images | None, str]":
     """Return the training images, with --eval-every also the images of the test split, and the fingerprint of the former.
 
     The function adds a line about files that are not read to `notes`.
     """
     from src import distributed, fingerprints
-    from src.data.datasets import ImageFiles
+    from src.data.datasets import ImageFiles, open_split
     from src.data.formats import describe_others
 
-    data = open_split(options, "train")
-    held_out = open_split(options, "test") if options.eval_every else None
+    data = open_split(options, "train", upright=options.upright)
+    held_out = open_split(options, "test", upright=options.upright) if options.eval_every else None
     fingerprint = distributed.on_main(lambda: fingerprints.of_data(data))
     if isinstance(data, ImageFiles):
         notes.append(describe_others(data.others))
@@ -310,11 +298,11 @@ def hold_out(options: config.TrainOptions, knobs: Any, data: "Images") -> "tuple
     share = getattr(knobs, "select_share", 0.0)
     if not share:
         return data, None
-    from src.data.datasets import ImageFiles, divide
+    from src.data.datasets import ImageFiles, divide, open_split
 
     if knobs.select_on == "train":
         return divide(data, share)
-    test = open_split(options, "test")
+    test = open_split(options, "test", upright=options.upright)
     return data, test.in_memory() if options.in_memory and isinstance(test, ImageFiles) else test
 
 

@@ -84,6 +84,14 @@ def second_name(source: Path, target: Path) -> None:
             aside.unlink(missing_ok=True)  # it is still there if both names were one file before
 
 
+def first_free(path: Path) -> Path:
+    """Return the path, or if it is taken the first free one of path-2, path-3, ..."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
 def remove_leftovers(folder: Path, name: str) -> None:
     """Remove the temporary files that killed processes left of the files whose names begin with `name`."""
     for aside in folder.glob(f".{name}*.part"):

@@ -95,7 +95,7 @@ class SlowStep:
     A thread watches the steps, because the main thread may be in one call of C++ code for the whole step.
 
     Args:
-        cheaper: the flags in words; "": nothing is said.
+        cheaper: the flags, as the message names them. If it is empty, there is no message.
         limit: seconds from which on a step is slow.
     """
 

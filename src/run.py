@@ -40,7 +40,7 @@ def choose_folder(output_dir: str, *, fresh: bool, name: str) -> Path:
     new = fresh or not output_dir
     try:
         if new:
-            folder = _first_free(folder)
+            folder = files.first_free(folder)
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         is_folder, is_writable = existing.is_dir(), os.access(existing, os.W_OK | os.X_OK)
     except OSError as error:
@@ -94,14 +94,7 @@ def _create_new(folder: Path) -> Path:
         except OSError as error:
             if not folder.is_dir():
                 raise _unusable(folder, "cannot be created", error) from None
-            folder = _first_free(folder)
-
-
-def _first_free(folder: Path) -> Path:
-    candidate, number = folder, 2
-    while candidate.exists():
-        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    return candidate
+            folder = files.first_free(folder)
 
 
 def find_checkpoint(
@@ -316,6 +309,8 @@ class Run:
             os.replace(self.last, self.folder / f"{self.name}_damaged.pt")
         if found and self.save_every:
             self._restore_milestone(found)
+        if found and not found.get("fell_back") and not found["done"]:
+            self._keep_best()  # the process may have ended before it did so
         if not log:
             return
         metrics = self.folder / "metrics.jsonl"
@@ -324,9 +319,8 @@ class Run:
             if path.exists() and not path.is_file():
                 raise InputError(f"{path} is no file, but a folder or a device: move it away")
         if not found and metrics.exists() and metrics.stat().st_size:
-            os.replace(
-                metrics, _first_free(self.folder / "metrics_earlier.jsonl")
-            )  # of a run whose checkpoints are gone
+            # of a run whose checkpoints are gone
+            os.replace(metrics, files.first_free(self.folder / "metrics_earlier.jsonl"))
         write_json(self.folder / "config.json", self.config)
         self.log = EpochLog(self.folder)
         self.log.restore(self.history)
@@ -352,6 +346,12 @@ class Run:
             return
         if not milestone.exists() or milestone.stat().st_size != source.stat().st_size:
             files.copy(source, milestone)
+
+    def _keep_best(self) -> None:
+        """Copy the last checkpoint if its epoch has the lowest `selection_loss`; the first of equal ones stays."""
+        losses = [epoch.get("selection_loss", float("inf")) for epoch in self.history]
+        if losses and losses[-1] < min(losses[:-1], default=float("inf")):
+            files.copy(self.last, self.best)
 
     def _milestone(self, epoch: int) -> Path:
         return self.folder / f"{self.name}_{epoch}.pt"
@@ -471,9 +471,7 @@ class Run:
         def write() -> None:
             if self.save_every and trainer.epoch % self.save_every == 0:
                 files.copy(self.last, self._milestone(trainer.epoch))
-            losses = [epoch.get("selection_loss", float("inf")) for epoch in self.history]
-            if losses[-1] < min(losses[:-1], default=float("inf")):  # the first of equal losses stays
-                files.copy(self.last, self.best)
+            self._keep_best()
             if self.log:
                 self.log.write(self.history)
 

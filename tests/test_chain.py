@@ -1,6 +1,7 @@
 """SimCLR, mining, SCAN and self-labelling one after the other on a few steps of digits, and what wrong input gets."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -45,6 +46,14 @@ def test_the_steps_follow_each_other(chain, tmp_path):
     assert torch.isfinite(own["model"]["before"]).all()
     run_here("cls_eval", "--checkpoint", chain / "selflabel", "--device", "cpu", "--output-dir", tmp_path)
     assert json.loads((tmp_path / "cls_eval.json").read_text())["method"] == "selflabel"
+
+
+def test_the_best_epoch_is_kept_even_if_the_process_ended_before_its_copy(chain, tmp_path):
+    folder = shutil.copytree(chain / "scan", tmp_path / "scan")
+    (folder / "checkpoint_best.pt").unlink()
+    words = ("--method", "scan", "--pretrained", chain / "simclr", "--neighbors", "5")
+    run_here("train", *words, *QUICK, "--output-dir", folder)
+    assert (folder / "checkpoint_best.pt").read_bytes() == (folder / "checkpoint.pt").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_labels_and_classes_are_checked_where_they_are_needed(colour, pictures, 
 
 # ---- who uses it ----------------------------------------------------------------------------------------------------
 
-OPENING = {"load_backbone", "load_classifiers", "load_method", "open_data", "build_views", "start", "results_folder"}
+OPENING = {"load_backbone", "load_classifiers", "load_method", "open_split", "build_views", "start", "results_folder"}
 ELSEWHERE = {  # the checkpoints of --compare, and the views that a probe is trained on, which are not those of the run
     ("classification", "_open_other", "load_classifiers"),
     ("classification", "_open_other", "build_views"),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import BUILT_IN_DATA
+from ..config import BUILT_IN_DATA, DataOptions
 from ..errors import InputError, printable
 from ..inspection import ROOM, read_lines
 from .arrays import Arrays, Damaged
@@ -218,6 +218,21 @@ def open_data(
     if subset_file:
         return keep_classes(data, read_classes(subset_file), f"--subset-file {subset_file}")
     return data
+
+
+def open_split(source: DataOptions, split: str, *, upright: bool) -> Images:
+    """Open a split of the data that the flags name; see `open_data`."""
+    return open_data(
+        source.data,
+        split,
+        root=source.data_root,
+        download=source.download,
+        subset=source.subset,
+        subset_file=source.subset_file,
+        unlabelled=source.unlabelled,
+        val_share=source.val_share,
+        upright=upright,
+    )
 
 
 def divide(data: Images, share: float) -> tuple[Images, Images]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..config import DataOptions, EvaluationOptions, EvalViewOptions, ViewSettings, as_plain, check_patches, flag
 from ..data.base import Views
-from ..data.datasets import FeatureRows, ImageFiles, Images, MemoryImages, check_channels, open_data
+from ..data.datasets import FeatureRows, ImageFiles, Images, MemoryImages, check_channels, open_split
 from ..data.formats import describe_others
 from ..data.loaders import single_views
 from ..data.subsets import keep_rows
@@ -84,7 +84,7 @@ class Session:
         """Return the images of a split, which may be one that is not in `splits`."""
         if split in self.splits:
             return self.splits[split]
-        return _open(self.source, split, upright=self.trained["upright"])
+        return open_split(self.source, split, upright=self.trained["upright"])
 
     def batches(self, data: Images, views: Views | None = None) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield batches of evaluation views of this rank's share of the images, with the indices of the images."""
@@ -252,23 +252,9 @@ def _source(options: EvaluationOptions, trained: dict[str, Any]) -> DataOptions:
     )
 
 
-def _open(source: DataOptions, split: str, *, upright: bool) -> Images:
-    return open_data(
-        source.data,
-        split,
-        root=source.data_root,
-        download=source.download,
-        subset=source.subset,
-        subset_file=source.subset_file,
-        unlabelled=source.unlabelled,
-        val_share=source.val_share,
-        upright=upright,
-    )
-
-
 def _all(source: DataOptions, splits: tuple[str, ...], *, upright: bool) -> dict[str, Images]:
     """Return the images of several splits. The network decides whether they are rotated by EXIF, as in its training."""
-    return {split: _open(source, split, upright=upright) for split in splits}
+    return {split: open_split(source, split, upright=upright) for split in splits}
 
 
 def _labelled(source: DataOptions, splits: tuple[str, ...], *, upright: bool) -> dict[str, Images]:
