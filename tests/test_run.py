@@ -312,7 +312,7 @@ def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
 def test_two_new_runs_never_choose_one_folder(tmp_path, monkeypatch):
     chosen = [choose_folder(str(tmp_path / "run"), fresh=True, name="x") for _ in range(2)]
     assert [path.name for path in chosen] == ["run", "run-2"]
-    monkeypatch.setattr("src.run._first_free", lambda folder: folder.with_name("free"))
+    monkeypatch.setattr("src.files.first_free", lambda folder: folder.with_name("free"))
     (tmp_path / "run").mkdir(exist_ok=True)
     assert choose_folder(str(tmp_path / "run"), fresh=True, name="x").name == "free"
 
